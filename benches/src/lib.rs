@@ -1,0 +1,1 @@
+//! What the data path costs, measured side by side.

@@ -1,0 +1,1 @@
+//! The one binary: tandem adm, daemon, status, demo.

@@ -1,0 +1,1 @@
+//! drbd.conf: text in, typed model and diagnostics out.

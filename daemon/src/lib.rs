@@ -1,0 +1,1 @@
+//! Turns the effects of the engine into system calls and completions into events.

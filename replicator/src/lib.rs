@@ -1,0 +1,1 @@
+//! The engine: decides everything, does nothing. Pure.

@@ -1,0 +1,1 @@
+//! The simulator, end-to-end tests, interoperation with the kernel, failover.
