@@ -13,10 +13,13 @@
 
 extern crate alloc;
 
+pub mod bitmap;
 pub mod command;
 pub mod effect;
 pub mod event;
+pub mod intervals;
 pub mod options;
+pub mod random;
 pub mod time;
 
 pub use command::{Answer, Command, Force};
