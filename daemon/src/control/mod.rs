@@ -1,0 +1,6 @@
+//! The control socket: JSON lines between commands of an administrator and the daemon.
+
+pub mod client;
+pub mod messages;
+
+pub use client::{ControlClient, ControlError, Watch, WatchItem};
