@@ -20,6 +20,7 @@ pub mod event;
 pub mod intervals;
 pub mod options;
 pub mod random;
+pub mod state;
 pub mod time;
 
 pub use command::{Answer, Command, Force};
