@@ -13,6 +13,7 @@
 
 extern crate alloc;
 
+pub mod activity_log;
 pub mod bitmap;
 pub mod command;
 pub mod effect;
@@ -21,7 +22,10 @@ pub mod intervals;
 pub mod options;
 pub mod random;
 pub mod state;
+pub mod receive_epochs;
+pub mod resync;
 pub mod time;
+pub mod transfer_log;
 
 pub use command::{Answer, Command, Force};
 pub use effect::{CloseHow, DiskOperation, Effect, Effects, Level, MetaOperation, Notification};
