@@ -3,4 +3,6 @@
 //! Commands of an administrator speak to a running daemon through [`control::ControlClient`].
 
 pub mod control;
+mod disk;
 pub mod places;
+mod process;

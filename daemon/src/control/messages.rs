@@ -389,6 +389,9 @@ pub struct ResourceDefinition {
     /// Options of the `net` section, `protocol` included.
     #[serde(default)]
     pub net: Options,
+    /// Options of the `options` section, such as `on-no-data-accessible`.
+    #[serde(default)]
+    pub options: Options,
     /// Commands of the `handlers` section, by name.
     #[serde(default)]
     pub handlers: Options,

@@ -1,0 +1,223 @@
+//! Blocks of memory aligned for O_DIRECT, kept for reuse.
+//!
+//! Invariants: a [`Block`] is the only owner of its memory; the memory is initialised from its allocation on (zeroed), so that reading
+//! any part of it is defined; a block goes back to its pool's free list, or to the allocator, exactly once, when it is dropped.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+
+/// Alignment of every block in bytes: what the strictest device asks for (one page).
+pub(crate) const BLOCK_ALIGN: usize = 4096;
+
+/// Smallest block.
+const CLASS_BYTES_MIN: usize = 4096;
+
+/// Classes of powers of two: 4 KiB to 1 MiB, the largest payload of the wire. Longer blocks are not kept.
+const CLASSES: usize = 9;
+
+/// Free bytes that one pool keeps. Enough for a full queue of 4 KiB requests and 32 of the largest.
+const FREE_BYTES_MAX: usize = 32 << 20;
+
+/// A pool of one loop. Cloning gives another handle of the same pool.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Pool {
+    shared: Arc<Mutex<Free>>,
+}
+
+#[derive(Debug, Default)]
+struct Free {
+    classes: [Vec<Raw>; CLASSES],
+    bytes: usize,
+}
+
+/// Memory of one block: a pointer to `layout.size()` initialised bytes that nobody else has.
+#[derive(Debug)]
+struct Raw {
+    pointer: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: `Raw` owns its memory alone (it is made from a fresh allocation and never copied), so it may move to another thread.
+unsafe impl Send for Raw {}
+// SAFETY: through `&Raw` the memory is only read; writing takes `&mut`.
+unsafe impl Sync for Raw {}
+
+impl Raw {
+    fn allocate(bytes: usize) -> Raw {
+        let Ok(layout) = Layout::from_size_align(bytes.max(1), BLOCK_ALIGN) else {
+            // Only a size near isize::MAX can fail; callers ask for 32 MiB at most.
+            handle_alloc_error(Layout::new::<u8>())
+        };
+        // SAFETY: the layout's size is at least 1.
+        let pointer = unsafe { alloc_zeroed(layout) };
+        let Some(pointer) = NonNull::new(pointer) else {
+            handle_alloc_error(layout)
+        };
+        Raw { pointer, layout }
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        // SAFETY: `pointer` comes from `alloc_zeroed` with this layout, and nobody else owns it.
+        unsafe { dealloc(self.pointer.as_ptr(), self.layout) }
+    }
+}
+
+/// An aligned block. Its length is what was asked for; its memory may be longer.
+#[derive(Debug)]
+pub(crate) struct Block {
+    raw: Option<Raw>,
+    length: usize,
+    pool: Pool,
+}
+
+fn class_of(bytes: usize) -> Option<usize> {
+    let class = bytes
+        .max(CLASS_BYTES_MIN)
+        .next_power_of_two()
+        .trailing_zeros() as usize
+        - 12;
+    (class < CLASSES).then_some(class)
+}
+
+impl Pool {
+    /// An empty pool.
+    pub(crate) fn new() -> Pool {
+        Pool::default()
+    }
+
+    /// A block of `length` bytes with unspecified (but initialised) contents.
+    pub(crate) fn block(&self, length: usize) -> Block {
+        let class = class_of(length);
+        let kept = class.and_then(|class| {
+            let mut free = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+            let raw = free.classes.get_mut(class)?.pop()?;
+            free.bytes -= raw.layout.size();
+            Some(raw)
+        });
+        let raw = kept.unwrap_or_else(|| {
+            Raw::allocate(match class {
+                Some(class) => CLASS_BYTES_MIN << class,
+                None => length.next_multiple_of(BLOCK_ALIGN),
+            })
+        });
+        Block {
+            raw: Some(raw),
+            length,
+            pool: self.clone(),
+        }
+    }
+
+    /// An aligned copy of `data`.
+    pub(crate) fn copy(&self, data: &[u8]) -> Block {
+        let mut block = self.block(data.len());
+        block.as_mut().copy_from_slice(data);
+        block
+    }
+
+    fn give_back(&self, raw: Raw) {
+        let Some(class) = class_of(raw.layout.size()) else {
+            return;
+        };
+        let mut free = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if free.bytes + raw.layout.size() <= FREE_BYTES_MAX
+            && let Some(list) = free.classes.get_mut(class)
+        {
+            let size = raw.layout.size();
+            list.push(raw);
+            free.bytes += size;
+        }
+    }
+}
+
+impl Block {
+    /// The bytes, to be shared. The block returns to its pool with the last of them.
+    pub(crate) fn freeze(self) -> Bytes {
+        Bytes::from_owner(self)
+    }
+
+    /// Where the memory begins; valid for [`Block::len`] bytes as long as the block lives.
+    pub(crate) fn pointer(&mut self) -> *mut u8 {
+        self.as_mut().as_mut_ptr()
+    }
+
+    /// Its length in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.length
+    }
+}
+
+impl AsRef<[u8]> for Block {
+    fn as_ref(&self) -> &[u8] {
+        match &self.raw {
+            // SAFETY: `raw` holds at least `length` initialised bytes and lives as long as `self`; nobody writes while `&self` lives.
+            Some(raw) => unsafe { std::slice::from_raw_parts(raw.pointer.as_ptr(), self.length) },
+            None => &[],
+        }
+    }
+}
+
+impl AsMut<[u8]> for Block {
+    fn as_mut(&mut self) -> &mut [u8] {
+        match &mut self.raw {
+            // SAFETY: as above, and `&mut self` makes this the only access.
+            Some(raw) => unsafe {
+                std::slice::from_raw_parts_mut(raw.pointer.as_ptr(), self.length)
+            },
+            None => &mut [],
+        }
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        if let Some(raw) = self.raw.take() {
+            self.pool.give_back(raw);
+        }
+    }
+}
+
+/// Whether `data` begins at a multiple of `align`.
+pub(crate) fn is_aligned(data: &[u8], align: usize) -> bool {
+    (data.as_ptr() as usize).is_multiple_of(align)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_aligned_and_return_to_the_pool() {
+        let pool = Pool::new();
+        for length in [1, 512, 4096, 4097, 1 << 20, (1 << 20) + 1] {
+            let block = pool.block(length);
+            assert_eq!(block.len(), length);
+            assert!(is_aligned(block.as_ref(), BLOCK_ALIGN));
+        }
+        assert_eq!(pool.shared.lock().unwrap().bytes, 4096 + 8192 + (1 << 20));
+    }
+
+    #[test]
+    fn shared_bytes_keep_the_block_until_the_last_is_dropped() {
+        let pool = Pool::new();
+        let bytes = pool.copy(b"0123456789").freeze();
+        let slice = bytes.slice(2..4);
+        drop(bytes);
+        assert_eq!(pool.shared.lock().unwrap().bytes, 0);
+        assert_eq!(&slice[..], b"23");
+        drop(slice);
+        assert_eq!(pool.shared.lock().unwrap().bytes, 4096);
+    }
+
+    #[test]
+    fn the_pool_keeps_a_bounded_number_of_bytes() {
+        let pool = Pool::new();
+        let blocks: Vec<Block> = (0..64).map(|_| pool.block(1 << 20)).collect();
+        drop(blocks);
+        assert_eq!(pool.shared.lock().unwrap().bytes, FREE_BYTES_MAX);
+    }
+}
