@@ -18,6 +18,7 @@ pub mod bitmap;
 pub mod command;
 pub mod effect;
 pub mod event;
+pub mod generations;
 pub mod intervals;
 pub mod options;
 pub mod random;

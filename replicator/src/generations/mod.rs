@@ -1,0 +1,308 @@
+//! Data generations: which node's data is newer, and what they have in common (docs/spec/state-machine.md section 3).
+//!
+//! Invariants (sections 3.1 and 12.1):
+//!
+//! * bit 0 of *current* is set while this node is Primary; it is copied along into *bitmap*;
+//! * a non-zero *bitmap* UUID is the generation since which the bitmap collects what the peer misses;
+//! * a new *current* is on stable storage before any request that waited for the lost peer completes (the caller writes the
+//!   superblock where an operation says so);
+//! * random UUIDs are never 0 and never 4.
+
+pub mod compare;
+pub mod decide;
+
+use crate::state::word::{ConnState, DiskState, Role, State};
+
+pub use compare::{Comparison, Correction, Link, Party, ResolveConflicts, compare};
+pub use decide::{
+    Action, Decision, Demotion, Handler, Method, Policies, Reason, RefusalOutcome, Standing,
+    decide, refusal_outcome,
+};
+
+/// *current* of fresh metadata.
+pub const JUST_CREATED: u64 = 4;
+
+/// The distance between two sync UUIDs of one bitmap UUID (δ in the specification).
+pub const SYNC_UUID_STEP: u64 = 0x0001_0000_0000_0000;
+
+/// The role bit.
+pub const ROLE_BIT: u64 = 1;
+
+/// P_UUIDS flag: this node gives up its changes.
+pub const UUID_FLAG_DISCARD_MY_DATA: u64 = 1;
+/// P_UUIDS flag: this node crashed as Primary.
+pub const UUID_FLAG_CRASHED_PRIMARY: u64 = 2;
+/// P_UUIDS flag: the disk that is being attached would be Inconsistent.
+pub const UUID_FLAG_INCONSISTENT: u64 = 4;
+/// P_UUIDS flag: skip the initial sync.
+pub const UUID_FLAG_SKIP_INITIAL_SYNC: u64 = 8;
+
+/// A UUID without its role bit: how every comparison of section 4 sees it.
+pub const fn masked(uuid: u64) -> u64 {
+    uuid & !ROLE_BIT
+}
+
+/// The four slots of one node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Uuids {
+    /// The generation of the data.
+    pub current: u64,
+    /// The generation that the peer is known to have, while it misses something; else 0.
+    pub bitmap: u64,
+    /// Older generations, the youngest first.
+    pub history: [u64; 2],
+}
+
+impl Uuids {
+    /// Fresh metadata.
+    pub const FRESH: Uuids = Uuids {
+        current: JUST_CREATED,
+        bitmap: 0,
+        history: [0, 0],
+    };
+
+    /// From the four slots in their order.
+    pub const fn from_slots(slots: [u64; 4]) -> Uuids {
+        let [current, bitmap, newer, older] = slots;
+        Uuids {
+            current,
+            bitmap,
+            history: [newer, older],
+        }
+    }
+
+    /// The four slots in their order.
+    pub const fn slots(&self) -> [u64; 4] {
+        [self.current, self.bitmap, self.history[0], self.history[1]]
+    }
+
+    /// Moves a value that leaves a slot into the history; zero leaves no trace.
+    fn remember(&mut self, old: u64) {
+        if old != 0 {
+            self.history = [old, self.history[0]];
+        }
+    }
+
+    /// `close-bitmap`: the peer has everything.
+    pub fn close_bitmap(&mut self) {
+        self.remember(self.bitmap);
+        self.bitmap = 0;
+    }
+
+    /// `rotate-set` of the bitmap slot.
+    pub fn rotate_bitmap(&mut self, value: u64) {
+        self.remember(self.bitmap);
+        self.bitmap = value;
+    }
+
+    /// The correction of rules 34 and 35: the end of a resync that one node missed.
+    pub fn with_resync_finished(self) -> Uuids {
+        Uuids {
+            bitmap: 0,
+            history: [self.bitmap, self.history[0]],
+            ..self
+        }
+    }
+
+    /// The correction of rules 51 and 71: a sync UUID that was lost. The older history slot stays.
+    pub fn with_sync_uuid_undone(self) -> Uuids {
+        Uuids {
+            bitmap: self.history[0],
+            history: [self.history[1], self.history[1]],
+            ..self
+        }
+    }
+
+    /// The line of the kernel's log: `FA68..:0E4A..:0000..:0000.. bits:120 flags:0`.
+    pub fn log(&self, bits: u64, flags: u64) -> alloc::string::String {
+        let [current, bitmap, newer, older] = self.slots();
+        alloc::format!(
+            "{current:016X}:{bitmap:016X}:{newer:016X}:{older:016X} bits:{bits} flags:{flags:X}"
+        )
+    }
+}
+
+/// A random number as a UUID: never 0 and never 4 when its role bit is ignored (invariant 17).
+pub const fn usable(random: u64) -> u64 {
+    match masked(random) {
+        0 | JUST_CREATED => !random,
+        _ => random,
+    }
+}
+
+/// The generations of one volume: its slots, and the generation that its application has seen last (section 3.6).
+///
+/// Methods that change slots leave the superblock dirty. Those that say so have to be on stable storage before anything else
+/// happens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Generations {
+    /// The slots of the metadata (all zero without a disk).
+    pub uuids: Uuids,
+    /// The exposed-data UUID.
+    pub exposed: u64,
+}
+
+impl Generations {
+    /// The generations of a disk that was just attached; what the application saw is kept.
+    pub fn attached(uuids: Uuids, exposed: u64) -> Generations {
+        Generations { uuids, exposed }
+    }
+
+    /// `set(current, value)`: the role bit follows the role, and the data counts as seen.
+    pub fn set_current(&mut self, value: u64, role: Role) {
+        self.uuids.current = with_role_bit(value, role);
+        self.exposed = self.uuids.current;
+    }
+
+    /// Sets or clears the role bit of *current* in place: after a change of role and at attach. What the application has
+    /// seen keeps its own bit.
+    pub fn mark_role(&mut self, role: Role) {
+        self.uuids.current = with_role_bit(self.uuids.current, role);
+    }
+
+    /// `new-current`: a new generation starts here, and the bitmap collects what the peer misses of it. Write the superblock
+    /// before any request that waits for the peer completes. Returns the bitmap UUID that was lost, if there was one: the
+    /// log has to say so.
+    pub fn new_current(&mut self, random: u64, role: Role) -> Option<u64> {
+        let lost = self.uuids.bitmap;
+        self.uuids.bitmap = self.uuids.current;
+        self.set_current(usable(random), role);
+        (lost != 0).then_some(lost)
+    }
+
+    /// The administrator's `new-current-uuid` (section 3.10): in StandAlone the bitmap UUID stays set; to skip the initial
+    /// sync of a connected pair it is cleared. Write the superblock.
+    pub fn new_current_by_command(&mut self, random: u64, role: Role, case: NewCurrentCase) {
+        self.uuids.rotate_bitmap(0);
+        self.new_current(random, role);
+        if case == NewCurrentCase::SkipInitialSync {
+            self.uuids.bitmap = 0;
+        }
+    }
+
+    /// Start of a resync as source (section 3.4). Write the superblock, then send the returned value in P_SYNC_UUID.
+    pub fn start_as_source(&mut self, random: u64) -> u64 {
+        let value = match self.uuids.bitmap {
+            0 | JUST_CREATED => usable(random),
+            bitmap => bitmap.wrapping_add(SYNC_UUID_STEP),
+        };
+        self.uuids.rotate_bitmap(value);
+        value
+    }
+
+    /// P_SYNC_UUID on the target (section 3.4), in WFSyncUUID or Behind with a disk: its former current UUID is forgotten.
+    pub fn start_as_target(&mut self, sync_uuid: u64, role: Role) {
+        self.set_current(sync_uuid, role);
+        self.uuids.bitmap = 0;
+    }
+
+    /// End of a resync without failed blocks on the target (section 3.5), with the peer's values as last received.
+    pub fn finish_as_target(&mut self, peer: &Uuids, role: Role) {
+        self.uuids.bitmap = peer.bitmap;
+        self.uuids.history = peer.history;
+        self.uuids.rotate_bitmap(self.uuids.current);
+        self.set_current(peer.current, role);
+        self.uuids.close_bitmap();
+    }
+
+    /// End of a resync without failed blocks on the source (section 3.5).
+    pub fn finish_as_source(&mut self) {
+        self.uuids.close_bitmap();
+    }
+
+    /// Takes over the peer's generation without a resync (section 3.11); clear the bitmap as well.
+    pub fn skip_initial_sync(&mut self, peer: &Uuids, role: Role) {
+        self.set_current(peer.current, role);
+        self.uuids.bitmap = 0;
+    }
+
+    /// Whether a received P_UUIDS asks to skip the initial sync, and may (section 3.11).
+    pub fn may_skip_initial_sync(&self, state: &State, protocol: u32, peer_flags: u64) -> bool {
+        state.disk >= DiskState::Inconsistent
+            && state.conn == ConnState::Connected
+            && protocol >= 90
+            && self.uuids.current == JUST_CREATED
+            && peer_flags & UUID_FLAG_SKIP_INITIAL_SYNC != 0
+    }
+
+    /// Received P_UUIDS: what the application of a node without data sees is the peer's data (section 3.6).
+    pub fn expose_peer(&mut self, state: &State, peer: &Uuids) {
+        let watches = state.role == Role::Primary || state.conn >= ConnState::Connected;
+        if state.disk < DiskState::Inconsistent && watches {
+            self.exposed = peer.current;
+        }
+    }
+
+    /// The own disk became Consistent or better (section 2.8 #8).
+    pub fn expose_own(&mut self) {
+        self.exposed = self.uuids.current;
+    }
+
+    /// An attach has to be refused (150): the disk does not carry what the application last saw (section 3.6 (1)).
+    /// `metadata` are the slots of the disk to attach.
+    pub fn refuses_attach(&self, state: &State, metadata: &Uuids) -> bool {
+        let in_use = state.role == Role::Primary || state.peer == Role::Primary;
+        self.exposed != 0
+            && state.pdsk != DiskState::UpToDate
+            && in_use
+            && masked(self.exposed) != masked(metadata.current)
+    }
+
+    /// A diskless Primary must drop a connection whose peer carries other data (section 3.6 (2)).
+    pub fn refuses_peer_data(&self, state: &State, peer: &Uuids) -> bool {
+        state.disk < DiskState::Inconsistent
+            && state.role == Role::Primary
+            && (state.conn < ConnState::Connected || state.pdsk == DiskState::Diskless)
+            && masked(self.exposed) != masked(peer.current)
+    }
+
+    /// A promotion that succeeded starts a new generation (N3 of section 3.3). `state` is the state after it.
+    pub fn promotion_starts_generation(&self, state: &State, forced: Forced) -> bool {
+        let alone = state.conn < ConnState::Connected || state.pdsk <= DiskState::Failed;
+        state.disk >= DiskState::Inconsistent
+            && (forced == Forced::Yes || (alone && self.uuids.bitmap == 0))
+    }
+}
+
+/// Whether a promotion used data that the rules would not have used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forced {
+    /// It was forced, and would have failed otherwise.
+    Yes,
+    /// It was an ordinary one.
+    No,
+}
+
+/// The two uses of `new-current-uuid` (section 3.10).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NewCurrentCase {
+    /// Truck based replication: the node is StandAlone.
+    StandAlone,
+    /// A fresh connected pair with `--clear-bitmap`.
+    SkipInitialSync,
+}
+
+/// Whether `new-current-uuid` is allowed, and as what (section 3.10); else it is refused with 151 (no disk: 138, before).
+pub fn new_current_case(
+    state: &State,
+    uuids: &Uuids,
+    protocol: u32,
+    clear_bitmap: bool,
+) -> Option<NewCurrentCase> {
+    let fresh = state.conn == ConnState::Connected
+        && protocol >= 90
+        && uuids.current == JUST_CREATED
+        && clear_bitmap;
+    if fresh {
+        return Some(NewCurrentCase::SkipInitialSync);
+    }
+    (state.conn == ConnState::StandAlone).then_some(NewCurrentCase::StandAlone)
+}
+
+fn with_role_bit(value: u64, role: Role) -> u64 {
+    if role == Role::Primary {
+        value | ROLE_BIT
+    } else {
+        masked(value)
+    }
+}
