@@ -1,0 +1,190 @@
+//! Flushes: everything answered before a flush came is durable when it is answered (DESIGN.md, "Durability").
+//!
+//! One flush of the local disk serves all that wait for it when it starts; those that come later share the next one.
+//! Under protocol C a flush also waits for the barrier ack of every epoch that holds a write answered before it; without a
+//! local disk it does so under every protocol.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use bytes::Bytes;
+
+use super::{Pending, Resource};
+use crate::effect::DiskOperation;
+use crate::event::{IoError, RequestError, RequestId, VolumeNumber};
+use crate::options::Protocol;
+use crate::resource::change::DiskFault;
+use crate::state::word::DiskState;
+use crate::transfer_log::Epoch;
+
+/// What a completed local flush belongs to: the running flush of its volume.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Io {
+    /// The flush that is running.
+    Running,
+}
+
+/// Who waits for a local flush.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waiter {
+    /// A client's flush.
+    Client(RequestId),
+    /// The barriers of the peer's epochs.
+    PeerEpochs,
+    /// A peer's write that asked for a flush before it.
+    PeerWrite(u64),
+}
+
+/// The local flushes of a volume.
+#[derive(Debug, Default)]
+pub(crate) struct LocalFlushes {
+    running: Vec<Waiter>,
+    next: Vec<Waiter>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LocalPart {
+    /// No disk to flush.
+    None,
+    Waits,
+    Done,
+    Failed,
+}
+
+/// A client's flush.
+#[derive(Debug)]
+pub(crate) struct Flush {
+    volume: VolumeNumber,
+    local: LocalPart,
+    /// Newest epoch that the peer has to acknowledge.
+    epoch: Option<Epoch>,
+    /// The link was lost before it did.
+    remote_failed: bool,
+}
+
+/// Open flushes of clients.
+pub(crate) type Flushes = BTreeMap<RequestId, Flush>;
+
+impl Resource {
+    pub(super) fn admit_flush(&mut self, id: RequestId, number: VolumeNumber) {
+        let Some(volume) = self.volumes.get(&number) else { return };
+        let local = volume.writes_locally();
+        let accessible = volume.state.disk == DiskState::UpToDate
+            || volume.state.pdsk == DiskState::UpToDate;
+        self.open_client(id, number, 1);
+        if !accessible {
+            self.part_done(id, 0, Err(RequestError::Io));
+            return;
+        }
+        let epoch = self.epoch_to_flush(local);
+        let flush = Flush {
+            volume: number,
+            local: if local { LocalPart::Waits } else { LocalPart::None },
+            epoch,
+            remote_failed: false,
+        };
+        self.flushes.insert(id, flush);
+        if local {
+            self.flush_local(number, Waiter::Client(id));
+        }
+        self.check_flush(id);
+    }
+
+    /// Closes what the peer must make durable; never a barrier for an empty epoch.
+    fn epoch_to_flush(&mut self, local: bool) -> Option<Epoch> {
+        let protocol = self.connection.net.as_ref().map_or(Protocol::C, |net| net.protocol);
+        self.close_epoch();
+        if protocol == Protocol::C || !local {
+            self.connection.send_epochs.newest_unacknowledged()
+        } else {
+            None
+        }
+    }
+
+    /// Has the local disk flushed for `waiter`.
+    pub(super) fn flush_local(&mut self, number: VolumeNumber, waiter: Waiter) {
+        let Some(volume) = self.volumes.get_mut(&number) else { return };
+        volume.flushes.next.push(waiter);
+        self.start_local_flush(number);
+    }
+
+    fn start_local_flush(&mut self, number: VolumeNumber) {
+        let Some(volume) = self.volumes.get_mut(&number) else { return };
+        if !volume.flushes.running.is_empty() || volume.flushes.next.is_empty() {
+            return;
+        }
+        volume.flushes.running = core::mem::take(&mut volume.flushes.next);
+        self.disk(number, Pending::Flush(number, Io::Running), DiskOperation::Flush);
+    }
+
+    pub(super) fn flush_io_done(
+        &mut self,
+        number: VolumeNumber,
+        Io::Running: Io,
+        result: Result<(), IoError>,
+    ) {
+        let Some(volume) = self.volumes.get_mut(&number) else { return };
+        let waiters = core::mem::take(&mut volume.flushes.running);
+        let ok = result.is_ok();
+        if let Err(error) = result {
+            self.local_io_error(number, DiskFault::Write, error);
+        }
+        for waiter in waiters {
+            match waiter {
+                Waiter::Client(id) => {
+                    if let Some(flush) = self.flushes.get_mut(&id) {
+                        flush.local = if ok { LocalPart::Done } else { LocalPart::Failed };
+                    }
+                    self.check_flush(id);
+                }
+                Waiter::PeerEpochs => self.peer_epochs_flushed(number, ok),
+                Waiter::PeerWrite(id) => self.peer_write_flushed(number, id, ok),
+            }
+        }
+        self.start_local_flush(number);
+    }
+
+    /// The link is lost: what the peer did not confirm it may lack; the local disk alone decides.
+    pub(super) fn flushes_connection_lost(&mut self) {
+        for flush in self.flushes.values_mut() {
+            if flush.epoch.take().is_some() {
+                flush.remote_failed = true;
+            }
+        }
+        self.recheck_flushes();
+    }
+
+    /// An epoch was acknowledged, or a generation became durable.
+    pub(super) fn recheck_flushes(&mut self) {
+        let open: Vec<RequestId> = self.flushes.keys().copied().collect();
+        for id in open {
+            self.check_flush(id);
+        }
+    }
+
+    fn check_flush(&mut self, id: RequestId) {
+        let Some(flush) = self.flushes.get_mut(&id) else { return };
+        if flush.epoch.is_some_and(|epoch| self.connection.send_epochs.is_acknowledged(epoch)) {
+            flush.epoch = None;
+        }
+        if flush.local == LocalPart::Waits || flush.epoch.is_some() {
+            return;
+        }
+        let (volume, local, remote_failed) = (flush.volume, flush.local, flush.remote_failed);
+        if !self.may_answer_writes(volume) {
+            return;
+        }
+        let durable_here = local == LocalPart::Done
+            && self.volumes.get(&volume).is_some_and(|at| at.state.disk == DiskState::UpToDate);
+        let durable_there = !remote_failed
+            && self.volumes.get(&volume).is_some_and(|at| at.state.pdsk == DiskState::UpToDate)
+            && (local == LocalPart::None || self.peer_is_durable());
+        self.flushes.remove(&id);
+        let result = if durable_here || durable_there { Ok(Bytes::new()) } else { Err(RequestError::Io) };
+        self.part_done(id, 0, result);
+    }
+
+    /// Whether the peer has made durable what was written: only protocol C waits for its barrier acks.
+    fn peer_is_durable(&self) -> bool {
+        self.connection.net.as_ref().is_some_and(|net| net.protocol == Protocol::C)
+    }
+}

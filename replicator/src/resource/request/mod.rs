@@ -1,0 +1,436 @@
+//! Requests of this node's clients: admission, order, and the moment of the answer.
+//!
+//! ```text
+//!  on_request ─► held? ─► admit ─► interval free? ─► activity log hot? ─► start ─► legs done? ─► answer ─► retire
+//!                 │ suspended, bounds    │ overlap            │ cold: a transaction        │            │ barrier ack
+//! ```
+//!
+//! Invariants:
+//! - A write is answered with success only when at least one UpToDate disk has it (both, under protocol C, while the
+//!   peer is there), and when the data generation that protects it from a peer that missed it is durable.
+//! - Two writes that overlap are never in flight together: two disks may order them differently.
+//! - The activity log names a write's extents on disk before the write is submitted or sent, until the peer's
+//!   barrier ack (or, without a peer, its completion) retires it.
+//! - A write that is retired without success on both disks has its bits set before it is answered or forgotten.
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec::Vec;
+use bytes::{Bytes, BytesMut};
+
+use super::volume::Volume;
+use super::{Pending, Resource};
+use crate::activity_log::Ticket;
+use crate::effect::{DiskOperation, Effect};
+use crate::event::{
+    Fua, IoError, Operation, Request, RequestError, RequestId, Token, Unmap, VolumeNumber,
+};
+use crate::state::word::{ConnState, DiskState, Role};
+use crate::time::Time;
+use crate::transfer_log::Epoch;
+
+mod log;
+mod remote;
+mod retire;
+mod writes;
+
+/// Names a write in the transfer log; its block id on the wire and its interval.
+pub(crate) type WriteId = u64;
+
+/// Largest piece of a client's request that is handled (and sent) as one, in bytes: the protocol's largest
+/// request (wire-protocol.md 3.4), since a peer that does not know discards gets zeroes as data.
+pub(crate) const PART_BYTES_MAX: u32 = 1 << 20;
+
+
+
+
+/// Bytes of writes in flight before clients are paused: bounds memory, about a second of a fast disk.
+const BYTES_IN_FLIGHT_MAX: u64 = 64 << 20;
+
+/// Requests held back for a volume before its clients are paused.
+const HELD_MAX: usize = 256;
+
+/// What a completion of the local leg belongs to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Io {
+    /// A part of a write.
+    Write(WriteId),
+    /// A part of a read.
+    Read(u64),
+}
+
+/// A client's request while any part of it is open.
+#[derive(Debug)]
+struct Client {
+    volume: VolumeNumber,
+    parts_left: u32,
+    result: Result<(), RequestError>,
+    /// Data of a read, by part.
+    data: Vec<Bytes>,
+}
+
+/// What a write does to its range.
+#[derive(Clone, Debug)]
+pub(crate) enum Body {
+    /// Write this.
+    Data(Bytes),
+    /// Discard (reads as zeroes afterwards).
+    Discard,
+    /// Write zeroes.
+    Zeroes(Unmap),
+}
+
+/// How far a write is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Waits for an overlapping write.
+    Interval,
+    /// Waits for the activity log.
+    Log,
+    /// Both legs are on their way or done.
+    Started,
+    /// Answered; waits for its barrier ack.
+    Answered,
+}
+
+/// The local leg.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Local {
+    /// No usable disk when it started.
+    None,
+    /// Submitted.
+    Pending,
+    /// On the disk.
+    Done,
+    /// The disk failed it.
+    Failed,
+}
+
+/// The remote leg.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Remote {
+    /// Not replicated when it started.
+    None,
+    /// Sent; `position` is the count of bytes on the data socket behind it.
+    Sent { position: u64 },
+    /// Handed to the socket (enough for protocol A).
+    Handed,
+    /// The peer has it in memory (enough for protocol B).
+    Received,
+    /// The peer has it on its disk.
+    Written,
+    /// The peer refused it: it is answered when this node knows why (its disk state, or the end of the link).
+    Refused,
+    /// The link was lost, or the peer's disk failed.
+    Failed,
+}
+
+/// What a write (of a client, or of a diskless peer) has to do with the activity log.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Logged {
+    /// Extents that it holds a reference of.
+    pub(crate) extents: Option<core::ops::RangeInclusive<u32>>,
+    /// The transaction that it waits for.
+    pub(crate) ticket: Option<Ticket>,
+}
+
+/// A write in the transfer log.
+#[derive(Debug)]
+pub(crate) struct Write {
+    pub(crate) client: RequestId,
+    pub(crate) volume: VolumeNumber,
+    pub(crate) offset: u64,
+    pub(crate) length: u32,
+    pub(crate) body: Body,
+    pub(crate) fua: Fua,
+    pub(crate) stage: Stage,
+    pub(crate) logged: Logged,
+    pub(crate) local: Local,
+    pub(crate) remote: Remote,
+    /// The epoch that it was sent in, until the barrier ack.
+    pub(crate) epoch: Option<Epoch>,
+    /// The peer cleared its bits (P_RS_WRITE_ACK).
+    pub(crate) in_sync: bool,
+    /// The peer's disk was UpToDate when it was sent: its copy counts as a copy.
+    pub(crate) peer_counts: bool,
+    pub(crate) sent_at: Time,
+}
+
+/// All open requests of a resource.
+#[derive(Debug, Default)]
+pub(crate) struct Requests {
+    next: u64,
+    clients: BTreeMap<RequestId, Client>,
+    pub(crate) writes: BTreeMap<WriteId, Write>,
+    pub(crate) reads: BTreeMap<u64, super::reads::Read>,
+    /// Requests that must wait, in order of arrival, by volume.
+    held: BTreeMap<VolumeNumber, VecDeque<Request>>,
+    paused: BTreeMap<VolumeNumber, bool>,
+    /// Writes that wait for the activity log, in order.
+    pub(crate) log_waiters: BTreeMap<VolumeNumber, VecDeque<WriteId>>,
+    bytes_in_flight: u64,
+}
+
+impl Requests {
+    /// A number that no write, read or interval of this resource has had.
+    pub(crate) fn next_id(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+}
+
+impl Resource {
+    /// A client's request enters. Every path ends in exactly one `Effect::Reply`.
+    pub(crate) fn on_request(&mut self, request: Request) {
+        if let Err(error) = self.check_request(&request) {
+            self.reply(request.id, Err(error));
+            return;
+        }
+        let volume = request.volume;
+        let behind = self.requests.held.get(&volume).is_some_and(|held| !held.is_empty());
+        if behind || self.must_hold(volume) || self.requests_at_bound() {
+            self.hold(request);
+        } else {
+            self.admit(request);
+        }
+    }
+
+    fn check_request(&self, request: &Request) -> Result<(), RequestError> {
+        let volume = self.volumes.get(&request.volume).ok_or(RequestError::Invalid)?;
+        if volume.state.role != Role::Primary {
+            return Err(RequestError::NotPrimary);
+        }
+        let (offset, length) = match &request.operation {
+            Operation::Flush => return Ok(()),
+            Operation::Write { offset, data, .. } => (*offset, data.len() as u64),
+            Operation::Read { offset, length }
+            | Operation::Discard { offset, length, .. }
+            | Operation::WriteZeroes { offset, length, .. } => (*offset, u64::from(*length)),
+        };
+        let end = offset.checked_add(length).ok_or(RequestError::Invalid)?;
+        let aligned = offset % 512 == 0 && length % 512 == 0;
+        if length == 0 || !aligned || end > volume.bytes {
+            return Err(RequestError::Invalid);
+        }
+        Ok(())
+    }
+
+    /// Whether new requests of a volume wait (state-machine.md 1.5).
+    fn must_hold(&self, volume: VolumeNumber) -> bool {
+        self.volumes.get(&volume).is_some_and(|volume| {
+            let state = &volume.state;
+            state.susp
+                || state.susp_nod
+                || state.susp_fen
+                || !volume.io_holds.is_empty()
+                || matches!(state.conn, ConnState::WFBitMapT | ConnState::WFSyncUuid)
+                || matches!(state.disk, DiskState::Attaching | DiskState::Negotiating)
+        })
+    }
+
+    fn requests_at_bound(&self) -> bool {
+        let buffers = self.connection.net.as_ref().map_or(u32::MAX, |net| net.max_buffers);
+        self.requests.bytes_in_flight >= BYTES_IN_FLIGHT_MAX
+            || self.requests.writes.len() + self.requests.reads.len() >= buffers as usize
+    }
+
+    fn hold(&mut self, request: Request) {
+        let volume = request.volume;
+        let held = self.requests.held.entry(volume).or_default();
+        held.push_back(request);
+        let full = held.len() >= HELD_MAX;
+        let paused = self.requests.paused.entry(volume).or_insert(false);
+        if full && !core::mem::replace(paused, full || *paused) {
+            self.effects.push(Effect::PauseClients { volume });
+        }
+    }
+
+    /// Lets held requests go on as far as they may. Called at the end of every event.
+    pub(crate) fn release_held(&mut self) {
+        if self.requests.held.is_empty() {
+            return;
+        }
+        let volumes: Vec<VolumeNumber> = self.requests.held.keys().copied().collect();
+        for volume in volumes {
+            while !self.must_hold(volume) && !self.requests_at_bound() {
+                let Some(held) = self.requests.held.get_mut(&volume) else { break };
+                let Some(request) = held.pop_front() else {
+                    self.requests.held.remove(&volume);
+                    break;
+                };
+                match self.check_request(&request) {
+                    Ok(()) => self.admit(request),
+                    Err(error) => self.reply(request.id, Err(error)),
+                }
+            }
+            let left = self.requests.held.get(&volume).map_or(0, VecDeque::len);
+            if left < HELD_MAX / 2 && self.requests.paused.remove(&volume) == Some(true) {
+                self.effects.push(Effect::ResumeClients { volume });
+            }
+        }
+    }
+
+    /// Fails every request of a volume that still waits to be admitted, as when the resource goes down by force.
+    pub(crate) fn refuse_held(&mut self, volume: VolumeNumber, error: RequestError) {
+        for request in self.requests.held.remove(&volume).unwrap_or_default() {
+            self.reply(request.id, Err(error));
+        }
+    }
+
+    fn admit(&mut self, request: Request) {
+        let Request { id, volume, operation } = request;
+        match operation {
+            Operation::Flush => self.admit_flush(id, volume),
+            Operation::Read { offset, length } => {
+                let parts = split(offset, length, PART_BYTES_MAX);
+                self.open_client(id, volume, parts.len());
+                for (part, (offset, length)) in parts.into_iter().enumerate() {
+                    self.admit_read(id, volume, part, offset, length);
+                }
+            }
+            Operation::Write { offset, data, fua } => {
+                let length = data.len() as u32;
+                let parts = split(offset, length, PART_BYTES_MAX);
+                self.open_client(id, volume, parts.len());
+                for (at, length) in parts {
+                    let start = (at - offset) as usize;
+                    let body = Body::Data(data.slice(start..start + length as usize));
+                    self.admit_write(id, volume, at, length, body, fua);
+                }
+            }
+            Operation::Discard { offset, length, fua } => {
+                self.admit_span(id, volume, offset, length, Body::Discard, fua);
+            }
+            Operation::WriteZeroes { offset, length, fua, unmap } => {
+                self.admit_span(id, volume, offset, length, Body::Zeroes(unmap), fua);
+            }
+        }
+    }
+
+    fn admit_span(
+        &mut self,
+        id: RequestId,
+        volume: VolumeNumber,
+        offset: u64,
+        length: u32,
+        body: Body,
+        fua: Fua,
+    ) {
+        let parts = split(offset, length, PART_BYTES_MAX);
+        self.open_client(id, volume, parts.len());
+        for (at, length) in parts {
+            self.admit_write(id, volume, at, length, body.clone(), fua);
+        }
+    }
+
+    pub(crate) fn open_client(&mut self, id: RequestId, volume: VolumeNumber, parts: usize) {
+        let client = Client {
+            volume,
+            parts_left: parts as u32,
+            result: Ok(()),
+            data: alloc::vec![Bytes::new(); parts],
+        };
+        self.requests.clients.insert(id, client);
+    }
+
+    /// One part of a client's request ended; the last one is followed by the reply.
+    pub(crate) fn part_done(
+        &mut self,
+        id: RequestId,
+        part: usize,
+        result: Result<Bytes, RequestError>,
+    ) {
+        let Some(client) = self.requests.clients.get_mut(&id) else {
+            return;
+        };
+        match result {
+            Ok(data) => {
+                if let Some(slot) = client.data.get_mut(part) {
+                    *slot = data;
+                }
+            }
+            Err(error) => client.result = Err(error),
+        }
+        client.parts_left -= 1;
+        if client.parts_left > 0 {
+            return;
+        }
+        if let Some(client) = self.requests.clients.remove(&id) {
+            let result = client.result.map(|()| join(client.data));
+            self.reply(id, result);
+        }
+    }
+
+    pub(crate) fn reply(&mut self, request: RequestId, result: Result<Bytes, RequestError>) {
+        self.effects.push(Effect::Reply { request, result });
+    }
+
+    /// Whether a client's request on this volume is admitted and not answered.
+    pub(crate) fn requests_open(&self, volume: VolumeNumber) -> bool {
+        self.requests.clients.values().any(|client| client.volume == volume)
+    }
+
+    /// Whether an application write of this volume is admitted and not answered: whole-bitmap operations wait for them.
+    pub(crate) fn application_writes_in_flight(&self, volume: VolumeNumber) -> bool {
+        self.requests
+            .writes
+            .values()
+            .any(|write| write.volume == volume && write.stage != Stage::Answered)
+    }
+
+    /// A local leg ended.
+    pub(crate) fn request_io_done(
+        &mut self,
+        volume: VolumeNumber,
+        io: Io,
+        result: Result<Bytes, IoError>,
+    ) {
+        match io {
+            Io::Write(id) => self.write_local_done(volume, id, result.map(|_| ())),
+            Io::Read(id) => self.read_local_done(volume, id, result),
+        }
+    }
+
+    /// Emits a data I/O and registers what waits for it.
+    pub(crate) fn disk(
+        &mut self,
+        volume: VolumeNumber,
+        what: Pending,
+        operation: DiskOperation,
+    ) -> Token {
+        let token = self.token(what);
+        self.effects.push(Effect::Disk { token, volume, operation });
+        token
+    }
+}
+
+/// Cuts a range into pieces of at most `max` bytes that do not cross multiples of `max`.
+fn split(offset: u64, length: u32, max: u32) -> Vec<(u64, u32)> {
+    let mut parts = Vec::with_capacity((length / max) as usize + 2);
+    let (mut at, end) = (offset, offset + u64::from(length));
+    while at < end {
+        let room = u64::from(max) - at % u64::from(max);
+        let piece = room.min(end - at);
+        parts.push((at, piece as u32));
+        at += piece;
+    }
+    parts
+}
+
+/// Joins the parts of a read; a single part is not copied.
+fn join(mut parts: Vec<Bytes>) -> Bytes {
+    if parts.len() == 1 {
+        return parts.pop().unwrap_or_default();
+    }
+    let mut whole = BytesMut::with_capacity(parts.iter().map(Bytes::len).sum());
+    for part in parts {
+        whole.extend_from_slice(&part);
+    }
+    whole.freeze()
+}
+
+impl Volume {
+    /// Whether writes go to the local disk (state-machine.md 7.1).
+    pub(crate) fn writes_locally(&self) -> bool {
+        self.backing.is_some() && self.state.disk >= DiskState::Inconsistent
+    }
+}

@@ -1,0 +1,193 @@
+//! The remote leg of a write: what is sent, and what the peer says about it.
+
+use bytes::Bytes;
+use tandem_protocol::features::Features;
+use tandem_protocol::packet::Packet;
+use tandem_protocol::packets::{BlockAck, BlockDesc, Data, DpFlags, Trim};
+
+use super::{Body, Remote, Stage, WriteId};
+use crate::event::{Fua, Unmap, VolumeNumber};
+use crate::options::Protocol;
+use crate::resource::Resource;
+use crate::state::effects::writes_are_replicated;
+use crate::state::word::{ConnState, DiskState};
+
+/// What an acknowledgement says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ack {
+    /// P_RECV_ACK: in the peer's memory.
+    Received,
+    /// P_WRITE_ACK: on its disk.
+    Written,
+    /// P_RS_WRITE_ACK: on its disk, and its bits are cleared.
+    WrittenInSync,
+    /// P_NEG_ACK: its disk failed, or it has none.
+    Refused,
+}
+
+impl Resource {
+    /// Sends the write if this volume's writes are replicated; else, where the peer wants to know, that the range is
+    /// out of sync (7.3).
+    pub(super) fn start_remote(&mut self, id: WriteId) {
+        let Some(write) = self.requests.writes.get(&id) else { return };
+        let (number, offset, length) = (write.volume, write.offset, write.length);
+        let Some(volume) = self.volumes.get(&number) else { return };
+        let state = volume.state;
+        if self.connection.link.is_some() && writes_are_replicated(&state) {
+            self.send_write(id);
+            return;
+        }
+        let newly = self.mark_out_of_sync(number, offset, length);
+        let announce = matches!(state.conn, ConnState::Ahead | ConnState::WFBitMapS);
+        if announce && newly > 0 {
+            self.send_barrier_if_closed();
+            let packet = BlockDesc { sector: offset / 512, blksize: length, pad: 0 };
+            self.send(Some(number), Packet::OutOfSync(packet));
+        }
+    }
+
+    fn send_write(&mut self, id: WriteId) {
+        let epoch = self.epoch_for_write();
+        let Some((number, packet, length)) = self.write_packet(id) else { return };
+        let position = self.send(Some(number), packet);
+        let now = self.now;
+        let Some(volume) = self.volumes.get_mut(&number) else { return };
+        volume.counters.sent_kib += u64::from(length) / 1024;
+        let peer_counts = volume.state.pdsk == DiskState::UpToDate;
+        if let Some(write) = self.requests.writes.get_mut(&id) {
+            write.remote = Remote::Sent { position };
+            write.epoch = Some(epoch);
+            write.peer_counts = peer_counts;
+            write.sent_at = now;
+        }
+        self.close_full_epoch();
+    }
+
+    /// The packet of a write. Volumes number their packets from 1 on each connection (wire-protocol.md 5.7).
+    fn write_packet(&mut self, id: WriteId) -> Option<(VolumeNumber, Packet, u32)> {
+        let flags = self.write_flags(id)?;
+        let features = self.agreed_features();
+        let write = self.requests.writes.get(&id)?;
+        let volume = self.volumes.get_mut(&write.volume)?;
+        let seq_num = volume.peer.next_sequence();
+        let (sector, block_id) = (write.offset / 512, id.to_be_bytes());
+        let range = |dp_flags| Trim { sector, block_id, seq_num, dp_flags, size: write.length };
+        let packet = match &write.body {
+            Body::Discard if features.contains(Features::TRIM) => {
+                Packet::Trim(range(flags.with(DpFlags::DISCARD)))
+            }
+            Body::Zeroes(unmap) if features.contains(Features::WZEROES) => {
+                let flags = flags.with(DpFlags::ZEROES);
+                Packet::Zeroes(range(match unmap {
+                    Unmap::Allowed => flags.with(DpFlags::DISCARD),
+                    Unmap::No => flags,
+                }))
+            }
+            body => {
+                let payload = match body {
+                    Body::Data(data) => data.clone(),
+                    _ => Bytes::from(alloc::vec![0; write.length as usize]),
+                };
+                Packet::Data(Data {
+                    sector,
+                    block_id,
+                    seq_num,
+                    dp_flags: flags,
+                    digest: Bytes::new(),
+                    payload,
+                })
+            }
+        };
+        Some((write.volume, packet, write.length))
+    }
+
+    fn agreed_features(&self) -> Features {
+        self.connection.agreed.as_ref().map_or(Features(0), |agreed| agreed.features)
+    }
+
+    fn write_flags(&self, id: WriteId) -> Option<DpFlags> {
+        let write = self.requests.writes.get(&id)?;
+        let volume = self.volumes.get(&write.volume)?;
+        let protocol = self.connection.net.as_ref().map_or(Protocol::C, |net| net.protocol);
+        let mut flags = DpFlags::RW_SYNC;
+        if write.fua == Fua::Yes {
+            flags = flags.with(DpFlags::FUA);
+        }
+        flags = match protocol {
+            Protocol::A => flags,
+            Protocol::B => flags.with(DpFlags::SEND_RECEIVE_ACK),
+            Protocol::C => flags.with(DpFlags::SEND_WRITE_ACK),
+        };
+        let resync = ConnState::SyncSource..=ConnState::PausedSyncT;
+        if resync.contains(&volume.state.conn) {
+            flags = flags.with(DpFlags::MAY_SET_IN_SYNC).with(DpFlags::SEND_WRITE_ACK);
+        }
+        Some(flags)
+    }
+
+    /// The data socket has taken everything up to `position`: the remote legs of protocol A end.
+    pub(crate) fn writes_sent(&mut self, position: u64) {
+        if self.connection.net.as_ref().is_none_or(|net| net.protocol != Protocol::A) {
+            return;
+        }
+        let handed: alloc::vec::Vec<WriteId> = self
+            .requests
+            .writes
+            .iter()
+            .filter(|(_, write)| {
+                matches!(write.remote, Remote::Sent { position: at } if at <= position)
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for id in handed {
+            if let Some(write) = self.requests.writes.get_mut(&id) {
+                write.remote = Remote::Handed;
+            }
+            self.check_write(id);
+        }
+    }
+
+    /// An acknowledgement of the peer. Errors are protocol errors (an id that we never sent).
+    pub(crate) fn on_write_ack(
+        &mut self,
+        number: VolumeNumber,
+        ack: &BlockAck,
+        what: Ack,
+    ) -> Result<(), &'static str> {
+        let id = u64::from_be_bytes(ack.block_id);
+        let known = self.requests.writes.get(&id).is_some_and(|write| {
+            write.volume == number && write.offset / 512 == ack.sector && write.epoch.is_some()
+        });
+        if what == Ack::Refused {
+            self.mark_refused(number, ack);
+        }
+        if !known {
+            // Protocol A forgets a write at its barrier ack; a late refusal has marked its range all the same.
+            return if what == Ack::Refused { Ok(()) } else { Err("ack of an unknown write") };
+        }
+        if let Some(write) = self.requests.writes.get_mut(&id) {
+            write.remote = match what {
+                Ack::Received if write.remote == Remote::Written => Remote::Written,
+                Ack::Received => Remote::Received,
+                Ack::Written => Remote::Written,
+                Ack::WrittenInSync => {
+                    write.in_sync = true;
+                    Remote::Written
+                }
+                Ack::Refused if write.stage == Stage::Answered => Remote::Failed,
+                Ack::Refused => Remote::Refused,
+            };
+        }
+        self.check_write(id);
+        Ok(())
+    }
+
+    fn mark_refused(&mut self, number: VolumeNumber, ack: &BlockAck) {
+        let bytes = self.volumes.get(&number).map_or(0, |volume| volume.bytes);
+        let offset = ack.sector.saturating_mul(512).min(bytes);
+        let length = u64::from(ack.blksize).min(bytes - offset) as u32;
+        if length > 0 {
+            self.mark_out_of_sync(number, offset, length);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The end of a write: its barrier ack, or the end of the link or of the disk.
+
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use super::{Local, Remote, Stage, WriteId};
+use crate::bitmap::coverage::bits_covered;
+use crate::event::VolumeNumber;
+use crate::resource::Resource;
+use crate::state::word::ConnState;
+use crate::time::Time;
+use crate::transfer_log::Epoch;
+
+impl Resource {
+    /// Every write of `epoch` is on the peer's disk, as durable as the peer makes it.
+    pub(crate) fn retire_epoch(&mut self, epoch: Epoch) {
+        let ids: Vec<WriteId> = self
+            .requests
+            .writes
+            .iter()
+            .filter(|(_, write)| write.epoch == Some(epoch))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in ids {
+            let Some(write) = self.requests.writes.get_mut(&id) else { continue };
+            write.epoch = None;
+            if matches!(write.remote, Remote::Sent { .. } | Remote::Handed | Remote::Received) {
+                write.remote = Remote::Written;
+            }
+            if write.stage == Stage::Answered {
+                self.retire_write(id);
+            } else {
+                self.check_write(id);
+            }
+        }
+    }
+
+    /// Forgets an answered write that nobody confirms any more: its bits are decided, its extents are released.
+    pub(super) fn retire_write(&mut self, id: WriteId) {
+        let Some(write) = self.requests.writes.remove(&id) else { return };
+        if write.local == Local::None && write.remote == Remote::None && write.logged.extents.is_none() {
+            return; // It never started: nothing was written anywhere.
+        }
+        let both = write.local == Local::Done && write.remote == Remote::Written;
+        if !both {
+            self.mark_out_of_sync(write.volume, write.offset, write.length);
+        } else if write.in_sync {
+            self.clear_in_sync(write.volume, write.offset, write.length);
+        }
+        if let Some(extents) = write.logged.extents {
+            self.release_extents(write.volume, extents);
+        }
+    }
+
+    /// Clears the bits that a range covers completely: both disks have it. Returns how many were set.
+    pub(crate) fn clear_in_sync(&mut self, number: VolumeNumber, offset: u64, length: u32) -> u64 {
+        let Some(volume) = self.volumes.get_mut(&number) else { return 0 };
+        let bits = bits_covered(offset, u64::from(length), volume.bytes);
+        let cleared = volume.backing.as_mut().map_or(0, |backing| backing.bitmap.clear(bits));
+        if cleared > 0 {
+            self.bits_cleared(number);
+        }
+        cleared
+    }
+
+    /// The link is lost: every write without barrier ack, answered or not, counts as missed by the peer (7.6).
+    pub(crate) fn requests_connection_lost(&mut self) {
+        self.epochs_connection_lost();
+        let ids: Vec<WriteId> = self
+            .requests
+            .writes
+            .iter()
+            .filter(|(_, write)| write.epoch.is_some())
+            .map(|(id, _)| *id)
+            .collect();
+        for id in ids {
+            self.fail_remote(id);
+        }
+        self.reads_connection_lost();
+        self.flushes_connection_lost();
+        let volumes: Vec<VolumeNumber> = self.volumes.keys().copied().collect();
+        for volume in volumes {
+            self.recheck_writes(volume);
+        }
+    }
+
+    fn fail_remote(&mut self, id: WriteId) {
+        let Some(write) = self.requests.writes.get_mut(&id) else { return };
+        write.epoch = None;
+        write.remote = Remote::Failed;
+        let (volume, offset, length) = (write.volume, write.offset, write.length);
+        let answered = write.stage == Stage::Answered;
+        self.mark_out_of_sync(volume, offset, length);
+        if answered {
+            self.retire_write(id);
+        }
+    }
+
+    /// The peer's disk state changed: refused writes may be answered, and what it will never confirm is settled.
+    pub(crate) fn peer_disk_changed(&mut self, volume: VolumeNumber) {
+        self.recheck_writes(volume);
+    }
+
+    /// The local disk is gone (Failed or Diskless): writes that wait for its activity log go on without it.
+    pub(crate) fn disk_gone(&mut self, volume: VolumeNumber) {
+        self.log_gone(volume);
+        self.recheck_writes(volume);
+    }
+
+    /// A generation is durable (or never will be: the disk is gone): what waited for it is looked at again.
+    pub(crate) fn generation_durable(&mut self, volume: VolumeNumber) {
+        self.recheck_writes(volume);
+        self.recheck_flushes();
+    }
+
+    /// When the oldest write was sent that the peer has not acknowledged at all; the request timeout counts from it.
+    pub(crate) fn oldest_unanswered_request(&self) -> Option<Time> {
+        let writes = self.requests.writes.values().filter(|write| {
+            matches!(write.remote, Remote::Sent { .. } | Remote::Refused)
+                || (write.epoch.is_some() && matches!(write.remote, Remote::Handed))
+        });
+        let writes = writes.map(|write| write.sent_at).min();
+        let reads = self.oldest_remote_read();
+        match (writes, reads) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// Whether a write of this volume was sent and is not acknowledged.
+    pub(crate) fn pending_at_peer(&self, volume: VolumeNumber) -> u32 {
+        let pending = |write: &&super::Write| {
+            write.volume == volume && matches!(write.remote, Remote::Sent { .. } | Remote::Handed)
+        };
+        self.requests.writes.values().filter(pending).count() as u32
+    }
+
+    /// How long a refused write may wait for its explanation before the link is given up.
+    pub(super) fn refusal_deadline(&self) -> Time {
+        const PATIENCE: Duration = Duration::from_secs(6);
+        let refused = self.requests.writes.values().filter(|write| {
+            write.remote == Remote::Refused && write.stage != Stage::Answered
+        });
+        refused.map(|write| write.sent_at + PATIENCE).min().unwrap_or(Time::NEVER)
+    }
+
+    /// Next time that this part wants to be woken.
+    pub(crate) fn data_deadline(&self) -> Time {
+        self.idle_epoch_deadline().min(self.refusal_deadline())
+    }
+
+    /// Idle epochs are closed; refusals that nobody explains end the link.
+    pub(crate) fn tick_data(&mut self) {
+        self.close_idle_epoch();
+        if self.refusal_deadline() <= self.now {
+            self.link_lost(
+                ConnState::NetworkFailure,
+                "the peer refused a write and did not tell why in time",
+            );
+        }
+    }
+}

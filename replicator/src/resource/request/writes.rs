@@ -1,0 +1,238 @@
+//! The life of a write: from its admission to the answer.
+
+use alloc::vec::Vec;
+use bytes::Bytes;
+
+use super::{Body, Io, Local, Logged, Remote, Stage, Write, WriteId};
+use crate::bitmap::Urgency;
+use crate::bitmap::coverage::bits_touched;
+use crate::effect::DiskOperation;
+use crate::event::{Fua, IoError, RequestError, RequestId, VolumeNumber};
+use crate::intervals::{Admission, IntervalKind};
+use crate::options::Protocol;
+use crate::resource::change::DiskFault;
+use crate::resource::{Pending, Resource};
+use crate::state::word::{ConnState, DiskState};
+
+impl Resource {
+    pub(super) fn admit_write(
+        &mut self,
+        client: RequestId,
+        volume: VolumeNumber,
+        offset: u64,
+        length: u32,
+        body: Body,
+        fua: Fua,
+    ) {
+        let id = self.requests.next_id();
+        let write = Write {
+            client,
+            volume,
+            offset,
+            length,
+            body,
+            fua,
+            stage: Stage::Interval,
+            logged: Logged::default(),
+            local: Local::None,
+            remote: Remote::None,
+            epoch: None,
+            in_sync: false,
+            peer_counts: false,
+            sent_at: self.now,
+        };
+        self.requests.writes.insert(id, write);
+        self.requests.bytes_in_flight += u64::from(length);
+        let range = offset..offset + u64::from(length);
+        let Some(at) = self.volumes.get_mut(&volume) else { return };
+        if at.intervals.insert(id, range, IntervalKind::Application) == Admission::Ready {
+            self.log_write(id);
+        }
+    }
+
+    /// Everything that overlapped an earlier-waiting write has been answered.
+    pub(crate) fn write_interval_ready(&mut self, id: WriteId) {
+        self.log_write(id);
+    }
+
+    /// Both what this node has and what the peer has decide whether a write can be taken at all (7.1).
+    fn data_accessible(&self, volume: VolumeNumber) -> bool {
+        self.volumes.get(&volume).is_some_and(|volume| {
+            volume.state.disk == DiskState::UpToDate || volume.state.pdsk == DiskState::UpToDate
+        })
+    }
+
+    /// The activity log covers the write: both legs start.
+    pub(super) fn start_write(&mut self, id: WriteId) {
+        let Some(volume) = self.requests.writes.get(&id).map(|write| write.volume) else {
+            return;
+        };
+        if !self.data_accessible(volume) {
+            self.finish_write(id, Err(RequestError::Io));
+            return;
+        }
+        if let Some(write) = self.requests.writes.get_mut(&id) {
+            write.stage = Stage::Started;
+        }
+        self.start_remote(id);
+        self.start_local(id);
+        self.check_write(id);
+    }
+
+    fn start_local(&mut self, id: WriteId) {
+        let Some(write) = self.requests.writes.get(&id) else { return };
+        let volume = write.volume;
+        let Some(at) = self.volumes.get_mut(&volume) else { return };
+        if !at.writes_locally() {
+            return;
+        }
+        at.counters.disk_written_kib += u64::from(write.length) / 1024;
+        let (offset, length, fua) = (write.offset, write.length, write.fua);
+        let operation = match &write.body {
+            Body::Data(data) => DiskOperation::Write { offset, data: data.clone(), fua },
+            Body::Discard => DiskOperation::Discard { offset, length, fua },
+            Body::Zeroes(unmap) => DiskOperation::Zero { offset, length, unmap: *unmap, fua },
+        };
+        if let Some(write) = self.requests.writes.get_mut(&id) {
+            write.local = Local::Pending;
+        }
+        self.disk(volume, Pending::Request(volume, Io::Write(id)), operation);
+    }
+
+    pub(super) fn write_local_done(
+        &mut self,
+        volume: VolumeNumber,
+        id: WriteId,
+        result: Result<(), IoError>,
+    ) {
+        let Some(write) = self.requests.writes.get_mut(&id) else {
+            return;
+        };
+        match result {
+            Ok(()) if write.local == Local::Pending => write.local = Local::Done,
+            Ok(()) => {}
+            Err(error) => {
+                write.local = Local::Failed;
+                self.local_io_error(volume, DiskFault::Write, error);
+            }
+        }
+        self.check_write(id);
+    }
+
+    /// Whether the remote leg is no longer waited for (7.4).
+    fn remote_settled(&self, write: &Write) -> bool {
+        let protocol = self.connection.net.as_ref().map_or(Protocol::C, |net| net.protocol);
+        match write.remote {
+            Remote::None | Remote::Written | Remote::Failed => true,
+            Remote::Sent { .. } => false,
+            Remote::Handed => protocol == Protocol::A,
+            Remote::Received => protocol != Protocol::C,
+            Remote::Refused => self.refusal_explained(write.volume),
+        }
+    }
+
+    /// A peer that refuses a write tells its disk's state right after; until then the write is not answered, so that
+    /// the new data generation, which marks the peer's copy as old, comes first.
+    fn refusal_explained(&self, volume: VolumeNumber) -> bool {
+        self.volumes.get(&volume).is_none_or(|volume| {
+            volume.state.conn < ConnState::Connected || volume.state.pdsk != DiskState::UpToDate
+        })
+    }
+
+    /// Answers the write if both legs are settled and nothing forbids it.
+    pub(crate) fn check_write(&mut self, id: WriteId) {
+        let Some(write) = self.requests.writes.get(&id) else {
+            return;
+        };
+        if write.stage != Stage::Started
+            || write.local == Local::Pending
+            || !self.remote_settled(write)
+            || !self.may_answer_writes(write.volume)
+        {
+            return;
+        }
+        let result = self.verdict(write);
+        self.mark_if_missed(id);
+        self.finish_write(id, result);
+    }
+
+    /// Success needs a copy on a disk whose data counts: an Inconsistent sync target's alone does not.
+    fn verdict(&self, write: &Write) -> Result<(), RequestError> {
+        let Some(volume) = self.volumes.get(&write.volume) else {
+            return Err(RequestError::Io);
+        };
+        let local = write.local == Local::Done && volume.state.disk == DiskState::UpToDate;
+        let remote = matches!(write.remote, Remote::Handed | Remote::Received | Remote::Written)
+            && write.peer_counts;
+        if local || remote { Ok(()) } else { Err(RequestError::Io) }
+    }
+
+    /// Whether writes of a volume may be answered: not while I/O is suspended, nor before the generation that protects
+    /// them is durable.
+    pub(crate) fn may_answer_writes(&self, volume: VolumeNumber) -> bool {
+        self.volumes.get(&volume).is_none_or(|volume| {
+            let state = &volume.state;
+            !volume.generation_pending && !state.susp && !state.susp_nod && !state.susp_fen
+        })
+    }
+
+    /// Looks again at every write of a volume that is not answered: a state, a generation or a suspension changed.
+    pub(crate) fn recheck_writes(&mut self, volume: VolumeNumber) {
+        let open: Vec<WriteId> = self
+            .requests
+            .writes
+            .iter()
+            .filter(|(_, write)| write.volume == volume && write.stage == Stage::Started)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in open {
+            self.check_write(id);
+        }
+    }
+
+    /// Sets the bits of a write that one of the disks lacks, before it is answered (7.5).
+    fn mark_if_missed(&mut self, id: WriteId) {
+        let Some(write) = self.requests.writes.get(&id) else {
+            return;
+        };
+        let remote = matches!(
+            write.remote,
+            Remote::Sent { .. } | Remote::Handed | Remote::Received | Remote::Written
+        );
+        if write.local != Local::Done || !remote {
+            self.mark_out_of_sync(write.volume, write.offset, write.length);
+        }
+    }
+
+    /// Sets the bits of a range; returns how many were newly set.
+    pub(crate) fn mark_out_of_sync(&mut self, volume: VolumeNumber, offset: u64, length: u32) -> u64 {
+        let Some(volume) = self.volumes.get_mut(&volume) else {
+            return 0;
+        };
+        let bytes = volume.bytes;
+        match volume.backing.as_mut() {
+            Some(backing) => {
+                let bits = bits_touched(offset, u64::from(length), bytes);
+                backing.bitmap.set(bits, Urgency::Evict)
+            }
+            None => 0,
+        }
+    }
+
+    /// The answer. What the peer still has to confirm keeps the write in the transfer log.
+    pub(super) fn finish_write(&mut self, id: WriteId, result: Result<(), RequestError>) {
+        let Some(write) = self.requests.writes.get_mut(&id) else {
+            return;
+        };
+        let (volume, client, epoch) = (write.volume, write.client, write.epoch);
+        write.stage = Stage::Answered;
+        write.body = Body::Discard; // The payload is not needed any more: give its memory back.
+        self.requests.bytes_in_flight -= u64::from(write.length);
+        self.write_answered(epoch);
+        self.release_interval(volume, id);
+        self.part_done(client, 0, result.map(|()| Bytes::new()));
+        if epoch.is_none() {
+            self.retire_write(id);
+        }
+    }
+}
