@@ -18,8 +18,8 @@ use bytes::{Bytes, BytesMut};
 
 use crate::error::{End, ErrorCode, NbdError};
 use crate::export::{Access, Directory, ExportInfo, ListedExport, Refusal};
+use crate::request::{Data, Request, RequestKind};
 use crate::session::{Event, Purpose, Session};
-use crate::transmission::{Data, Request, RequestKind};
 
 /// Bytes that one read from the socket may yield: a few small writes with their heads.
 const READ_LEN: usize = 64 * 1024;

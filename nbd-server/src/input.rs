@@ -4,19 +4,34 @@ use alloc::collections::VecDeque;
 
 use bytes::{Buf, Bytes, BytesMut};
 
+/// Pieces shorter than this many bytes are copied together while others wait before them: each piece keeps the buffer
+/// alive that it was read into, and a client that sends byte by byte must not make us hold thousands of them.
+const PIECE_MIN: usize = 4096;
+
 /// A rope of received pieces. Its length is bounded by what the caller feeds.
 #[derive(Debug, Default)]
 pub(crate) struct Input {
     pieces: VecDeque<Bytes>,
+    /// Short pieces after the last of `pieces`, put together.
+    tail: BytesMut,
     len: usize,
 }
 
 impl Input {
     pub(crate) fn push(&mut self, bytes: Bytes) {
-        if !bytes.is_empty() {
-            self.len += bytes.len();
-            self.pieces.push_back(bytes);
+        if bytes.is_empty() {
+            return;
         }
+        let waits = self.len > 0;
+        self.len += bytes.len();
+        if waits && bytes.len() < PIECE_MIN {
+            self.tail.extend_from_slice(&bytes);
+            return;
+        }
+        if !self.tail.is_empty() {
+            self.pieces.push_back(self.tail.split().freeze());
+        }
+        self.pieces.push_back(bytes);
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -30,13 +45,15 @@ impl Input {
         }
         let mut out = [0; N];
         let mut at = 0;
-        for piece in &self.pieces {
+        for piece in self
+            .pieces
+            .iter()
+            .map(|piece| &piece[..])
+            .chain([&self.tail[..]])
+        {
             let n = piece.len().min(N - at);
             out[at..at + n].copy_from_slice(&piece[..n]);
             at += n;
-            if at == N {
-                break;
-            }
         }
         Some(out)
     }
@@ -46,17 +63,8 @@ impl Input {
         let total = n.min(self.len as u64);
         let mut left = total as usize;
         while left > 0 {
-            let Some(front) = self.pieces.front_mut() else {
-                break;
-            };
-            let here = left.min(front.len());
-            front.advance(here);
-            if front.is_empty() {
-                self.pieces.pop_front();
-            }
-            left -= here;
+            left -= self.with_front(left, |_| {});
         }
-        self.len -= total as usize;
         total
     }
 
@@ -80,26 +88,43 @@ impl Input {
 
     /// Moves bytes into `block` until one of them is used up; says how many.
     pub(crate) fn move_to(&mut self, block: &mut [u8]) -> usize {
+        let total = block.len().min(self.len);
         let mut at = 0;
-        while at < block.len() {
-            let Some(front) = self.pieces.front_mut() else {
-                break;
-            };
-            let here = front.len().min(block.len() - at);
-            block[at..at + here].copy_from_slice(&front[..here]);
-            front.advance(here);
-            if front.is_empty() {
-                self.pieces.pop_front();
-            }
-            at += here;
+        while at < total {
+            let rest = &mut block[at..total];
+            at += self.with_front(rest.len(), |front| {
+                rest[..front.len()].copy_from_slice(front);
+            });
         }
-        self.len -= at;
-        at
+        total
+    }
+
+    /// Consumes up to `max` bytes of the first piece, after `act` saw them; says how many. `max` is not 0 and the input
+    /// not empty.
+    fn with_front(&mut self, max: usize, act: impl FnOnce(&[u8])) -> usize {
+        let n = match self.pieces.front_mut() {
+            Some(front) => {
+                let n = front.len().min(max);
+                act(&front[..n]);
+                front.advance(n);
+                if front.is_empty() {
+                    self.pieces.pop_front();
+                }
+                n
+            }
+            None => {
+                let n = self.tail.len().min(max);
+                act(&self.tail[..n]);
+                self.tail.advance(n);
+                n
+            }
+        };
+        self.len -= n;
+        n
     }
 
     pub(crate) fn clear(&mut self) {
-        self.pieces.clear();
-        self.len = 0;
+        *self = Input::default();
     }
 }
 
@@ -133,6 +158,22 @@ mod tests {
         assert_eq!(input.peek::<2>(), None);
         assert_eq!(input.take(2), None);
         assert_eq!(input.len(), 1);
+    }
+
+    #[test]
+    fn short_pieces_that_wait_are_put_together() {
+        let mut input = Input::default();
+        for n in 0..PIECE_MIN {
+            input.push(Bytes::from(alloc::vec![n as u8]));
+        }
+        assert_eq!(input.pieces.len(), 1);
+        input.push(Bytes::from(alloc::vec![9; PIECE_MIN]));
+        assert_eq!((input.pieces.len(), input.len()), (3, 2 * PIECE_MIN));
+        input.push(Bytes::from_static(b"end"));
+        assert_eq!(input.skip(2 * PIECE_MIN as u64), 2 * PIECE_MIN as u64);
+        assert_eq!(input.peek::<3>(), Some(*b"end"));
+        assert_eq!(input.take(2).unwrap(), &b"en"[..]);
+        assert_eq!((input.len(), input.skip(5)), (1, 1));
     }
 
     #[test]

@@ -27,8 +27,10 @@ pub mod device;
 mod error;
 mod export;
 mod handshake;
+mod in_flight;
 mod input;
 mod output;
+mod request;
 mod session;
 mod transmission;
 pub mod wire;
@@ -38,8 +40,8 @@ pub use export::{
     Access, BlockSizeError, BlockSizes, Directory, ExportInfo, Features, ListedExport, Refusal,
     RefusalKind, Unaligned,
 };
+pub use request::{Data, Handle, PayloadWanted, Request, RequestKind};
 pub use session::{Answer, Counters, Event, Limits, Phase, Purpose, Query, Session};
-pub use transmission::{Data, Handle, PayloadWanted, Request, RequestKind};
 
 /// TCP port registered for NBD (spec section 1).
 pub const TCP_PORT: u16 = 10809;

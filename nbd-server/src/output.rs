@@ -9,6 +9,10 @@ use crate::wire;
 /// Payloads up to this many bytes are copied behind their head: a copy is cheaper than another piece.
 const COPY_MAX: usize = 256;
 
+/// Bytes for heads that are allocated at once, and below how many left there is a new allocation.
+const HEAD_BLOCK: usize = 4096;
+const HEAD_MIN: usize = 128;
+
 /// Pieces that wait for [`crate::Session::take_output`].
 #[derive(Debug, Default)]
 pub(crate) struct Output {
@@ -23,6 +27,9 @@ impl Output {
     }
 
     pub(crate) fn head(&mut self) -> &mut BytesMut {
+        if self.head.capacity() - self.head.len() < HEAD_MIN {
+            self.head.reserve(HEAD_BLOCK);
+        }
         &mut self.head
     }
 
@@ -70,18 +77,20 @@ impl Output {
 
     /// Simple reply without its data (spec section 5).
     pub(crate) fn simple(&mut self, error: u32, cookie: u64) {
-        self.head.put_u32(wire::SIMPLE_REPLY_MAGIC);
-        self.head.put_u32(error);
-        self.head.put_u64(cookie);
+        let head = self.head();
+        head.put_u32(wire::SIMPLE_REPLY_MAGIC);
+        head.put_u32(error);
+        head.put_u64(cookie);
     }
 
     /// Head of a chunk that is the last of its reply (spec section 5).
     pub(crate) fn last_chunk(&mut self, kind: u16, cookie: u64, length: u32) {
-        self.head.put_u32(wire::STRUCTURED_REPLY_MAGIC);
-        self.head.put_u16(wire::chunk::FLAG_DONE);
-        self.head.put_u16(kind);
-        self.head.put_u64(cookie);
-        self.head.put_u32(length);
+        let head = self.head();
+        head.put_u32(wire::STRUCTURED_REPLY_MAGIC);
+        head.put_u16(wire::chunk::FLAG_DONE);
+        head.put_u16(kind);
+        head.put_u64(cookie);
+        head.put_u32(length);
     }
 }
 

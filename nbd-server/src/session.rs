@@ -11,7 +11,8 @@ use crate::export::{Directory, ExportInfo, ListedExport, Refusal};
 use crate::handshake::Handshake;
 use crate::input::Input;
 use crate::output::Output;
-use crate::transmission::{Data, Handle, PayloadWanted, Request, Transmission};
+use crate::request::{Data, Handle, PayloadWanted, Request};
+use crate::transmission::Transmission;
 
 /// What a client wants to know about an export.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,116 +14,17 @@
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
-use alloc::vec::Vec;
 
 use bytes::{BufMut, Bytes};
 
 use crate::error::{End, ErrorCode, Misuse, NbdError, ProtocolError};
 use crate::export::{Access, ExportInfo, Unaligned};
+use crate::in_flight::{InFlight, Slots};
 use crate::input::Input;
 use crate::output::{Output, clip};
+use crate::request::{Data, Handle, PayloadWanted, Request, RequestKind};
 use crate::session::{Counters, Event, Limits, Step};
 use crate::wire::{self, RequestHeader, chunk, cmd, cmd_flag, command_name};
-
-/// Names one request in flight within its session; used once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Handle {
-    slot: u32,
-    /// Counts the uses of the slot, so that a second reply is noticed.
-    generation: u32,
-}
-
-impl Handle {
-    /// The handle as a number that is unique within its session, for logs and for tables of the caller.
-    pub const fn as_u64(self) -> u64 {
-        (self.generation as u64) << 32 | self.slot as u64
-    }
-}
-
-/// A request that passed every check: its range lies within the export, its flags are known.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Request {
-    /// For [`crate::Session::reply`].
-    pub handle: Handle,
-    /// What to do.
-    pub kind: RequestKind,
-}
-
-/// What a client wants. Offsets and lengths are bytes; lengths are never 0.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RequestKind {
-    /// Read a range; answer with exactly `length` bytes.
-    Read {
-        /// First byte.
-        offset: u64,
-        /// At most the maximum block size.
-        length: u32,
-    },
-    /// Write a range.
-    Write {
-        /// First byte.
-        offset: u64,
-        /// What to write. Up to [`crate::PAYLOAD_COALESCED_MAX`] it may be a slice of the bytes that were fed, and so
-        /// keeps that buffer alive.
-        payload: Bytes,
-        /// Durable on every replica that counts before the reply.
-        fua: bool,
-    },
-    /// Make durable every write that was replied to before.
-    Flush,
-    /// The range's content is no longer needed.
-    Trim {
-        /// First byte.
-        offset: u64,
-        /// Up to 4 GiB - 1.
-        length: u32,
-        /// Durable before the reply.
-        fua: bool,
-    },
-    /// Fill a range with zeroes.
-    WriteZeroes {
-        /// First byte.
-        offset: u64,
-        /// Up to 4 GiB - 1, regardless of the maximum block size.
-        length: u32,
-        /// Durable before the reply.
-        fua: bool,
-        /// The range must stay allocated.
-        no_hole: bool,
-        /// Fail with [`ErrorCode::NotSup`] and without any change rather than be as slow as writing.
-        fast_zero: bool,
-    },
-}
-
-/// What a successful request yields.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Data {
-    /// Nothing: everything but READ.
-    None,
-    /// The data of a READ.
-    Bytes(Bytes),
-    /// The data of a READ in several pieces, in order.
-    Pieces(Vec<Bytes>),
-}
-
-impl Data {
-    fn len(&self) -> u64 {
-        match self {
-            Data::None => 0,
-            Data::Bytes(bytes) => bytes.len() as u64,
-            Data::Pieces(pieces) => pieces.iter().map(|piece| piece.len() as u64).sum(),
-        }
-    }
-}
-
-/// A large write payload that is due ([`crate::Session::payload_wanted`]).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PayloadWanted {
-    /// Length of the whole payload in bytes.
-    pub length: u32,
-    /// How many of them were fed already.
-    pub buffered: u32,
-}
 
 /// How replies are encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,70 +57,6 @@ enum State {
         cookie: u64,
         error: NbdError,
     },
-}
-
-#[derive(Debug, Clone, Copy)]
-struct InFlight {
-    cookie: u64,
-    command: u16,
-    offset: u64,
-    length: u32,
-}
-
-/// Requests in flight, by slot; free slots are used again.
-#[derive(Debug, Default)]
-struct Slots {
-    slots: Vec<(u32, Option<InFlight>)>,
-    free: Vec<u32>,
-    /// Bytes of reads and writes.
-    bytes: u64,
-}
-
-impl Slots {
-    fn len(&self) -> usize {
-        self.slots.len() - self.free.len()
-    }
-
-    fn insert(&mut self, request: InFlight) -> Handle {
-        self.bytes += request.payload();
-        if let Some(slot) = self.free.pop()
-            && let Some((generation, place)) = self.slots.get_mut(slot as usize)
-        {
-            *generation = generation.wrapping_add(1);
-            *place = Some(request);
-            return Handle {
-                slot,
-                generation: *generation,
-            };
-        }
-        let slot = self.slots.len() as u32;
-        self.slots.push((0, Some(request)));
-        Handle {
-            slot,
-            generation: 0,
-        }
-    }
-
-    fn remove(&mut self, handle: Handle) -> Option<InFlight> {
-        let (generation, place) = self.slots.get_mut(handle.slot as usize)?;
-        if *generation != handle.generation {
-            return None;
-        }
-        let request = place.take()?;
-        self.free.push(handle.slot);
-        self.bytes -= request.payload();
-        Some(request)
-    }
-}
-
-impl InFlight {
-    /// Bytes of memory that the request holds; TRIM and WRITE_ZEROES of any length hold none.
-    fn payload(&self) -> u64 {
-        match self.command {
-            cmd::READ | cmd::WRITE => u64::from(self.length),
-            _ => 0,
-        }
-    }
 }
 
 /// What the checks of a header led to.
@@ -368,7 +205,8 @@ impl Transmission {
             cmd::READ | cmd::WRITE => u64::from(header.length.min(crate::PAYLOAD_MAX)),
             _ => 0,
         };
-        if self.is_full(bytes, limits) {
+        // Whoever will be refused anyway need not wait for a place.
+        if stopping.is_none() && self.is_full(bytes, limits) {
             return Step::Blocked;
         }
         input.skip(wire::REQUEST_LEN as u64);

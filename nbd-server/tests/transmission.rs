@@ -476,6 +476,17 @@ fn one_request_above_the_byte_limit_is_admitted_alone() {
 }
 
 #[test]
+fn at_its_limits_a_stopping_session_refuses_at_once() {
+    let mut client = limited(1, u64::MAX);
+    client.accepted(request(cmd::READ, 0, 0, 512), &[]);
+    client.session.shutdown("stopping");
+    assert_eq!(
+        client.refused(request(cmd::READ, 0, 0, 512), &[]),
+        ESHUTDOWN
+    );
+}
+
+#[test]
 fn a_disconnect_is_seen_even_at_the_limits() {
     let mut client = limited(1, u64::MAX);
     client.accepted(request(cmd::READ, 0, 0, 512), &[]);
