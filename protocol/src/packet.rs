@@ -221,6 +221,15 @@ impl Packet {
         }
     }
 
+    /// The header it is sent under towards a node that agreed on version 100 or 101 (wire 2.1).
+    #[must_use]
+    pub const fn header_kind(&self) -> HeaderKind {
+        match self {
+            Self::InitialData | Self::InitialMeta | Self::ConnectionFeatures(_) => HeaderKind::H80,
+            _ => HeaderKind::H100,
+        }
+    }
+
     /// This packet for volume 0: for packets of the whole connection.
     #[must_use]
     pub const fn on_connection(self) -> Frame {
