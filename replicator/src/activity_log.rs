@@ -569,6 +569,7 @@ impl ActivityLog {
     }
 
     fn make_idle(&mut self, slot: u16) {
+        self.starving = false;
         self.releases += 1;
         self.slots[usize::from(slot)].released = self.releases;
         self.idle.insert(self.releases, slot);

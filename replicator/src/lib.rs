@@ -22,9 +22,9 @@ pub mod generations;
 pub mod intervals;
 pub mod options;
 pub mod random;
-pub mod state;
 pub mod receive_epochs;
 pub mod resync;
+pub mod state;
 pub mod time;
 pub mod transfer_log;
 
