@@ -20,32 +20,16 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::RangeInclusive;
 
+use tandem_metadata::activity_log::{CONTEXT_MAX, KIND_UPDATE, SLOTS_MAX, UPDATES_MAX};
+use tandem_metadata::units::AlExtent;
+use tandem_metadata::{SlotUpdate, Transaction};
+
 /// Bytes of data that one extent covers.
 pub const EXTENT_BYTES: u64 = 4 << 20;
 /// Extents whose bits share one 4 KiB page of the bitmap.
 pub const EXTENTS_PER_BITMAP_PAGE: u32 = 32;
-/// Changes that one transaction block can hold.
-pub const UPDATES_MAX: usize = 64;
-/// Slots that the context of one transaction block describes.
-pub const CONTEXT_MAX: u16 = 919;
 /// The "extent" of a slot that holds none.
-pub const FREE: u32 = u32::MAX;
-/// Fewest slots; smaller values of `al-extents` are raised to it.
-pub const SLOTS_MIN: u32 = 67;
-/// Most slots.
-pub const SLOTS_MAX: u32 = 65_534;
-
-/// The number of slots for the option `al-extents` with a ring of `ring_blocks` blocks (spec/metadata.md 3.2): with more, the ring
-/// could not describe every slot.
-pub fn slots_for(al_extents: u32, ring_blocks: u32) -> u16 {
-    let ring = ring_blocks
-        .saturating_sub(1)
-        .saturating_mul(u32::from(CONTEXT_MAX))
-        .max(SLOTS_MIN);
-    let slots = al_extents.clamp(SLOTS_MIN, SLOTS_MAX).min(ring);
-    u16::try_from(slots).unwrap_or(u16::MAX - 1)
-}
-
+const FREE: u32 = u32::MAX;
 /// The extents that `len` bytes at `offset` touch. None for an empty range, or one beyond 2^32 extents.
 pub fn extents_of(offset: u64, len: u64) -> Option<RangeInclusive<u32>> {
     let last = offset.checked_add(len.checked_sub(1)?)?;
@@ -97,30 +81,6 @@ pub enum Released {
     Idle,
     /// All of them have references left.
     Held,
-}
-
-/// One change of a transaction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Update {
-    /// The slot.
-    pub slot: u16,
-    /// Its new extent.
-    pub extent: u32,
-}
-
-/// One transaction block in plain words (spec/metadata.md 3.3).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Transaction {
-    /// Its number; wraps at 2^32.
-    pub number: u32,
-    /// Slots of the log.
-    pub context_size: u16,
-    /// First slot that `context` describes.
-    pub context_start: u16,
-    /// Contents before this transaction, [`FREE`] for empty slots; at most 919.
-    pub context: Vec<u32>,
-    /// Changes, newest first; at most 64.
-    pub updates: Vec<Update>,
 }
 
 /// A transaction to write, and what must be on disk before it.
@@ -213,10 +173,10 @@ pub struct ActivityLog {
 }
 
 impl ActivityLog {
-    /// An empty log of `slots` slots (see [`slots_for`]; at least one) over an initialised ring. `number` is that of the next
+    /// An empty log of `slots` slots ([`tandem_metadata::AlGeometry::al_extents_clamped`]; at least one) over an initialised ring. `number` is that of the next
     /// transaction: it must continue the ring's numbers, unless the ring holds none.
     pub fn new(slots: u16, number: u32) -> Self {
-        let count = slots.clamp(1, SLOTS_MAX as u16);
+        let count = slots.clamp(1, SLOTS_MAX);
         let empty = Slot {
             extent: FREE,
             references: 0,
@@ -423,18 +383,20 @@ impl ActivityLog {
         let updates = changes
             .iter()
             .rev()
-            .map(|change| Update {
+            .map(|change| SlotUpdate {
                 slot: change.slot,
-                extent: change.new,
+                extent: on_disk(change.new),
             })
             .collect();
         let start = self.context_start;
-        let end = start.saturating_add(CONTEXT_MAX).min(self.slots());
-        let context = self.committed_slots[usize::from(start)..usize::from(end)].to_vec();
+        let end = start.saturating_add(CONTEXT_MAX as u16).min(self.slots());
+        let window = &self.committed_slots[usize::from(start)..usize::from(end)];
+        let context = window.iter().map(|extent| on_disk(*extent)).collect();
         self.context_start = if end == self.slots() { 0 } else { end };
         let transaction = Transaction {
             number: self.number,
-            context_size: self.slots(),
+            kind: KIND_UPDATE,
+            slots: self.slots(),
             context_start: start,
             context,
             updates,
@@ -502,7 +464,7 @@ impl ActivityLog {
     /// Has the whole set written again, in as many blocks without changes as that takes: the ring was initialised or moved.
     /// Returns the ticket after which the ring describes every slot. Changes already collected keep their ticket and go first.
     pub fn describe_all(&mut self) -> Ticket {
-        self.descriptions += u64::from(self.slots().div_ceil(CONTEXT_MAX));
+        self.descriptions += self.slots.len().div_ceil(CONTEXT_MAX) as u64;
         self.context_start = 0;
         let collected = u64::from(!self.collecting.is_empty());
         self.covered_from = Ticket(self.issued.0 + self.descriptions + collected);
@@ -624,4 +586,9 @@ impl ActivityLog {
             }
         }
     }
+}
+
+/// A slot's contents in the words of the disk format.
+fn on_disk(extent: u32) -> Option<AlExtent> {
+    (extent != FREE).then_some(AlExtent(extent))
 }

@@ -174,12 +174,11 @@ impl ReceiveEpochs {
             return None;
         }
         let oldest = self.records.front()?;
-        if let (true, Some(number)) = (oldest.is_complete(), oldest.barrier) {
-            if oldest.stable || self.ordering == Ordering::Drain {
-                let count = oldest.count;
-                self.records.pop_front();
-                return Some(NextStep::Acknowledge { number, count });
-            }
+        let durable = oldest.stable || self.ordering == Ordering::Drain;
+        if let (true, Some(number)) = (durable && oldest.is_complete(), oldest.barrier) {
+            let count = oldest.count;
+            self.records.pop_front();
+            return Some(NextStep::Acknowledge { number, count });
         }
         if self.flushing.is_some() || !oldest.is_complete() {
             return None;

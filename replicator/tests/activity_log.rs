@@ -2,24 +2,33 @@
 //! a running write touches.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 
 use proptest::prelude::*;
+use tandem_metadata::activity_log::initialized_block;
+use tandem_metadata::units::AlExtent;
+use tandem_metadata::{AlGeometry, Replay, Transaction};
 use tandem_replicator::activity_log::*;
 
 const RING: usize = 8;
 
-/// The blocks on disk, and their replay (spec/metadata.md 3.9).
-#[derive(Default)]
+/// The ring on disk, in real blocks, and the replay of the crate that recovers disks.
+#[derive(Clone)]
 struct Ring {
-    blocks: Vec<Transaction>,
+    bytes: Vec<u8>,
+    replayed: BTreeSet<u32>,
 }
 
 impl Ring {
-    fn write(&mut self, transaction: Transaction) {
-        assert!(transaction.updates.len() <= UPDATES_MAX);
-        assert!(transaction.context.len() <= usize::from(CONTEXT_MAX));
+    fn new() -> Self {
+        Self {
+            bytes: initialized_block().repeat(RING),
+            replayed: BTreeSet::new(),
+        }
+    }
+
+    fn write(&mut self, transaction: &Transaction) {
         let slots: BTreeSet<u16> = transaction
             .updates
             .iter()
@@ -30,30 +39,10 @@ impl Ring {
             transaction.updates.len(),
             "a slot is changed twice in one block"
         );
-        self.blocks.push(transaction);
-        if self.blocks.len() > RING {
-            self.blocks.remove(0);
-        }
-    }
-
-    fn replay(&self) -> BTreeSet<u32> {
-        let mut slots: BTreeMap<u16, u32> = BTreeMap::new();
-        for (index, block) in self.blocks.iter().enumerate() {
-            assert_eq!(
-                block.number,
-                self.blocks[0].number.wrapping_add(index as u32)
-            );
-            for (slot, extent) in (block.context_start..).zip(&block.context) {
-                slots.insert(slot, *extent);
-            }
-            for update in &block.updates {
-                slots.insert(update.slot, update.extent);
-            }
-        }
-        slots
-            .into_values()
-            .filter(|extent| *extent != FREE)
-            .collect()
+        let at = AlGeometry::DEFAULT.block_of(transaction.number) as usize * 4096;
+        self.bytes[at..at + 4096].copy_from_slice(&transaction.encode().unwrap());
+        let replay = Replay::of(&self.bytes, AlGeometry::DEFAULT).unwrap();
+        self.replayed = replay.active().into_iter().map(|extent| extent.0).collect();
     }
 }
 
@@ -93,7 +82,7 @@ struct World {
 
 impl World {
     fn new(log: ActivityLog) -> Self {
-        let (ring, waiting, running) = (Ring::default(), Vec::new(), Vec::new());
+        let (ring, waiting, running) = (Ring::new(), Vec::new(), Vec::new());
         Self {
             log,
             ring,
@@ -147,7 +136,7 @@ impl World {
             }
             Op::Commit => {
                 if let Some(batch) = self.in_flight.take() {
-                    self.ring.write(batch.transaction);
+                    self.ring.write(&batch.transaction);
                     assert!(self.log.commit().unwrap() >= batch.ticket);
                     self.wake();
                 }
@@ -165,14 +154,12 @@ impl World {
         if self.log.mode() == LogMode::Suspended || !self.log.is_committed(self.covered_from) {
             return;
         }
-        let mut found = vec![self.ring.replay()];
+        let mut found = vec![self.ring.replayed.clone()];
         if let Some(batch) = &self.in_flight {
             // The block in flight may be on disk already, in place of the oldest one.
-            let mut ring = Ring {
-                blocks: self.ring.blocks.clone(),
-            };
-            ring.write(batch.transaction.clone());
-            found.push(ring.replay());
+            let mut ring = self.ring.clone();
+            ring.write(&batch.transaction);
+            found.push(ring.replayed.clone());
         }
         for extent in self.running.iter().cloned().flatten() {
             assert!(
@@ -201,7 +188,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
     fn every_running_write_is_in_the_replayed_set_at_every_crash_point(
@@ -236,7 +223,7 @@ proptest! {
     fn large_logs_are_described_within_one_round_of_the_ring(
         extents in prop::collection::vec(0_u32..20_000, 1..400),
     ) {
-        let mut world = World::new(ActivityLog::new(slots_for(6433, RING as u32), 0));
+        let mut world = World::new(ActivityLog::new(AlGeometry::DEFAULT.al_extents_max() as u16, 0));
         for extent in extents {
             world.apply(Op::Begin(extent, 0));
             world.apply(Op::Start);
@@ -261,31 +248,27 @@ fn batch(log: &mut ActivityLog, extents: &[u32]) -> Option<Batch> {
     batch
 }
 
+fn updates(transaction: &Transaction) -> Vec<(u16, u32)> {
+    let updates = transaction.updates.iter();
+    updates
+        .filter_map(|update| Some((update.slot, update.extent?.0)))
+        .collect()
+}
+
 #[test]
 fn the_blocks_are_those_of_the_example_in_the_specification() {
     let mut log = ActivityLog::new(67, 0);
     let first = batch(&mut log, &[3]).unwrap().transaction;
     assert_eq!(first.number, 0);
-    assert_eq!(first.context, vec![FREE; 67]);
-    assert_eq!(
-        first.updates,
-        vec![Update {
-            slot: 0x42,
-            extent: 3
-        }]
-    );
+    assert_eq!(first.context, vec![None; 67]);
+    assert_eq!(updates(&first), vec![(0x42, 3)]);
     let second = batch(&mut log, &[10, 11, 200]).unwrap().transaction;
     assert_eq!(
-        (second.number, second.context_size, second.context_start),
+        (second.number, second.slots, second.context_start),
         (1, 67, 0)
     );
-    let updates: Vec<(u16, u32)> = second
-        .updates
-        .iter()
-        .map(|update| (update.slot, update.extent))
-        .collect();
-    assert_eq!(updates, vec![(0x3f, 200), (0x40, 11), (0x41, 10)]);
-    assert_eq!(second.context[66], 3);
+    assert_eq!(updates(&second), vec![(0x3f, 200), (0x40, 11), (0x41, 10)]);
+    assert_eq!(second.context[66], Some(AlExtent(3)));
     assert_eq!(
         batch(&mut log, &[3, 200]),
         None,
@@ -350,7 +333,7 @@ fn a_failed_block_lets_nobody_in() {
 #[test]
 fn a_recovered_log_goes_on_where_the_ring_ended() {
     let (mut log, homeless) =
-        ActivityLog::recovered(67, 12, &[(1, 7), (66, 9), (67, 8), (2, 7), (3, FREE)]);
+        ActivityLog::recovered(67, 12, &[(1, 7), (66, 9), (67, 8), (2, 7), (3, u32::MAX)]);
     assert_eq!(homeless, vec![8, 7]);
     assert_eq!(log.extents().collect::<Vec<_>>(), vec![7, 9]);
     assert_eq!(log.begin(7..=7), Begin::Hot);
@@ -358,15 +341,14 @@ fn a_recovered_log_goes_on_where_the_ring_ended() {
     let block = log.next_transaction().unwrap().transaction;
     assert_eq!(block.number, 12);
     assert_eq!(block.updates[0].slot, 65);
-    assert_eq!((block.context[1], block.context[66]), (7, 9));
+    assert_eq!(
+        (block.context[1], block.context[66]),
+        (Some(AlExtent(7)), Some(AlExtent(9)))
+    );
 }
 
 #[test]
-fn slots_follow_the_option_and_the_ring() {
-    assert_eq!(slots_for(1237, 8), 1237);
-    assert_eq!(slots_for(1, 8), 67);
-    assert_eq!(slots_for(9999, 8), 6433);
-    assert_eq!(slots_for(99_999, 80), 65_534);
+fn extents_are_those_that_the_bytes_touch() {
     assert_eq!(extents_of(0, 1), Some(0..=0));
     assert_eq!(extents_of(EXTENT_BYTES - 1, 2), Some(0..=1));
     assert_eq!(extents_of(5, 0), None);

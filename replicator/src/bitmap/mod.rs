@@ -380,7 +380,7 @@ impl Bitmap {
         if bits < old {
             self.shrink(bits, pages);
         } else if bits > old {
-            if old % PAGE_BITS != 0 {
+            if !old.is_multiple_of(PAGE_BITS) {
                 // "All set" means the valid bits: more of them become valid now.
                 let last = self.pages.len() - 1;
                 let valid = self.valid(last);

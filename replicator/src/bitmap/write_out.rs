@@ -223,15 +223,11 @@ impl Bitmap {
         generation: u64,
         outcome: WriteOutcome,
     ) -> PageChange {
-        if self
-            .writes
-            .get(&page)
-            .is_some_and(|write| write.generation == generation)
-        {
-            if let Some(write) = self.writes.remove(&page) {
-                if outcome == WriteOutcome::Failed {
-                    self.mark(page as usize, write.change);
-                }
+        let started = self.writes.get(&page).copied();
+        if let Some(write) = started.filter(|write| write.generation == generation) {
+            self.writes.remove(&page);
+            if outcome == WriteOutcome::Failed {
+                self.mark(page as usize, write.change);
             }
         }
         self.page_change(page)
