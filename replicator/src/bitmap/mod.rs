@@ -11,7 +11,7 @@
 //!
 //! Cost: every operation takes time for the pages it touches, not for the size of the device.
 
-mod coverage;
+pub mod coverage;
 mod page;
 mod write_out;
 
