@@ -4,5 +4,12 @@
 
 pub mod control;
 mod disk;
+mod handlers;
+mod peer;
 pub mod places;
 mod process;
+mod settings;
+mod socket;
+
+pub use handlers::Handlers;
+pub use settings::SettingError;

@@ -25,6 +25,7 @@ pub mod random;
 pub mod receive_epochs;
 pub mod resync;
 pub mod state;
+pub mod status;
 pub mod time;
 pub mod transfer_log;
 

@@ -85,9 +85,11 @@ impl<T> Ring<T> {
             rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK,
         )?;
         ring.submitter().register_eventfd(event.as_raw_fd())?;
+        // SAFETY: `OwnedFd` keeps one descriptor open, always the same, until it is dropped with the `AsyncFd` that owns it.
+        let wake = unsafe { AsyncFd::register_with_interest(event, tokio::io::Interest::READABLE) }?;
         Ok(Ring {
             ring,
-            wake: AsyncFd::with_interest(event, tokio::io::Interest::READABLE)?,
+            wake,
             slots: Vec::new(),
             free: Vec::new(),
             in_flight: 0,
