@@ -151,7 +151,7 @@ impl Ranges<'_> {
         let skip = if value { 0x00 } else { 0xFF };
         let mut at = self.at;
         while at < self.end {
-            if at % 8 == 0 && self.bytes[(at / 8) as usize] == skip {
+            if at.is_multiple_of(8) && self.bytes[(at / 8) as usize] == skip {
                 at += 8;
             } else if get(self.bytes, at) == value {
                 return at;

@@ -379,7 +379,7 @@ impl Layout {
     /// # Errors
     /// [`PlacementError::Misaligned`] for a flexible external device whose size is not a multiple of 4096 bytes.
     pub fn check_create(&self) -> Result<(), PlacementError> {
-        let aligned = self.device.0 % BLOCK_SIZE as u64 == 0;
+        let aligned = self.device.0.is_multiple_of(BLOCK_SIZE as u64);
         if self.placement == Placement::FlexibleExternal && !aligned {
             return Err(PlacementError::Misaligned {
                 device: self.device,

@@ -69,17 +69,18 @@ pub enum Version {
 }
 
 impl Version {
-    /// Recognises metadata by the magic at byte 60; `None` if there are none.
+    /// Recognises metadata by the magic at byte 60 (v07: byte 28, as drbdmeta 9.22 writes it); `None` if there
+    /// are none.
     pub fn of(block: &[u8]) -> Option<Self> {
         if block.len() < 64 {
             return None;
         }
         match be32(block, 60) {
             MAGIC_V06 => Some(Self::V06),
-            MAGIC_V07 => Some(Self::V07),
             MAGIC_V08 => Some(Self::V08(Magic::Clean)),
             MAGIC_V08_UNCLEAN => Some(Self::V08(Magic::Unclean)),
             MAGIC_V09 => Some(Self::V09),
+            _ if be32(block, 28) == MAGIC_V07 => Some(Self::V07),
             _ => None,
         }
     }
