@@ -4,6 +4,7 @@
 
 mod ast;
 pub mod diagnostics;
+pub mod dump;
 mod effective;
 mod evaluate;
 mod inherit;

@@ -12,6 +12,8 @@ use crate::ast::{DialectMarks, Item, Spanned};
 use crate::diagnostics::{Code, Diagnostic, ERRORS_MAX, Span};
 use crate::lexer::{Lexer, Token, TokenKind};
 
+pub(crate) use section::quote;
+
 /// Parsing fails with one diagnostic; boxed, since success is what is common.
 pub(crate) type Parsed<T> = Result<T, Box<Diagnostic>>;
 
