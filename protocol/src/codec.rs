@@ -34,10 +34,14 @@ pub(crate) use fixed;
 pub(crate) fn put<T: Fixed>(part: &T, out: &mut BytesMut) -> bool {
     let start = out.len();
     out.resize(start + T::LEN, 0);
-    matches!(
-        bincode::encode_into_slice(part, &mut out[start..], WIRE),
-        Ok(used) if used == T::LEN
-    )
+    write(part, &mut out[start..])
+}
+
+/// Writes the fixed part over `out`. `false`: they have not the same length, which is our bug.
+#[must_use]
+pub(crate) fn write<T: Fixed>(part: &T, out: &mut [u8]) -> bool {
+    let len = out.len();
+    len == T::LEN && matches!(bincode::encode_into_slice(part, out, WIRE), Ok(used) if used == len)
 }
 
 /// Reads the fixed part from the start of `bytes`; `None` if they are too few.

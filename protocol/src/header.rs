@@ -8,8 +8,6 @@
 
 use core::fmt;
 
-use bytes::BytesMut;
-
 use crate::codec::{self, fixed};
 use crate::error::ProtocolError;
 
@@ -138,18 +136,15 @@ impl Header {
         Ok(header)
     }
 
-    /// Appends the header. `false`: the length does not fit, or a volume is named that an 8-byte
-    /// header has no room for.
+    /// Writes the header over `out`, which has its length. `false`: the packet's length does not
+    /// fit, or a volume is named that an 8-byte header has no room for.
     #[must_use]
-    pub(crate) fn encode(&self, kind: HeaderKind, out: &mut BytesMut) -> bool {
-        let command = self.command;
+    pub(crate) fn write(&self, kind: HeaderKind, out: &mut [u8]) -> bool {
+        let (volume, command, length) = (self.volume, self.command, self.length);
         match kind {
-            HeaderKind::H80 => {
-                let Ok(length) = u16::try_from(self.length) else {
-                    return false;
-                };
-                self.volume == 0
-                    && codec::put(
+            HeaderKind::H80 => u16::try_from(length).is_ok_and(|length| {
+                volume == 0
+                    && codec::write(
                         &H80 {
                             magic: MAGIC_80,
                             command,
@@ -157,28 +152,28 @@ impl Header {
                         },
                         out,
                     )
-            }
+            }),
             HeaderKind::H95 => {
-                let header = H95 {
-                    magic: MAGIC_95,
+                volume == 0
+                    && codec::write(
+                        &H95 {
+                            magic: MAGIC_95,
+                            command,
+                            length,
+                        },
+                        out,
+                    )
+            }
+            HeaderKind::H100 => codec::write(
+                &H100 {
+                    magic: MAGIC_100,
+                    volume,
                     command,
-                    length: self.length,
-                };
-                self.volume == 0 && codec::put(&header, out)
-            }
-            HeaderKind::H100 => {
-                let (volume, length) = (self.volume, self.length);
-                codec::put(
-                    &H100 {
-                        magic: MAGIC_100,
-                        volume,
-                        command,
-                        length,
-                        pad: 0,
-                    },
-                    out,
-                )
-            }
+                    length,
+                    pad: 0,
+                },
+                out,
+            ),
         }
     }
 }

@@ -287,19 +287,19 @@ impl Frame {
         let body = out.len() - start - kind.len();
         let length = (body + payload.as_ref().map_or(0, Bytes::len)) as u64;
         let (min, max) = length_bounds(command, digest_len(&self.packet));
-        let mut header = BytesMut::with_capacity(kind.len());
-        let fits = sound
+        let sendable = sound
             && (min..=max).contains(&length)
             && u32::try_from(length).is_ok_and(|length| {
                 let command = command.number();
+                let header = &mut out[start..start + kind.len()];
                 Header {
                     volume: self.volume,
                     command,
                     length,
                 }
-                .encode(kind, &mut header)
+                .write(kind, header)
             });
-        if !fits || header.len() != kind.len() {
+        if !sendable {
             out.truncate(start);
             return Err(ProtocolError::Unsendable {
                 command,
@@ -307,7 +307,6 @@ impl Frame {
                 header: kind,
             });
         }
-        out[start..start + kind.len()].copy_from_slice(&header);
         Ok(payload)
     }
 }

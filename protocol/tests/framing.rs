@@ -1,6 +1,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 //! The framer by hand-made streams: phases, sockets, lengths, and payloads without copies.
 
+use std::slice::from_ref;
+
 use bytes::{Bytes, BytesMut};
 use tandem_protocol::features::{Agreed, Capabilities, Features, TANDEM_CAPABILITIES};
 use tandem_protocol::packets::{
@@ -332,7 +334,7 @@ fn p_sizes_has_the_length_of_the_agreed_features() {
     };
     let (short, long) = (sizes(None), sizes(Some(limits)));
     assert_eq!(
-        (wire(&[short.clone()]).len(), wire(&[long.clone()]).len()),
+        (wire(from_ref(&short)).len(), wire(from_ref(&long)).len()),
         (48, 72)
     );
     for (features, fits, differs) in [(0xf, &long, &short), (0xb, &short, &long)] {
@@ -345,10 +347,10 @@ fn p_sizes_has_the_length_of_the_agreed_features() {
         let mut framer = Framer::established(Socket::Data, HeaderKind::H100);
         framer.set_agreed(&agreed);
         assert_eq!(
-            all(&mut framer, wire(&[fits.clone()])).unwrap(),
-            [fits.clone()]
+            all(&mut framer, wire(from_ref(fits))).unwrap(),
+            *from_ref(fits)
         );
-        let refused = all(&mut framer, wire(&[differs.clone()]));
+        let refused = all(&mut framer, wire(from_ref(differs)));
         assert!(matches!(refused, Err(ProtocolError::SizesLength { .. })));
     }
 }
@@ -411,7 +413,7 @@ fn a_payload_may_be_received_straight_into_a_block() {
 #[test]
 fn a_payload_in_thousands_of_pieces_is_assembled_once() {
     let frame = data(b"", 1 << 20);
-    let bytes = wire(std::slice::from_ref(&frame));
+    let bytes = wire(from_ref(&frame));
     let mut framer = Framer::established(Socket::Data, HeaderKind::H100);
     let mut frames = vec![];
     for at in (0..bytes.len()).step_by(3) {

@@ -87,7 +87,8 @@ fn every_capture_decodes_completely_and_encodes_identically() {
                 again[..] == stream.bytes[..stream.bytes.len() - left],
                 "{about} differs"
             );
-            for step in [1, 7, 1448] {
+            let small = if stream.bytes.len() < 50_000 { 1 } else { 999 };
+            for step in [small, 1448] {
                 let (pieces, rest) = decode(&stream, step);
                 assert_eq!(rest, left, "{about}");
                 let same = pieces.iter().zip(&frames).all(|(a, b)| a.frame == b.frame);
@@ -244,16 +245,23 @@ impl BitSink for Bools {
 #[test]
 fn bitmaps_of_the_kernel_come_out_of_our_sender_as_the_same_bytes() {
     let mut transfers = 0;
-    for (scenario, bits, compression) in [
-        ("01-initial-sync", 256, Compression::RunLength),
-        ("03-bitmap-resync", 256, Compression::RunLength),
-        ("03-bitmap-resync-no-rle", 256, Compression::Plain),
-        ("04-verify", 256, Compression::RunLength),
-        ("05-split-brain", 256, Compression::RunLength),
-        ("12-hard-kill-primary", 65536, Compression::RunLength),
-        ("16-flexible-external-md", 266, Compression::RunLength),
+    for (scenario, compression) in [
+        ("01-initial-sync", Compression::RunLength),
+        ("03-bitmap-resync", Compression::RunLength),
+        ("03-bitmap-resync-no-rle", Compression::Plain),
+        ("04-verify", Compression::RunLength),
+        ("05-split-brain", Compression::RunLength),
+        ("12-hard-kill-primary", Compression::RunLength),
+        ("16-flexible-external-md", Compression::RunLength),
     ] {
         for packets in data_sockets(scenario).into_values() {
+            let bits = packets.iter().find_map(|packet| match packet {
+                Packet::Sizes(sizes) => Some(sizes.d_size.div_ceil(8) as usize),
+                _ => None,
+            });
+            let Some(bits) = bits else {
+                continue;
+            };
             let is_bitmap =
                 |packet: &Packet| matches!(packet, Packet::Bitmap(_) | Packet::CompressedBitmap(_));
             let mut packets = packets.into_iter().filter(is_bitmap).peekable();
