@@ -320,7 +320,11 @@ fn direction(q: &Question, d: &mut Decision) -> Result<i32, Reason> {
             decided
         });
     }
+    // Where this Primary lost and could not yield, the peer has already decided to be the source by the same policy. Were
+    // a discard-my-data to count now, both could be source. 8.4 lets it count; refusing is what it does without the option.
+    let lost = d.handlers.contains(&Handler::PriLostAfterSb);
     match (q.own.discard_my_data, q.peer.discard_my_data) {
+        _ if lost => Err(unresolved(d)),
         (true, false) => {
             d.log.push(String::from(
                 "Split-Brain detected, manually solved. Sync from peer node",
@@ -333,14 +337,17 @@ fn direction(q: &Question, d: &mut Decision) -> Result<i32, Reason> {
             ));
             Ok(1)
         }
-        _ => {
-            d.log.push(String::from(
-                "Split-Brain detected but unresolved, dropping connection!",
-            ));
-            d.handlers.push(Handler::SplitBrain);
-            Err(Reason::SplitBrain)
-        }
+        _ => Err(unresolved(d)),
     }
+}
+
+/// Step 6.
+fn unresolved(d: &mut Decision) -> Reason {
+    d.log.push(String::from(
+        "Split-Brain detected but unresolved, dropping connection!",
+    ));
+    d.handlers.push(Handler::SplitBrain);
+    Reason::SplitBrain
 }
 
 /// Step 2: exactly one side is Inconsistent, the other is better.

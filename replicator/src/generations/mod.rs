@@ -196,7 +196,8 @@ impl Generations {
         self.uuids.bitmap = 0;
     }
 
-    /// End of a resync without failed blocks on the target (section 3.5), with the peer's values as last received.
+    /// End of a resync without failed blocks on the target (section 3.5). `peer` are the slots of the
+    /// last P_UUIDS, so from before the source stored the sync UUID.
     pub fn finish_as_target(&mut self, peer: &Uuids, role: Role) {
         self.uuids.bitmap = peer.bitmap;
         self.uuids.history = peer.history;
@@ -282,17 +283,26 @@ pub enum NewCurrentCase {
     SkipInitialSync,
 }
 
+/// Whether `new-current-uuid` also clears the bitmap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClearBitmap {
+    /// With `--clear-bitmap`.
+    Yes,
+    /// Without it.
+    No,
+}
+
 /// Whether `new-current-uuid` is allowed, and as what (section 3.10); else it is refused with 151 (no disk: 138, before).
 pub fn new_current_case(
     state: &State,
     uuids: &Uuids,
     protocol: u32,
-    clear_bitmap: bool,
+    clear: ClearBitmap,
 ) -> Option<NewCurrentCase> {
     let fresh = state.conn == ConnState::Connected
         && protocol >= 90
         && uuids.current == JUST_CREATED
-        && clear_bitmap;
+        && clear == ClearBitmap::Yes;
     if fresh {
         return Some(NewCurrentCase::SkipInitialSync);
     }

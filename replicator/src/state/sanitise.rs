@@ -65,8 +65,14 @@ pub const STEPS: &[Step] = &[
         purpose: "no longer paused",
         apply: resume,
     },
-    // A pause that ends narrows the range of S6. No state that a run can reach is changed by doing it again, but
-    // sanitising becomes idempotent for every state word, also for those that only a test constructs.
+    // Twice, where a later step opens the condition of an earlier one: S4 leaves an unused volume, the end of a pause
+    // narrows the range. No state that a run reaches is changed by this, but sanitising becomes idempotent for every
+    // state word, also for those that only a test constructs.
+    Step {
+        name: "S2",
+        purpose: "an unused volume depends on nothing",
+        apply: unused_volume,
+    },
     Step {
         name: "S6",
         purpose: "the range of the state after S9 and S10",
