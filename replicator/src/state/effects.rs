@@ -291,9 +291,8 @@ const DEFERRED: &[(Deferred, Applies)] = &[
     // 15, 17, 18: one packet carries the change whichever of them asks for it.
     (Deferred::SendState, |c, _| {
         let paused = c.old.aftr_isp != c.new.aftr_isp || c.old.user_isp != c.new.user_isp;
-        (c.new.conn >= ConnState::Connected && paused)
-            || (c.old.conn == ConnState::WFReportParams && c.new.conn >= ConnState::Connected)
-            || becomes(c, ConnState::Ahead)
+        let begins = c.old.conn == ConnState::WFReportParams;
+        (c.new.conn >= ConnState::Connected && (paused || begins)) || becomes(c, ConnState::Ahead)
     }),
     (Deferred::PauseDependents, |c, _| {
         c.new.is_paused() && !c.old.is_paused()
