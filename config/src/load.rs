@@ -132,10 +132,10 @@ pub fn load_from(files: &dyn Files, paths: &[&Path]) -> Result<Config, LoadError
             source,
         };
         let bytes = read_bounded(files, path).map_err(unreadable)?;
-        if let Ok(real) = files.canonical(path) {
-            if !loader.seen.insert(real) {
-                continue;
-            }
+        if let Ok(real) = files.canonical(path)
+            && !loader.seen.insert(real)
+        {
+            continue;
         }
         loader.file(&path.to_string_lossy(), path, bytes, 0);
     }
@@ -347,10 +347,10 @@ impl<'a> Loader<'a> {
             vec![directory.join(&pattern.value)]
         };
         for path in paths {
-            if let Ok(real) = self.files.canonical(&path) {
-                if !self.seen.insert(real) {
-                    continue;
-                }
+            if let Ok(real) = self.files.canonical(&path)
+                && !self.seen.insert(real)
+            {
+                continue;
             }
             match read_bounded(self.files, &path) {
                 Ok(bytes) => self.file(&path.to_string_lossy(), &path, bytes, depth + 1),

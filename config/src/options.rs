@@ -63,17 +63,17 @@ pub enum Unit {
 }
 
 impl Unit {
-    /// Words for messages, with a leading blank; empty for pieces.
+    /// Words for messages: what a plain number counts.
     #[must_use]
-    pub fn suffix(self) -> &'static str {
+    pub fn words(self) -> &'static str {
         match self {
-            Self::Count => "",
-            Self::Seconds => " s",
-            Self::Deciseconds => " x 0.1 s",
-            Self::Milliseconds => " ms",
-            Self::Bytes => " bytes",
-            Self::Kibibytes => " KiB",
-            Self::Sectors => " sectors",
+            Self::Count => "pieces",
+            Self::Seconds => "seconds",
+            Self::Deciseconds => "tenths of a second",
+            Self::Milliseconds => "milliseconds",
+            Self::Bytes => "bytes",
+            Self::Kibibytes => "KiB",
+            Self::Sectors => "sectors of 512 bytes",
         }
     }
 }

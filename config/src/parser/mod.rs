@@ -361,10 +361,10 @@ fn unexpected(token: &Token, expected: &[&str]) -> Box<Diagnostic> {
         Code::UnexpectedToken
     };
     let mut error = Diagnostic::expected(code, token.span, expected.iter().copied(), token.shown());
-    if let TokenKind::Word(word) = &token.kind {
-        if let Some(name) = crate::diagnostics::nearest(word, expected.iter().copied()) {
-            error = error.hinting(format!("did you mean {name}?"));
-        }
+    if let TokenKind::Word(word) = &token.kind
+        && let Some(name) = crate::diagnostics::nearest(word, expected.iter().copied())
+    {
+        error = error.hinting(format!("did you mean {name}?"));
     }
     Box::new(error)
 }

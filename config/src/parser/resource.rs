@@ -128,7 +128,7 @@ impl Parser<'_> {
                 _ => return Err(unexpected(token, &with_brace(RESOURCE))),
             };
             // `disk PATH;` is a volume statement, `disk { }` a section.
-            if !(word == "disk" && !p.at('{')?)
+            if (word != "disk" || p.at('{')?)
                 && p.shared_statement(word, token, &mut once, &mut raw.sections)?
             {
                 return Ok(());

@@ -375,9 +375,9 @@ impl Parser<'_> {
                            write disk { resync-after RESOURCE; } instead";
             self.warn(Code::LegacyGroup, setting.at, message);
         }
-        let reason = match spec.support {
-            options::Support::Supported => "it may have no effect in this version",
-            options::Support::NoEffect(why) | options::Support::Refused(why) => why,
+        let (state, reason) = match spec.support {
+            options::Support::Supported => ("may have no effect", "not every case of it is there"),
+            options::Support::NoEffect(why) | options::Support::Refused(why) => ("is ignored", why),
         };
         let set = !spec.is_default(&setting.value);
         match spec.load_warning {
@@ -385,7 +385,7 @@ impl Parser<'_> {
                 self.warn(
                     Code::IgnoredOption,
                     setting.at,
-                    format!("{} is ignored: {reason}", spec.name),
+                    format!("{} {state}: {reason}", spec.name),
                 );
             }
             LoadWarning::NotSupported if set => {
@@ -457,14 +457,14 @@ fn unknown_option(section: Section, name: &str, token: &Token) -> Box<Diagnostic
 fn out_of_range(spec: &OptionSpec, word: &Spanned<String>, min: u64, max: u64) -> Box<Diagnostic> {
     let expected = [format!("{min}..{max}")];
     let error = Diagnostic::expected(Code::Range, word.at, expected, &word.value);
-    let suffix = match spec.kind {
-        Kind::Number { unit, .. } => unit.suffix(),
-        _ => "",
-    };
-    Box::new(if suffix.is_empty() {
-        error
-    } else {
-        error.hinting(format!("{} is counted in{suffix}", spec.name))
+    Box::new(match spec.kind {
+        Kind::Number {
+            unit: Unit::Count, ..
+        } => error,
+        Kind::Number { unit, .. } => {
+            error.hinting(format!("{} is counted in {}", spec.name, unit.words()))
+        }
+        _ => error,
     })
 }
 
