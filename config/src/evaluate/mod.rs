@@ -414,7 +414,12 @@ impl Checker<'_> {
     fn mesh(&mut self, raw: &RawConnection, hosts: &[Host]) -> Vec<Connection> {
         if raw.mesh_hosts.len() > MESH_HOSTS_MAX {
             let expected = format!("at most {MESH_HOSTS_MAX} hosts");
-            self.error(Code::Connections, raw.at, &expected, raw.mesh_hosts.len().to_string());
+            self.error(
+                Code::Connections,
+                raw.at,
+                &expected,
+                raw.mesh_hosts.len().to_string(),
+            );
             return Vec::new();
         }
         let mut ends: Vec<(usize, Span)> = Vec::new();
