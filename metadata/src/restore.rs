@@ -16,6 +16,8 @@ use crate::units::{BLOCK_SIZE, ByteOffset, SectorCount};
 
 /// Most digits of a decimal number.
 const DECIMAL_DIGITS_MAX: usize = 19;
+/// The largest number of that many digits.
+const JOINED_COUNT_MAX: u64 = 9_999_999_999_999_999_999;
 
 /// Why a dump cannot be restored (exit 10).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -400,7 +402,10 @@ impl<'a> Parser<'a> {
             };
             self.symbol(';', "';'")?;
             match runs.last_mut() {
-                Some((count, word)) if *word == run.1 => *count = count.saturating_add(run.0),
+                // A joined count must still be one that this parser reads.
+                Some((count, word)) if *word == run.1 && *count <= JOINED_COUNT_MAX - run.0 => {
+                    *count += run.0;
+                }
                 _ => runs.push(run),
             }
         }
