@@ -137,23 +137,30 @@ pub fn resource_text(
     {
         out.connection(resource, connection);
     }
-    let mut sections = resource.sections.clone();
-    if let (Some(base), Expansion::Expanded) = (config.base_of(resource), expansion) {
-        let mut all = base.clone();
-        for section in SECTIONS {
-            if let (Some(below), Some(above)) = (all.get_mut(*section), sections.get(*section)) {
-                below.overlay(above);
-            }
-        }
-        all.proxy_plugins = sections.proxy_plugins.or(all.proxy_plugins);
-        sections = all;
-    }
+    let sections = sections_for(config, resource, expansion);
     out.sections(&sections);
     out.close();
     out.text
 }
 
-const SECTIONS: &[Section] = &[
+/// The sections of a resource, with the inherited options where they are wanted.
+pub(crate) fn sections_for(config: &Config, resource: &Resource, expansion: Expansion) -> Sections {
+    let own = &resource.sections;
+    let (Some(base), Expansion::Expanded) = (config.base_of(resource), expansion) else {
+        return own.clone();
+    };
+    let mut all = base.clone();
+    for section in SECTIONS {
+        if let (Some(below), Some(above)) = (all.get_mut(*section), own.get(*section)) {
+            below.overlay(above);
+        }
+    }
+    all.group = own.group.or(all.group);
+    all.proxy_plugins = own.proxy_plugins.clone().or(all.proxy_plugins);
+    all
+}
+
+pub(crate) const SECTIONS: &[Section] = &[
     Section::Net,
     Section::Disk,
     Section::Startup,

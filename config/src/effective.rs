@@ -3,6 +3,7 @@
 //! Source: `docs/spec/config-and-cli.md` sections 1.5, 1.6 and 2.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use crate::diagnostics::{Diagnostic, Span};
@@ -384,8 +385,8 @@ words! {
     }
 }
 
-/// `net`, with defaults.
-#[derive(Debug, Clone, PartialEq)]
+/// `net`, with defaults. Its `Debug` form is short and does not show the secret.
+#[derive(Clone, PartialEq)]
 pub struct NetOptions {
     /// `protocol`
     pub protocol: Protocol,
@@ -443,6 +444,23 @@ pub struct NetOptions {
     pub congestion_fill_sectors: u64,
     /// `congestion-extents`
     pub congestion_extents: u32,
+}
+
+impl fmt::Debug for NetOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NetOptions")
+            .field("protocol", &self.protocol)
+            .field("timeout", &self.timeout)
+            .field("connect_int", &self.connect_int)
+            .field("ping_int", &self.ping_int)
+            .field("ping_timeout", &self.ping_timeout)
+            .field("cram_hmac_alg", &self.cram_hmac_alg)
+            .field(
+                "shared_secret",
+                &self.shared_secret.as_ref().map(|_| "(secret)"),
+            )
+            .finish_non_exhaustive()
+    }
 }
 
 impl NetOptions {

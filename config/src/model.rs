@@ -70,8 +70,8 @@ pub enum Value {
     Names(Vec<String>),
 }
 
-/// One option that somebody wrote.
-#[derive(Debug, Clone, PartialEq)]
+/// One option that somebody wrote. Its `Debug` form does not show secrets.
+#[derive(Clone, PartialEq)]
 pub struct Setting {
     /// Its row in the table; legacy names are mapped already.
     pub spec: &'static OptionSpec,
@@ -83,6 +83,21 @@ pub struct Setting {
     pub at: Span,
     /// Where its value stands.
     pub value_at: Span,
+}
+
+impl fmt::Debug for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = if self.spec.name == "shared-secret" {
+            "(secret)"
+        } else {
+            &self.text
+        };
+        write!(
+            f,
+            "{} {text} at {}:{}",
+            self.spec.name, self.at.line, self.at.column
+        )
+    }
 }
 
 /// Options of one section in the order of writing, each name at most once.

@@ -251,6 +251,13 @@ impl OptionSpec {
                     "only sha1, sha256 and md5 are known for the authentication of peers",
                 )
             }
+            (Section::Net, "rr-conflict", Value::Text(word))
+                if matches!(word.as_str(), "retry-connect" | "auto-discard") =>
+            {
+                Support::Refused(
+                    "it is a policy of DRBD 9; write disconnect, violently or call-pri-lost",
+                )
+            }
             (Section::Net, "transport", Value::Text(name)) if name.is_empty() => Support::Supported,
             _ => self.support,
         }
@@ -676,7 +683,8 @@ pub static OPTIONS: &[OptionSpec] = &[
     )
     .refused("only tcp is there")
     .warns(LoadWarning::Ignored),
-    switch(Net, "allow-remote-read", true, "9"),
+    switch(Net, "allow-remote-read", true, "9")
+        .no_effect("a node without good data reads from its peer"),
     switch(Net, "tls", false, "9+")
         .refused(NO_TLS)
         .warns(LoadWarning::Refused),

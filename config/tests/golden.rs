@@ -202,3 +202,64 @@ fn a_dump_reads_back_as_the_same_configuration() {
         }
     }
 }
+
+#[test]
+fn the_seed_is_dumped_as_text_and_xml_in_the_documented_form() {
+    let config = load(&golden().join("zimbra-8.4.res")).unwrap();
+    let node = Node::named("astapor.got.com");
+    let text = dump::resource_text(
+        &config,
+        &config.resources[0],
+        &node,
+        dump::Expansion::AsWritten,
+    );
+    let text = text
+        .lines()
+        .filter(|l| !l.starts_with("# defined at "))
+        .collect::<Vec<_>>()
+        .join("\n");
+    let expected = r#"# resource optzimbra on astapor.got.com: not ignored, not stacked
+resource optzimbra {
+    on astapor.got.com {
+        device           /dev/drbd0 minor 0;
+        disk             /dev/vdb1;
+        meta-disk        /dev/vdc1;
+        address          ipv4 172.17.18.191:7788;
+    }
+    on braavos.got.com {
+        device           /dev/drbd0 minor 0;
+        disk             /dev/vdb1;
+        meta-disk        /dev/vdc1;
+        address          ipv4 172.17.18.192:7788;
+    }
+    net {
+        protocol         C;
+    }
+    disk {
+        on-io-error      detach;
+        resync-rate      10M;
+        al-extents       257;
+    }
+    startup {
+        degr-wfc-timeout 120;
+    }
+    handlers {
+        pri-on-incon-degr "halt -f";
+    }
+}"#;
+    assert_eq!(text, expected);
+    let xml = tandem_config::xml::config_xml(&config, &["optzimbra"], dump::Expansion::Expanded);
+    for line in [
+        "<volume vnr=\"0\">",
+        "<device minor=\"0\">/dev/drbd0</device>",
+        "<meta-disk>/dev/vdc1</meta-disk>",
+        "<address family=\"ipv4\" port=\"7788\">172.17.18.191</address>",
+        "<option name=\"pri-on-incon-degr\" value=\"halt -f\"/>",
+    ] {
+        assert!(xml.contains(line), "{line}\n{xml}");
+    }
+    assert_eq!(
+        xml.matches("<host ").count(),
+        xml.matches("</host>").count()
+    );
+}

@@ -531,3 +531,14 @@ fn names_that_look_like_keywords_are_accepted_and_dumped_in_quotes() {
     assert!(text.contains("resource \"disk\" {"), "{text}");
     assert_eq!(accept(&text).resources[0].name, "disk");
 }
+
+#[test]
+fn secrets_do_not_appear_in_debug_output() {
+    let config = accept(&resource(
+        "net { cram-hmac-alg sha1; shared-secret hushhush; }",
+    ));
+    let view = config.resource_for("r0", &Node::named("alpha")).unwrap();
+    assert_eq!(view.peers[0].net.shared_secret.as_deref(), Some("hushhush"));
+    assert!(!format!("{view:?}").contains("hushhush"));
+    assert!(!format!("{:?}", config.resources).contains("hushhush"));
+}
