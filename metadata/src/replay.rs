@@ -143,7 +143,7 @@ impl Replay {
         for transaction in ring.from(oldest) {
             set.apply(transaction);
         }
-        let coverage = ring.coverage(newest, invalid);
+        let coverage = ring.coverage(oldest, newest, invalid);
         let mut active = set.extents();
         if coverage != Coverage::Exact {
             active.extend(ring.all_extents());
@@ -227,10 +227,12 @@ impl<'a> Ring<'a> {
 
     /// Whether the set after `newest` is exact. A single invalid block right after the newest is the write that
     /// the crash cut off. Anything else is damage: then the last contexts must describe every slot, and nothing
-    /// newer may be lost.
-    fn coverage(&self, newest: usize, invalid: u32) -> Coverage {
+    /// newer may be lost. Numbers that are not consecutive are damage too: a lost write, or a ring over which a
+    /// writer started anew (section 8, P4), where the highest number is not the newest.
+    fn coverage(&self, oldest: usize, newest: usize, invalid: u32) -> Coverage {
         let torn_next = self.is_invalid(newest + 1);
-        if invalid == 0 || (invalid == 1 && torn_next) {
+        let whole = invalid == 0 || (invalid == 1 && torn_next);
+        if whole && self.is_consecutive(oldest, newest) {
             return Coverage::Exact;
         }
         // Two damaged blocks after the newest: the first of them may have been a finished transaction.
@@ -242,6 +244,20 @@ impl<'a> Ring<'a> {
         } else {
             Coverage::Unknown
         }
+    }
+
+    /// Whether every position from `oldest` to `newest` has the number that follows the one before, and no other
+    /// position has a transaction.
+    fn is_consecutive(&self, oldest: usize, newest: usize) -> bool {
+        let Some(first) = self.transaction(oldest) else {
+            return false;
+        };
+        let blocks = self.decoded.len();
+        let span = (newest + blocks - oldest) % blocks;
+        (0..blocks).all(|step| match self.transaction(oldest + step) {
+            Some(t) => step <= span && t.number == first.number.wrapping_add(step as u32),
+            None => step > span,
+        })
     }
 
     /// Whether the contexts of consecutive transactions, walking back from `newest`, describe every slot.

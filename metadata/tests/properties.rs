@@ -313,6 +313,29 @@ fn damage_in_the_middle_never_loses_a_hot_extent() {
 }
 
 #[test]
+fn a_writer_that_started_anew_over_an_old_ring_loses_no_hot_extent() {
+    // What restore-md of drbdmeta leaves: it does not touch the log, and the next writer starts at 0.
+    let (mut ring, _, _) = transaction_ring(67, 30);
+    let mut writer = LogWriter::new(AlGeometry::DEFAULT, 67).unwrap();
+    for number in 0..3_u16 {
+        let extent = Some(AlExtent(900 + u32::from(number)));
+        let pending = writer
+            .build(&[SlotUpdate {
+                slot: number,
+                extent,
+            }])
+            .unwrap();
+        let at = pending.block as usize * 4096;
+        ring[at..at + 4096].copy_from_slice(&pending.bytes[..]);
+        writer.commit(pending);
+    }
+    let (active, coverage) = coverage(&ring);
+    assert_eq!(coverage, Coverage::Union);
+    let hot: BTreeSet<AlExtent> = writer.slots().iter().flatten().copied().collect();
+    assert!(active.is_superset(&hot));
+}
+
+#[test]
 fn two_lost_newest_blocks_mean_that_everything_is_suspect() {
     let (mut ring, _, _) = transaction_ring(67, 30);
     ring[(29 % 8) * 4096 + 600] ^= 1;
