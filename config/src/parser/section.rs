@@ -278,26 +278,7 @@ impl Parser<'_> {
         };
         let same = |value: &str| (Value::Text(value.to_owned()), quote_if_needed(value));
         match spec.kind {
-            Kind::Number { unit, min, max } => {
-                let number = number_in_unit(text, unit, word.at)?;
-                if number < min || number > max {
-                    return Err(out_of_range(spec, word, min, max));
-                }
-                Ok((Value::Number(number), text.to_owned()))
-            }
-            Kind::Clamped { min, max } => {
-                let number = number_in_unit(text, Unit::Count, word.at)?;
-                let clamped = number.clamp(min, max);
-                if clamped == number {
-                    return Ok((Value::Number(number), text.to_owned()));
-                }
-                let message = format!(
-                    "{} {text} is out of range {min}..{max}: {clamped} is used",
-                    spec.name
-                );
-                self.warn(Code::Clamped, word.at, message);
-                Ok((Value::Number(clamped), clamped.to_string()))
-            }
+            Kind::Number { .. } | Kind::Clamped { .. } => self.checked_number(spec, word),
             Kind::Choice(_) if text == "panic" && spec.name == "on-io-error" => {
                 self.out.marks.v07 = true;
                 self.warn(
@@ -333,31 +314,39 @@ impl Parser<'_> {
                     Err(choose(&words))
                 }
             }
-            Kind::Text { max } => {
-                let len = text.chars().count();
-                if len > max {
-                    let expected = [format!("at most {max} characters")];
-                    // A secret is not repeated in messages.
-                    let found = if spec.name == "shared-secret" {
-                        format!("{len} characters")
-                    } else {
-                        text.to_owned()
-                    };
-                    return Err(Box::new(Diagnostic::expected(
-                        Code::StringTooLong,
-                        word.at,
-                        expected,
-                        found,
-                    )));
-                }
-                let quoted = if spec.section == Section::Handlers {
-                    quote(text)
-                } else {
-                    quote_if_needed(text)
-                };
-                Ok((Value::Text(text.to_owned()), quoted))
-            }
+            Kind::Text { max } => checked_text(spec, word, max),
             Kind::Switch | Kind::Flag | Kind::Names => Ok(same(text)),
+        }
+    }
+
+    fn checked_number(
+        &mut self,
+        spec: &OptionSpec,
+        word: &Spanned<String>,
+    ) -> Parsed<(Value, String)> {
+        let text = word.value.as_str();
+        match spec.kind {
+            Kind::Number { unit, min, max } => {
+                let number = number_in_unit(text, unit, word.at)?;
+                if number < min || number > max {
+                    return Err(out_of_range(spec, word, min, max));
+                }
+                Ok((Value::Number(number), text.to_owned()))
+            }
+            Kind::Clamped { min, max } => {
+                let number = number_in_unit(text, Unit::Count, word.at)?;
+                let clamped = number.clamp(min, max);
+                if clamped == number {
+                    return Ok((Value::Number(number), text.to_owned()));
+                }
+                let message = format!(
+                    "{} {text} is out of range {min}..{max}: {clamped} is used",
+                    spec.name
+                );
+                self.warn(Code::Clamped, word.at, message);
+                Ok((Value::Number(clamped), clamped.to_string()))
+            }
+            _ => Ok((Value::Text(text.to_owned()), quote_if_needed(text))),
         }
     }
 
@@ -409,6 +398,32 @@ impl Parser<'_> {
         let dead = spec.section == Section::Syncer && spec.name != "group";
         (!dead).then_some(setting)
     }
+}
+
+fn checked_text(spec: &OptionSpec, word: &Spanned<String>, max: usize) -> Parsed<(Value, String)> {
+    let text = word.value.as_str();
+    let len = text.chars().count();
+    if len > max {
+        let expected = [format!("at most {max} characters")];
+        // A secret is not repeated in messages.
+        let found = if spec.name == "shared-secret" {
+            format!("{len} characters")
+        } else {
+            text.to_owned()
+        };
+        return Err(Box::new(Diagnostic::expected(
+            Code::StringTooLong,
+            word.at,
+            expected,
+            found,
+        )));
+    }
+    let quoted = if spec.section == Section::Handlers {
+        quote(text)
+    } else {
+        quote_if_needed(text)
+    };
+    Ok((Value::Text(text.to_owned()), quoted))
 }
 
 /// The row of an option name in a section, old spellings and `no-` included.
