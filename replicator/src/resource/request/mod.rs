@@ -17,7 +17,6 @@ use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use bytes::{Bytes, BytesMut};
 
-use super::volume::Volume;
 use super::{Pending, Resource};
 use crate::activity_log::Ticket;
 use crate::effect::{DiskOperation, Effect};
@@ -426,11 +425,4 @@ fn join(mut parts: Vec<Bytes>) -> Bytes {
         whole.extend_from_slice(&part);
     }
     whole.freeze()
-}
-
-impl Volume {
-    /// Whether writes go to the local disk (state-machine.md 7.1).
-    pub(crate) fn writes_locally(&self) -> bool {
-        self.backing.is_some() && self.state.disk >= DiskState::Inconsistent
-    }
 }

@@ -213,7 +213,7 @@ impl Resource {
         match volume.backing.as_mut() {
             Some(backing) => {
                 let bits = bits_touched(offset, u64::from(length), bytes);
-                backing.bitmap.set(bits, Urgency::Evict)
+                backing.bitmap.set(bits, Urgency::BeforeEviction)
             }
             None => 0,
         }
