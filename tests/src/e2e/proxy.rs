@@ -172,7 +172,7 @@ fn pull(mut from: TcpStream, way: &Way, cuts: u64, shared: &Shared) {
                 let delay = Duration::from_micros(shared.delay_micros.load(Ordering::SeqCst));
                 let mut queue = lock(way);
                 queue
-                    .0
+                    .pieces
                     .push_back((Instant::now() + delay, buffer[..length].to_vec()));
                 queue.bytes += length;
                 way.changed.notify_one();
