@@ -23,6 +23,7 @@ pub mod intervals;
 pub mod options;
 pub mod random;
 pub mod receive_epochs;
+pub mod resource;
 pub mod resync;
 pub mod state;
 pub mod status;
@@ -37,3 +38,5 @@ pub use event::{
 };
 pub use options::{DiskOptions, NetOptions, OnIoError, Protocol, ResourceOptions, VolumeOptions};
 pub use time::Time;
+pub use resource::Resource;
+pub use status::{Counters, ResourceStatus, ResyncStatus, VolumeStatus};

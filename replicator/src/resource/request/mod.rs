@@ -221,7 +221,7 @@ impl Resource {
                 || state.susp_nod
                 || state.susp_fen
                 || !volume.io_holds.is_empty()
-                || matches!(state.conn, ConnState::WFBitMapT | ConnState::WFSyncUuid)
+                || matches!(state.conn, ConnState::WFBitMapT | ConnState::WFSyncUUID)
                 || matches!(state.disk, DiskState::Attaching | DiskState::Negotiating)
         })
     }
@@ -366,6 +366,17 @@ impl Resource {
     /// Whether a client's request on this volume is admitted and not answered.
     pub(crate) fn requests_open(&self, volume: VolumeNumber) -> bool {
         self.requests.clients.values().any(|client| client.volume == volume)
+    }
+
+    /// Clients' requests on this volume that are admitted and not answered (`ap` of the status).
+    pub(crate) fn applications_open(&self, volume: VolumeNumber) -> u32 {
+        self.requests.clients.values().filter(|client| client.volume == volume).count() as u32
+    }
+
+    /// Whether a write of this volume is in the transfer log, answered or not: a demotion waits for the peer's
+    /// confirmations.
+    pub(crate) fn writes_open(&self, volume: VolumeNumber) -> bool {
+        self.requests.writes.values().any(|write| write.volume == volume)
     }
 
     /// Whether an application write of this volume is admitted and not answered: whole-bitmap operations wait for them.

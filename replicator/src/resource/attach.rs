@@ -1,0 +1,749 @@
+//! Attaching a disk (state-machine.md 3.9), with the replay of a crashed Primary's activity log (metadata.md 3.9).
+//!
+//! ```text
+//!  Opening ─► Superblock ─► Attaching? ─► Reading ─► Writing ─► Settling ─► Finishing ─► answered
+//!      any failure ─────────────────────────────► Failing (reads drain) ─► Closing ─► answered
+//! ```
+//!
+//! Order on disk: bits of the activity log's extents, flushed; the superblock "in use"; then the state, and the
+//! superblock with its flags. Only then are clients let in and the command is answered.
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
+use bytes::Bytes;
+
+use tandem_metadata::superblock::Magic;
+use tandem_metadata::{
+    ByteLen, Coverage, Flags, Layout, Placement, Replay, Replayed, SectorCount, Superblock,
+    SuperblockError, activity_log,
+};
+
+use super::change::Asker;
+use super::generation::FlagValue;
+use super::plan::{Pages, Stage, Then};
+use super::volume::{Backing, IoHold};
+use super::{Pending, Resource};
+use crate::activity_log::ActivityLog;
+use crate::bitmap::{Bitmap, NewBits, PAGE_BYTES, Urgency, bits_of_device, bits_touched};
+use crate::command::Answer;
+use crate::effect::{Effect, Level, MetaOperation};
+use crate::event::{BackingInfo, CommandId, IoError, MetaKind, OpenError, VolumeNumber};
+use crate::generations::Generations;
+use crate::state::effects::attach_states;
+use crate::state::word::{DiskState, Request, Role};
+use crate::state::{Failure, Fencing, Hardness, StateResult};
+
+/// Largest piece of metadata that is read at once, in bytes: a disk answers it in a few milliseconds.
+const CHUNK_BYTES_MAX: u64 = 256 << 10;
+
+/// Reads of metadata in flight: enough for the speed of the device, and 2 MiB of memory.
+const CHUNKS_IN_FLIGHT_MAX: usize = 8;
+
+/// An I/O of an attach.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Io {
+    /// The backing device is being opened.
+    Open,
+    /// The superblock.
+    Superblock,
+    /// A piece of the activity log, from this byte of it on.
+    Log(u64),
+    /// A piece of the bitmap, from this page on.
+    Bitmap(u32),
+}
+
+/// What follows a plan of an attach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AfterPlan {
+    /// Bits and superblock are on disk: the state may change.
+    Written,
+    /// The superblock has the flags of the new state.
+    Finished,
+}
+
+/// An attach under way.
+#[derive(Debug)]
+pub(crate) struct Attach {
+    asker: CommandId,
+    phase: Phase,
+    /// Pieces of metadata still to be read, in order.
+    chunks: Vec<(Io, u64, u32)>,
+    in_flight: usize,
+    /// The activity log as read.
+    log: BTreeMap<u64, Bytes>,
+    failure: Option<Answer>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Opening,
+    Superblock(BackingInfo),
+    /// Waits for the state Attaching.
+    Asking(BackingInfo, alloc::boxed::Box<(Superblock, Layout)>),
+    Reading,
+    Writing,
+    /// Waits until the state may change (a handshake may be under way).
+    Settling,
+    Finishing,
+    /// It failed: what is in flight ends first.
+    Failing,
+    Closing,
+}
+
+impl Resource {
+    /// The command `attach`.
+    pub(crate) fn command_attach(&mut self, id: CommandId, number: VolumeNumber) {
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            self.answer(id, Answer::failure(Failure::MinorUnknown));
+            return;
+        };
+        let busy = volume.state.disk > DiskState::Diskless
+            || volume.attach.is_some()
+            || volume.detach.is_some();
+        if busy {
+            self.answer(id, Answer::failure(Failure::DiskConfigured));
+            return;
+        }
+        volume.attach = Some(Attach {
+            asker: id,
+            phase: Phase::Opening,
+            chunks: Vec::new(),
+            in_flight: 0,
+            log: BTreeMap::new(),
+            failure: None,
+        });
+        let token = self.token(Pending::Attach(number, Io::Open));
+        self.effects.push(Effect::OpenBacking {
+            token,
+            volume: number,
+        });
+    }
+
+    /// The backing device is open, or could not be opened.
+    pub(super) fn attach_opened(
+        &mut self,
+        number: VolumeNumber,
+        result: Result<BackingInfo, OpenError>,
+    ) {
+        let info = match result {
+            Ok(info) => info,
+            Err(error) => {
+                let answer = Answer::numbered(i32::from(error.number), &error.text);
+                self.attach_over(number, answer);
+                return;
+            }
+        };
+        let placement = placement_of(&info);
+        match placement.superblock_sector(ByteLen(info.meta_bytes)) {
+            Ok(sector) => {
+                self.set_attach_phase(number, Phase::Superblock(info));
+                self.attach_read(number, Io::Superblock, sector.0 * 512, PAGE_BYTES as u32);
+            }
+            Err(error) => {
+                let answer = superblock_answer(&SuperblockError::from(error), &self.name);
+                self.attach_failed(number, answer);
+            }
+        }
+    }
+
+    fn set_attach_phase(&mut self, number: VolumeNumber, phase: Phase) {
+        let attach = self
+            .volumes
+            .get_mut(&number)
+            .and_then(|volume| volume.attach.as_mut());
+        if let Some(attach) = attach {
+            attach.phase = phase;
+        }
+    }
+
+    fn attach_read(&mut self, number: VolumeNumber, io: Io, offset: u64, length: u32) {
+        let token = self.token(Pending::Attach(number, io));
+        self.effects.push(Effect::Meta {
+            token,
+            volume: number,
+            operation: MetaOperation::Read { offset, length },
+        });
+    }
+
+    /// A read of metadata ended.
+    pub(super) fn attach_io_done(
+        &mut self,
+        number: VolumeNumber,
+        io: Io,
+        result: Result<Bytes, IoError>,
+    ) {
+        let Some(attach) = self
+            .volumes
+            .get_mut(&number)
+            .and_then(|volume| volume.attach.as_mut())
+        else {
+            return;
+        };
+        if matches!(io, Io::Log(_) | Io::Bitmap(_)) {
+            attach.in_flight -= 1;
+        }
+        if matches!(attach.phase, Phase::Failing | Phase::Closing) {
+            return;
+        }
+        let data = match result {
+            Ok(data) => data,
+            Err(error) => {
+                self.log(Level::Error, Some(number), error.text.clone());
+                let answer = Answer::failure(Failure::MetadataIo).with_info(error.text);
+                self.attach_failed(number, answer);
+                return;
+            }
+        };
+        match io {
+            Io::Open => {}
+            Io::Superblock => self.attach_superblock_read(number, &data),
+            Io::Log(offset) => {
+                attach.log.insert(offset, data);
+                self.attach_read_more(number);
+            }
+            Io::Bitmap(page) => self.attach_bitmap_read(number, page, &data),
+        }
+    }
+
+    fn attach_superblock_read(&mut self, number: VolumeNumber, block: &Bytes) {
+        let Some(Phase::Superblock(info)) = self.attach_phase(number) else {
+            return;
+        };
+        let info = *info;
+        let opened = Superblock::open(placement_of(&info), ByteLen(info.meta_bytes), block);
+        let checked = opened.and_then(|(superblock, layout)| {
+            layout.check_attach_size()?;
+            superblock.check_size(&layout)?;
+            Ok((superblock, layout))
+        });
+        match checked {
+            Ok(found) => {
+                let found = alloc::boxed::Box::new(found);
+                self.set_attach_phase(number, Phase::Asking(info, found));
+                if let Some(volume) = self.volumes.get_mut(&number) {
+                    volume.io_holds.insert(IoHold::Attach);
+                }
+                let wish = Request::disk(DiskState::Attaching);
+                self.request_state(Some(number), wish, Asker::Attach(number));
+            }
+            Err(error) => {
+                let answer = superblock_answer(&error, &self.name);
+                self.attach_failed(number, answer);
+            }
+        }
+    }
+
+    fn attach_phase(&self, number: VolumeNumber) -> Option<&Phase> {
+        let attach = self.volumes.get(&number)?.attach.as_ref()?;
+        Some(&attach.phase)
+    }
+
+    /// The state Attaching was reached, or refused.
+    pub(super) fn attach_state_done(&mut self, number: VolumeNumber, result: StateResult) {
+        if !result.is_success() {
+            self.attach_failed(number, Answer::state(result));
+            return;
+        }
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        let Some(attach) = volume.attach.as_mut() else {
+            return;
+        };
+        let Phase::Asking(info, found) = core::mem::replace(&mut attach.phase, Phase::Reading)
+        else {
+            return;
+        };
+        if let Err(answer) = self.attach_open_metadata(number, info, *found) {
+            self.attach_failed(number, answer);
+            return;
+        }
+        self.attach_read_more(number);
+    }
+
+    /// Steps 3 and 4: whether these data and this size may be attached; then what has to be read.
+    fn attach_open_metadata(
+        &mut self,
+        number: VolumeNumber,
+        info: BackingInfo,
+        (superblock, layout): (Superblock, Layout),
+    ) -> Result<(), Answer> {
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return Ok(());
+        };
+        let uuids = Backing::uuids_of(&superblock);
+        if volume.generations.refuses_attach(&volume.state, &uuids) {
+            let info = format!(
+                "the application last saw generation {:016X}, the disk has {:016X}",
+                volume.generations.exposed, uuids.current
+            );
+            return Err(Answer::failure(Failure::DataNotCurrent).with_info(info));
+        }
+        let last = superblock.la_size.0 * 512;
+        let bytes = volume.attach_size(&superblock, &layout, &info)?;
+        let on_disk = if last == 0 || superblock.flags.contains(Flags::FULL_SYNC) {
+            0
+        } else {
+            last.min(bytes)
+        };
+        let too_large = |_| Answer::failure(Failure::OutOfMemory);
+        let bitmap = Bitmap::unread(bits_of_device(on_disk)).map_err(too_large)?;
+        let slots = layout
+            .geometry()
+            .al_extents_clamped(volume.options.al_extents);
+        let chunks = chunks_to_read(&layout, bitmap.page_count());
+        volume.generations = Generations::attached(uuids, volume.generations.exposed);
+        volume.grew_while_detached = last != 0 && bytes > last;
+        volume.bytes = bytes;
+        volume.backing = Some(Backing {
+            info,
+            layout,
+            superblock,
+            superblock_dirty: None,
+            bitmap,
+            activity_log: ActivityLog::new(slots, 0),
+            attached_as: None,
+            primary_holds: 0,
+            meta_failed: false,
+            read_failed: false,
+        });
+        if let Some(attach) = volume.attach.as_mut() {
+            attach.chunks = chunks;
+        }
+        Ok(())
+    }
+
+    /// Keeps reads in flight; when all are done, goes on.
+    fn attach_read_more(&mut self, number: VolumeNumber) {
+        loop {
+            let Some(attach) = self
+                .volumes
+                .get_mut(&number)
+                .and_then(|volume| volume.attach.as_mut())
+            else {
+                return;
+            };
+            if attach.in_flight >= CHUNKS_IN_FLIGHT_MAX {
+                return;
+            }
+            let Some((io, offset, length)) = attach.chunks.pop() else {
+                if attach.in_flight == 0 {
+                    self.attach_all_read(number);
+                }
+                return;
+            };
+            attach.in_flight += 1;
+            self.attach_read(number, io, offset, length);
+        }
+    }
+
+    fn attach_bitmap_read(&mut self, number: VolumeNumber, first: u32, data: &Bytes) {
+        let Some(backing) = self
+            .volumes
+            .get_mut(&number)
+            .and_then(|volume| volume.backing.as_mut())
+        else {
+            return;
+        };
+        let mut page = [0; PAGE_BYTES];
+        for (number, bytes) in (first..).zip(data.chunks(PAGE_BYTES)) {
+            // The last page of an oddly sized device is shorter on disk.
+            page.fill(0);
+            page[..bytes.len()].copy_from_slice(bytes);
+            if backing.bitmap.load_page(number, &page).is_err() {
+                break; // More than the bitmap has: its rest is nobody's.
+            }
+        }
+        self.attach_read_more(number);
+    }
+
+    /// Step 5: bits, activity log, and what both mean; then everything goes to disk.
+    fn attach_all_read(&mut self, number: VolumeNumber) {
+        let replay = self.attach_replay(number);
+        let connected = self
+            .volumes
+            .get(&number)
+            .is_some_and(|volume| volume.state.conn.is_connected());
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        let (bytes, options) = (volume.bytes, volume.options.clone());
+        let Some(backing) = volume.backing.as_mut() else {
+            return;
+        };
+        let flags = backing.superblock.flags;
+        let was_primary = flags.contains(Flags::PRIMARY_IND);
+        volume.crashed_primary = flags.contains(Flags::CRASHED_PRIMARY) || was_primary;
+        let lost_log = was_primary && replay.suspect;
+        let disabled = volume.crashed_primary && flags.contains(Flags::AL_DISABLED);
+        let all = flags.contains(Flags::FULL_SYNC) || disabled || lost_log;
+        if backing
+            .bitmap
+            .resize(bits_of_device(bytes), NewBits::Set)
+            .is_err()
+        {
+            self.attach_failed(number, Answer::failure(Failure::OutOfMemory));
+            return;
+        }
+        if all {
+            backing.bitmap.set_all();
+        } else if was_primary {
+            for extent in &replay.active {
+                let bits = bits_touched(extent.first_sector().0 * 512, EXTENT_BYTES, bytes);
+                backing.bitmap.set(bits, Urgency::BeforeEviction);
+            }
+        }
+        backing.primary_holds = u32::from(was_primary);
+        let slots = backing.activity_log.slots();
+        backing.activity_log = ActivityLog::new(slots, replay.next_number);
+        if replay.next_number != 0 {
+            // What older blocks say about slots is said again before any extent counts as covered.
+            backing.activity_log.describe_all();
+        }
+        let all_set = backing.bitmap.is_all_set() && !connected;
+        if !options.al_updates || all_set {
+            backing.activity_log.suspend();
+        }
+        let stages = attach_stages(backing, options.al_updates, replay.rewrite_ring, all);
+        let text = format!(
+            "{} of {} bits set, {} hot extents{}",
+            backing.bitmap.count(),
+            backing.bitmap.bits(),
+            replay.active.len(),
+            if was_primary { " applied" } else { "" }
+        );
+        self.log(Level::Info, Some(number), text);
+        self.set_attach_phase(number, Phase::Writing);
+        self.start_plan(number, stages, Then::Attach(AfterPlan::Written));
+    }
+
+    fn attach_replay(&mut self, number: VolumeNumber) -> LogFound {
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return LogFound::default();
+        };
+        let (Some(attach), Some(backing)) = (volume.attach.as_mut(), volume.backing.as_ref()) else {
+            return LogFound::default();
+        };
+        let mut ring = Vec::new();
+        for bytes in core::mem::take(&mut attach.log).into_values() {
+            ring.extend_from_slice(&bytes);
+        }
+        let geometry = backing.layout.geometry();
+        let magic = backing.superblock.magic;
+        let clean = magic == Magic::Clean && backing.has(Flags::AL_CLEAN);
+        let replay = Replay::check_format(&ring, geometry, magic)
+            .and_then(|()| Replay::of(&ring, geometry));
+        match replay {
+            Ok(replay) => LogFound::of(&replay, geometry.blocks()),
+            Err(_) if clean => LogFound {
+                rewrite_ring: true,
+                ..LogFound::default()
+            },
+            Err(error) => {
+                self.log(Level::Warn, Some(number), error.to_string());
+                LogFound {
+                    suspect: true,
+                    rewrite_ring: true,
+                    ..LogFound::default()
+                }
+            }
+        }
+    }
+
+    /// A plan of the attach ended.
+    pub(super) fn attach_plan_done(
+        &mut self,
+        number: VolumeNumber,
+        step: AfterPlan,
+        result: Result<(), IoError>,
+    ) {
+        if let Err(error) = result {
+            let answer = Answer::failure(Failure::MetadataIo).with_info(error.text);
+            self.attach_failed(number, answer);
+            return;
+        }
+        match step {
+            AfterPlan::Written => {
+                self.set_attach_phase(number, Phase::Settling);
+                self.attach_try_state(number);
+            }
+            AfterPlan::Finished => {
+                self.attach_over(number, Answer::done());
+            }
+        }
+    }
+
+    /// Attaches that wait for the end of a handshake try again.
+    pub(super) fn retry_attaches(&mut self) {
+        for number in self.volume_numbers() {
+            if matches!(self.attach_phase(number), Some(Phase::Settling)) {
+                self.attach_try_state(number);
+            }
+        }
+    }
+
+    /// Steps 6 to 8.
+    fn attach_try_state(&mut self, number: VolumeNumber) {
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        let state = volume.state;
+        let Some(backing) = volume.backing.as_mut() else {
+            return;
+        };
+        let found = attach_states(backing.superblock.flags.0, Fencing::DontCare);
+        let connected = state.conn.is_connected();
+        backing.attached_as = connected.then_some(found);
+        if connected {
+            volume.peer.uuids = None;
+        }
+        let result = self.change_state(
+            number,
+            |state| {
+                if connected {
+                    state.disk = DiskState::Negotiating;
+                } else {
+                    state.disk = found.disk;
+                    state.pdsk = found.pdsk;
+                }
+            },
+            Hardness::Soft,
+        );
+        match result {
+            StateResult::InTransientState => {}
+            result if result.is_success() => {
+                if let Some(volume) = self.volumes.get_mut(&number) {
+                    volume.generations.mark_role(volume.state.role);
+                    if volume.state.role == Role::Primary {
+                        volume.generations.expose_own();
+                    }
+                }
+                self.log_generations(number, "attached");
+                self.set_attach_phase(number, Phase::Finishing);
+                let stages = vec![Stage::ReleasePrimary, Stage::Superblock];
+                self.start_plan(number, stages, Then::Attach(AfterPlan::Finished));
+            }
+            result => self.attach_failed(number, Answer::state(result)),
+        }
+    }
+
+    /// The attach ends without a disk: what is in flight drains, the backing is closed, then the command is answered.
+    fn attach_failed(&mut self, number: VolumeNumber, answer: Answer) {
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        let Some(attach) = volume.attach.as_mut() else {
+            return;
+        };
+        if volume.detach.is_some() {
+            // The disk failed after it was attached: its detach closes it.
+            self.attach_over(number, answer);
+            return;
+        }
+        attach.chunks.clear();
+        attach.failure = Some(answer);
+        attach.phase = Phase::Failing;
+    }
+
+    /// Attaches that failed go on when nothing is in flight.
+    pub(super) fn step_failed_attaches(&mut self) {
+        for number in self.volume_numbers() {
+            let failing = matches!(self.attach_phase(number), Some(Phase::Failing));
+            if !failing || self.disk_io_in_flight(number) {
+                continue;
+            }
+            self.set_attach_phase(number, Phase::Closing);
+            let token = self.token(Pending::Close(number));
+            self.effects.push(Effect::CloseBacking {
+                token,
+                volume: number,
+            });
+        }
+    }
+
+    /// The backing of an attach that failed is closed. False if this was not one.
+    pub(super) fn failed_attach_closed(&mut self, number: VolumeNumber) -> bool {
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return false;
+        };
+        let Some(attach) = volume
+            .attach
+            .as_mut()
+            .filter(|attach| matches!(attach.phase, Phase::Closing))
+        else {
+            return false;
+        };
+        let answer = attach.failure.take();
+        self.forget_disk(number);
+        if let Some(answer) = answer {
+            self.attach_over(number, answer);
+        }
+        true
+    }
+
+    fn attach_over(&mut self, number: VolumeNumber, answer: Answer) {
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        volume.io_holds.remove(&IoHold::Attach);
+        if let Some(attach) = volume.attach.take() {
+            self.answer(attach.asker, answer);
+        }
+    }
+}
+
+/// Bytes of data of one extent of the activity log.
+const EXTENT_BYTES: u64 = crate::activity_log::EXTENT_BYTES;
+
+/// What the ring of the activity log says.
+#[derive(Debug, Default)]
+struct LogFound {
+    active: alloc::collections::BTreeSet<tandem_metadata::AlExtent>,
+    /// Something hot may be missing: after the crash of a Primary every block is suspect.
+    suspect: bool,
+    /// The ring is damaged: it is initialised once the bits are on disk.
+    rewrite_ring: bool,
+    /// Number of the next transaction; 0 for a fresh ring.
+    next_number: u32,
+}
+
+impl LogFound {
+    fn of(replay: &Replay, blocks: u32) -> LogFound {
+        let Replayed::Updates { active, coverage } = &replay.result else {
+            return LogFound {
+                rewrite_ring: replay.invalid > 0,
+                ..LogFound::default()
+            };
+        };
+        let newest = replay.numbers.map_or(0, |(_, newest)| newest);
+        // Numbers that come near the wrap start anew with an initialised ring, whose size may be no power of two.
+        let used_up = newest >= u32::MAX / 2;
+        let damaged = replay.invalid > 1 || blocks == 0;
+        let rewrite_ring = used_up || damaged;
+        LogFound {
+            active: active.clone(),
+            suspect: *coverage == Coverage::Unknown,
+            rewrite_ring,
+            next_number: if rewrite_ring {
+                0
+            } else {
+                newest.wrapping_add(1)
+            },
+        }
+    }
+}
+
+fn placement_of(info: &BackingInfo) -> Placement {
+    match info.meta_kind {
+        MetaKind::Internal => Placement::Internal,
+        MetaKind::FlexibleExternal => Placement::FlexibleExternal,
+    }
+}
+
+/// Pieces to read, the first one last.
+fn chunks_to_read(layout: &Layout, pages: u32) -> Vec<(Io, u64, u32)> {
+    let mut chunks = Vec::new();
+    let log = layout.activity_log_len().0;
+    let mut at = 0;
+    while at < log {
+        let length = (log - at).min(CHUNK_BYTES_MAX);
+        let offset = layout.activity_log_offset().0 + at;
+        chunks.push((Io::Log(at), offset, length as u32));
+        at += length;
+    }
+    let end = (u64::from(pages) * PAGE_BYTES as u64).min(layout.bitmap_len().0);
+    let mut at = 0;
+    while at < end {
+        let length = (end - at).min(CHUNK_BYTES_MAX);
+        let page = (at / PAGE_BYTES as u64) as u32;
+        chunks.push((Io::Bitmap(page), layout.bitmap_offset().0 + at, length as u32));
+        at += length;
+    }
+    chunks.reverse();
+    chunks
+}
+
+/// Bits first and flushed; then the ring, if it is damaged; then the superblock "in use".
+fn attach_stages(backing: &Backing, al_updates: bool, ring: bool, all: bool) -> Vec<Stage> {
+    let mut stages = Vec::new();
+    if all {
+        stages.push(Stage::Flag(Flags::FULL_SYNC, FlagValue::Set));
+        stages.push(Stage::Superblock);
+    }
+    stages.push(Stage::BitmapPages(Pages::AllChanged));
+    stages.push(Stage::FlushMeta);
+    if ring {
+        let block = Bytes::copy_from_slice(&activity_log::initialized_block()[..]);
+        let blocks = (0..backing.layout.geometry().blocks())
+            .map(|number| (backing.layout.activity_log_block(number).0, block.clone()));
+        let blocks: Vec<(u64, Bytes)> = blocks.collect();
+        for part in blocks.chunks(64) {
+            stages.push(Stage::Meta(part.to_vec()));
+        }
+        stages.push(Stage::FlushMeta);
+    }
+    stages.push(Stage::Flag(Flags::FULL_SYNC, FlagValue::Clear));
+    let disabled = if al_updates {
+        FlagValue::Clear
+    } else {
+        FlagValue::Set
+    };
+    stages.push(Stage::Flag(Flags::AL_DISABLED, disabled));
+    stages.push(Stage::Superblock);
+    stages
+}
+
+fn superblock_answer(error: &SuperblockError, name: &str) -> Answer {
+    let number = i32::try_from(error.drbd_code()).unwrap_or(119);
+    let text = match number {
+        112 => "Low.dev. too small.",
+        118 => Failure::MetadataIo.message(),
+        165 => Failure::MetadataUnclean.message(),
+        _ => "No valid meta-data signature found.",
+    };
+    let answer = Answer::numbered(number, text).with_info(error.to_string());
+    match error {
+        SuperblockError::NotFound { .. } => {
+            answer.with_hint(format!("tandem adm create-md {name}"))
+        }
+        _ => answer,
+    }
+}
+
+impl super::volume::Volume {
+    /// The size that the device gets from this disk (10.1), or why it must not be attached.
+    fn attach_size(
+        &self,
+        superblock: &Superblock,
+        layout: &Layout,
+        info: &BackingInfo,
+    ) -> Result<u64, Answer> {
+        let capacity = layout.capacity(SectorCount(info.data_bytes / 512)).0 * 512;
+        let configured = self.options.size;
+        let last = superblock.la_size.0 * 512;
+        let refuse = |failure: Failure, text: String| Answer::failure(failure).with_info(text);
+        if configured > capacity {
+            let text = format!("the disk holds {capacity} bytes, configured are {configured}");
+            return Err(refuse(Failure::DiskTooSmall, text));
+        }
+        let in_use = self.state.conn.is_connected() || self.state.role == Role::Primary;
+        if in_use && capacity < self.bytes {
+            let text = format!("the disk holds {capacity} bytes, the device has {}", self.bytes);
+            return Err(refuse(Failure::DiskTooSmall, text));
+        }
+        let bytes = self.agreed_bytes(capacity, last);
+        let consistent = superblock.flags.contains(Flags::CONSISTENT);
+        if consistent && bytes < last && bytes != configured {
+            let text = format!("the device had {last} bytes and would get {bytes}");
+            return Err(refuse(Failure::ImplicitShrink, text));
+        }
+        if bytes == 0 {
+            let text = String::from("the disk has no room for data");
+            return Err(refuse(Failure::DiskTooSmall, text));
+        }
+        Ok(bytes)
+    }
+}

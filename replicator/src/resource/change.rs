@@ -1,0 +1,438 @@
+//! Every change of a state goes through here: judged by the rules, stored, and followed by its effects
+//! (state-machine.md 2.1, 2.6).
+//!
+//! Effects that are atomic with the change happen inside ([`super::effects`]); the others are queued as [`Deferred`]
+//! and carried out in order before `handle` returns. A change that needs the peer is a [`StateRequest`]: it is tried
+//! again after every state change until it is decided.
+
+use alloc::format;
+use alloc::vec::Vec;
+
+use tandem_protocol::packet::Packet;
+use tandem_protocol::packets::StateChange;
+use tandem_protocol::state_word::WireState;
+
+use super::{Resource, plan};
+use crate::effect::Level;
+use crate::event::{CommandId, IoError, VolumeNumber};
+use crate::state::effects::ConnectionEffect;
+use crate::state::rules::{Context, NetContext};
+use crate::state::word::{ConnState, Request, Role, State, diff};
+use crate::state::{self, EffectContext, Hardness, StateResult, Verdict, cluster_wide, evaluate};
+
+/// Which I/O of the local disk failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DiskFault {
+    /// A read of data.
+    Read,
+    /// A write (or flush) of data.
+    Write,
+    /// Metadata.
+    Meta,
+}
+
+/// Work that follows a change, in order.
+#[derive(Debug)]
+pub(crate) enum Deferred {
+    /// An effect of 2.9.
+    State {
+        /// The volume that changed.
+        volume: VolumeNumber,
+        /// What to do.
+        effect: state::Deferred,
+        /// The state after that change: later changes may have followed.
+        new: State,
+    },
+    /// An effect of 2.10.
+    Connection(ConnectionEffect),
+    /// The receiver is told something (2.8 no. 10). Said once for each volume: the second time does nothing.
+    Receiver(Receiver),
+    /// The peer's disk, or the connection to it, changed: writes that wait for it are looked at again.
+    PeerDiskChanged(VolumeNumber),
+    /// The local disk became Failed or Diskless.
+    DiskGone(VolumeNumber),
+    /// This node is not Primary any more: clients are told.
+    Demoted(VolumeNumber),
+    /// The primary flag was lost in memory: on disk it is cleared when the bits are written.
+    ReleasePrimary(VolumeNumber),
+    /// A durable sequence ended.
+    PlanDone(VolumeNumber, plan::Then, Result<(), IoError>),
+}
+
+/// What the receiver is told by a change of the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Receiver {
+    /// End, and stay StandAlone.
+    Stop,
+    /// Clean up and connect again.
+    Restart,
+}
+
+/// A wished change that is not decided yet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StateRequest {
+    /// The volume, or all volumes of the connection.
+    pub(crate) volume: Option<VolumeNumber>,
+    /// What is wished.
+    pub(crate) wish: Request,
+    /// Who is told the result.
+    pub(crate) asker: Asker,
+    /// The peer was asked and has not answered.
+    pub(crate) asked: bool,
+}
+
+/// Who is told the result of a state request: always later, never inside `request_state`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asker {
+    /// A command: `command_state_done` is called.
+    Command(CommandId),
+    /// An attach: `attach_state_done` is called.
+    Attach(VolumeNumber),
+}
+
+enum Tried {
+    Decided(StateResult),
+    Asked,
+    Waits,
+}
+
+impl Resource {
+    /// Changes the state of one volume. Effects that need other parts run later in this `handle`.
+    pub(crate) fn change_state(
+        &mut self,
+        number: VolumeNumber,
+        wish: impl FnOnce(&mut State),
+        hardness: Hardness,
+    ) -> StateResult {
+        let Some(old) = self.volumes.get(&number).map(|volume| volume.state) else {
+            return StateResult::UnknownError;
+        };
+        let mut wanted = old;
+        wish(&mut wanted);
+        let verdict = evaluate(&old, wanted, &self.rule_context(number), hardness);
+        if verdict.is_allowed() {
+            self.store(number, &verdict);
+        } else {
+            self.log_refusal(Some(number), &verdict);
+        }
+        verdict.result
+    }
+
+    /// Changes all volumes of the connection at once, and the connection's own state. One volume that refuses refuses
+    /// for all.
+    pub(crate) fn change_connection(
+        &mut self,
+        wish: impl Fn(&mut State),
+        hardness: Hardness,
+    ) -> StateResult {
+        let mut verdicts = Vec::with_capacity(self.volumes.len());
+        for number in self.volume_numbers() {
+            let Some(old) = self.volumes.get(&number).map(|volume| volume.state) else {
+                continue;
+            };
+            let mut wanted = old;
+            wish(&mut wanted);
+            let verdict = evaluate(&old, wanted, &self.rule_context(number), hardness);
+            if !verdict.is_allowed() {
+                self.log_refusal(Some(number), &verdict);
+                return verdict.result;
+            }
+            verdicts.push((number, verdict));
+        }
+        let changed = verdicts.iter().any(|(_, verdict)| verdict.is_change());
+        for (number, verdict) in &verdicts {
+            self.store(*number, verdict);
+        }
+        self.store_cstate(wish);
+        if changed {
+            StateResult::Success
+        } else {
+            StateResult::NothingToDo
+        }
+    }
+
+    fn store_cstate(&mut self, wish: impl Fn(&mut State)) {
+        let old = self.connection.cstate;
+        let mut probe = State {
+            conn: old,
+            ..State::UNCONFIGURED
+        };
+        wish(&mut probe);
+        let new = probe.conn.min(ConnState::WFReportParams);
+        if new == old {
+            return;
+        }
+        self.connection.cstate = new;
+        let highest = self.volumes.values().map(|volume| volume.state.pdsk).max();
+        let frozen = self.volumes.values().any(|volume| volume.state.susp_fen);
+        for effect in state::effects::derive_connection(old, new, frozen, highest) {
+            self.deferred.push_back(Deferred::Connection(effect));
+        }
+        self.state_changed = true;
+        self.status_changed = true;
+    }
+
+    /// What the rules look at beside the state of a volume.
+    pub(crate) fn rule_context(&self, number: VolumeNumber) -> Context {
+        let net = self.connection.net.as_ref().map(|net| NetContext {
+            two_primaries_allowed: false,
+            verify_alg_present: !net.verify_alg.is_empty(),
+        });
+        let mut others = self.others(number);
+        let other_volume_peer_primary = others.any(|state| state.peer == Role::Primary);
+        let mut context = Context {
+            net,
+            protocol: self.connection.version(),
+            state_sent: self.connection.state_sent,
+            other_volume_peer_primary,
+            ..Context::default()
+        };
+        if let Some(volume) = self.volumes.get(&number) {
+            context.device_open = volume.open_count > 0;
+            context.attach_result = volume
+                .backing
+                .as_ref()
+                .and_then(|backing| backing.attached_as);
+            context.exposed_is_current =
+                volume.generations.exposed == volume.generations.uuids.current;
+        }
+        context
+    }
+
+    fn others(&self, number: VolumeNumber) -> impl Iterator<Item = &State> + '_ {
+        self.volumes
+            .values()
+            .filter(move |volume| volume.number != number)
+            .map(|volume| &volume.state)
+    }
+
+    fn effect_context(&self, number: VolumeNumber) -> EffectContext {
+        let volume = self.volumes.get(&number);
+        EffectContext {
+            protocol: self.connection.version(),
+            bitmap_uuid_is_zero: volume.is_none_or(|at| at.generations.uuids.bitmap == 0),
+            grew_while_detached: volume.is_some_and(|at| at.grew_while_detached),
+            others_connected: self.others(number).all(|state| state.conn.is_connected()),
+            others_up_to_date: self
+                .others(number)
+                .all(|state| state.disk == state::DiskState::UpToDate),
+            others_reporting: self
+                .others(number)
+                .any(|state| state.conn == ConnState::WFReportParams),
+        }
+    }
+
+    /// Stores an allowed change and everything that is atomic with it.
+    fn store(&mut self, number: VolumeNumber, verdict: &Verdict) {
+        if !verdict.is_change() {
+            return;
+        }
+        let (old, new) = (verdict.old, verdict.state);
+        let effects = state::derive(&old, &new, &self.effect_context(number));
+        if let Some(volume) = self.volumes.get_mut(&number) {
+            volume.state = new;
+        }
+        for other in self.volumes.values_mut() {
+            other.state.susp = new.susp;
+            other.state.susp_nod = new.susp_nod;
+            other.state.susp_fen = new.susp_fen;
+        }
+        self.log(Level::Info, Some(number), diff(&old, &new));
+        self.state_changed = true;
+        self.status_changed = true;
+        for effect in effects.immediate {
+            self.immediate(number, effect, &old, &new);
+        }
+        for effect in effects.deferred {
+            if effect == state::Deferred::NewCurrentUuid {
+                self.generation_is_due(number);
+            }
+            self.deferred.push_back(Deferred::State {
+                volume: number,
+                effect,
+                new,
+            });
+        }
+        self.queue_followers(number, &old, &new);
+    }
+
+    fn queue_followers(&mut self, number: VolumeNumber, old: &State, new: &State) {
+        let disk_gone = old.disk >= state::DiskState::Inconsistent
+            && new.disk < state::DiskState::Inconsistent;
+        if disk_gone {
+            self.deferred.push_back(Deferred::DiskGone(number));
+        }
+        let suspension = old.is_suspended() != new.is_suspended();
+        if old.pdsk != new.pdsk || old.conn != new.conn || old.disk != new.disk || suspension {
+            self.deferred.push_back(Deferred::PeerDiskChanged(number));
+        }
+        if old.role == Role::Primary && new.role != Role::Primary {
+            self.deferred.push_back(Deferred::Demoted(number));
+        }
+    }
+
+    fn log_refusal(&mut self, number: Option<VolumeNumber>, verdict: &Verdict) {
+        let rule = verdict.rule.map_or("", |rule| rule.name);
+        let text = format!(
+            "{} ({rule}); state = {} wanted = {}",
+            verdict.result,
+            verdict.old.dump(),
+            verdict.wanted.dump()
+        );
+        self.log(Level::Info, number, text);
+    }
+
+    /// Wishes a soft change, asking the peer first where 2.6 says so. The answer is given later in any case.
+    pub(crate) fn request_state(
+        &mut self,
+        volume: Option<VolumeNumber>,
+        wish: Request,
+        asker: Asker,
+    ) {
+        self.state_requests.push(StateRequest {
+            volume,
+            wish,
+            asker,
+            asked: false,
+        });
+        self.state_changed = true;
+    }
+
+    /// Whether the peer was asked for consent and has not answered.
+    pub(crate) fn awaits_consent(&self) -> bool {
+        self.state_requests.iter().any(|request| request.asked)
+    }
+
+    /// Tries every request that is not with the peer.
+    pub(crate) fn retry_state_requests(&mut self) {
+        for mut request in core::mem::take(&mut self.state_requests) {
+            if request.asked {
+                self.state_requests.push(request);
+                continue;
+            }
+            match self.try_request(&request) {
+                Tried::Decided(result) => self.state_decided(request.asker, result),
+                Tried::Asked => {
+                    request.asked = true;
+                    self.state_requests.push(request);
+                }
+                Tried::Waits => self.state_requests.push(request),
+            }
+        }
+    }
+
+    fn try_request(&mut self, request: &StateRequest) -> Tried {
+        let busy = |other: &StateRequest| other.asked && other.volume == request.volume;
+        if self.state_requests.iter().any(busy) {
+            return Tried::Waits;
+        }
+        match request.volume {
+            Some(number) => self.try_volume(number, &request.wish),
+            None => self.try_connection(&request.wish),
+        }
+    }
+
+    fn try_volume(&mut self, number: VolumeNumber, wish: &Request) -> Tried {
+        let Some(old) = self.volumes.get(&number).map(|volume| volume.state) else {
+            return Tried::Decided(StateResult::UnknownError);
+        };
+        let context = self.rule_context(number);
+        let verdict = evaluate(&old, wish.apply(old), &context, Hardness::Soft);
+        if verdict.result == StateResult::InTransientState {
+            return Tried::Waits;
+        }
+        if !verdict.is_allowed() {
+            self.log_refusal(Some(number), &verdict);
+            return Tried::Decided(verdict.result);
+        }
+        let linked = self.connection.link.is_some();
+        if linked && verdict.is_change() && cluster_wide(&old, &verdict.state).is_some() {
+            self.send(Some(number), Packet::StateChgReq(wire_change(wish)));
+            return Tried::Asked;
+        }
+        self.store(number, &verdict);
+        Tried::Decided(verdict.result)
+    }
+
+    fn try_connection(&mut self, wish: &Request) -> Tried {
+        for number in self.volume_numbers() {
+            let Some(old) = self.volumes.get(&number).map(|volume| volume.state) else {
+                continue;
+            };
+            let context = self.rule_context(number);
+            let verdict = evaluate(&old, wish.apply(old), &context, Hardness::Soft);
+            if !verdict.is_allowed() {
+                self.log_refusal(Some(number), &verdict);
+                return Tried::Decided(verdict.result);
+            }
+        }
+        let asks = self.connection.link.is_some()
+            && self.connection.cstate == ConnState::WFReportParams
+            && wish.conn == Some(ConnState::Disconnecting);
+        if asks {
+            self.send(None, Packet::ConnStChgReq(wire_change(wish)));
+            return Tried::Asked;
+        }
+        let wish = *wish;
+        let result = self.change_connection(|state| *state = wish.apply(*state), Hardness::Soft);
+        Tried::Decided(result)
+    }
+
+    /// P_STATE_CHG_REPLY (of a volume) or P_CONN_ST_CHG_REPLY: consent or refusal. An answer without a question is
+    /// logged and ignored.
+    pub(crate) fn on_state_change_reply(&mut self, volume: Option<VolumeNumber>, code: i32) {
+        let place = self
+            .state_requests
+            .iter()
+            .position(|request| request.asked && request.volume == volume);
+        let Some(place) = place else {
+            let text = format!("the peer answered a state change that was not asked for ({code})");
+            self.log(Level::Warn, volume, text);
+            return;
+        };
+        let request = self.state_requests.remove(place);
+        // Others of the same volume wait for this answer.
+        self.state_changed = true;
+        if code < 1 {
+            let why = StateResult::from_number(code).map_or("", StateResult::message);
+            let text = format!("the peer refused a state change: ({code}) {why}");
+            self.log(Level::Info, volume, text);
+            self.state_decided(request.asker, StateResult::CwFailedByPeer);
+            return;
+        }
+        let wish = request.wish;
+        let apply = |state: &mut State| *state = wish.apply(*state);
+        let result = match volume {
+            Some(number) => self.change_state(number, apply, Hardness::Soft),
+            None => self.change_connection(apply, Hardness::Soft),
+        };
+        let result = match result {
+            StateResult::Success => StateResult::CwSuccess,
+            other => other,
+        };
+        self.state_decided(request.asker, result);
+    }
+
+    /// The link is lost: what the peer was asked goes on as a purely local request.
+    pub(crate) fn state_requests_connection_lost(&mut self) {
+        for request in &mut self.state_requests {
+            request.asked = false;
+        }
+        self.state_changed = true;
+    }
+
+    fn state_decided(&mut self, asker: Asker, result: StateResult) {
+        match asker {
+            Asker::Command(id) => self.command_state_done(id, result),
+            Asker::Attach(volume) => self.attach_state_done(volume, result),
+        }
+    }
+}
+
+fn wire_change(wish: &Request) -> StateChange {
+    let (mask, value) = wish.to_wire();
+    StateChange {
+        mask: WireState(mask),
+        value: WireState(value),
+    }
+}

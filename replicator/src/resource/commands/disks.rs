@@ -1,0 +1,307 @@
+//! detach, outdate, pause and resume, suspend and resume, disk-options (state-machine.md 2.12).
+
+use alloc::format;
+use alloc::vec;
+
+use tandem_metadata::Flags;
+
+use super::{AfterPlan, Running};
+use crate::activity_log::ActivityLog;
+use crate::command::{Answer, Force};
+use crate::event::{CommandId, VolumeNumber};
+use crate::options::DiskOptions;
+use crate::resource::Resource;
+use crate::resource::change::Asker;
+use crate::resource::generation::FlagValue;
+use crate::resource::plan::{Stage, Then};
+use crate::resource::volume::IoHold;
+use crate::state::word::{DiskState, Request, State};
+use crate::state::{Failure, Hardness, StateResult};
+
+/// A graceful detach that has not been agreed to.
+#[derive(Debug)]
+pub(crate) struct Detaching {
+    volume: VolumeNumber,
+    asked: bool,
+}
+
+/// New options of a disk that wait for the activity log to become quiet.
+#[derive(Debug)]
+pub(crate) struct Reconfiguring {
+    volume: VolumeNumber,
+    written: bool,
+}
+
+impl Resource {
+    pub(super) fn command_detach(&mut self, id: CommandId, number: VolumeNumber, force: Force) {
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        if volume.detach.is_some() {
+            // It is on its way out already.
+            self.commands.running.insert(id, Running::Elsewhere);
+            self.detach_agreed(number, id);
+            return;
+        }
+        if volume.state.disk == DiskState::Diskless {
+            self.answer(id, Answer::state(StateResult::NothingToDo));
+            return;
+        }
+        if volume.attach.is_some() {
+            let answer = Answer::state(StateResult::InTransientState)
+                .with_info("the disk is being attached")
+                .with_hint("wait for the end of the attach");
+            self.answer(id, answer);
+            return;
+        }
+        if force == Force::Yes {
+            let result = self.detach_by_force(number);
+            self.answer(id, Answer::state(result));
+            return;
+        }
+        volume.io_holds.insert(IoHold::Detach);
+        let detaching = Detaching {
+            volume: number,
+            asked: false,
+        };
+        self.commands.running.insert(id, Running::Detach(detaching));
+    }
+
+    /// Writes in flight end before anyone is asked.
+    pub(super) fn step_detaching(&mut self, id: CommandId) {
+        let Some(Running::Detach(detaching)) = self.commands.running.get(&id) else {
+            return;
+        };
+        let (number, asked) = (detaching.volume, detaching.asked);
+        let suspended = self
+            .volumes
+            .get(&number)
+            .is_some_and(|volume| volume.state.is_suspended());
+        if asked || (!suspended && self.application_writes_in_flight(number)) {
+            return;
+        }
+        if let Some(Running::Detach(detaching)) = self.commands.running.get_mut(&id) {
+            detaching.asked = true;
+        }
+        let wish = Request::disk(DiskState::Failed);
+        self.request_state(Some(number), wish, Asker::Command(id));
+    }
+
+    pub(super) fn detach_decided(&mut self, id: CommandId, result: StateResult) {
+        let Some(Running::Detach(detaching)) = self.commands.running.get(&id) else {
+            return;
+        };
+        let number = detaching.volume;
+        if result.is_success() {
+            self.commands.running.insert(id, Running::Elsewhere);
+            let draining = self
+                .volumes
+                .get(&number)
+                .is_some_and(|volume| volume.state.disk == DiskState::Failed);
+            if draining {
+                self.detach_agreed(number, id);
+                return;
+            }
+        }
+        if let Some(volume) = self.volumes.get_mut(&number) {
+            volume.io_holds.remove(&IoHold::Detach);
+        }
+        let answer = match result {
+            StateResult::IsDiskless => Answer::state(StateResult::NothingToDo),
+            StateResult::NoUpToDateDisk => Answer::state(result)
+                .with_info("this disk has the only UpToDate data that the Primary can reach")
+                .with_hint(format!("tandem adm secondary {}", self.name)),
+            result => Answer::state(result),
+        };
+        self.answer(id, answer);
+    }
+
+    pub(super) fn command_outdate(&mut self, id: CommandId, volume: VolumeNumber) {
+        self.plain(id, volume, Request::disk(DiskState::Outdated));
+    }
+
+    fn plain(&mut self, id: CommandId, volume: VolumeNumber, wish: Request) {
+        self.commands.running.insert(id, Running::Plain(volume));
+        self.request_state(Some(volume), wish, Asker::Command(id));
+    }
+
+    /// What a command changed is on disk before it is answered: `outdate` is a promise to a fencing peer.
+    pub(super) fn plain_decided(&mut self, id: CommandId, number: VolumeNumber, result: StateResult) {
+        let dirty = self
+            .volumes
+            .get(&number)
+            .is_some_and(crate::resource::volume::Volume::is_superblock_dirty);
+        if result.is_success() && dirty {
+            self.commands.running.insert(id, Running::Elsewhere);
+            let then = Then::Command(AfterPlan::Answer(id));
+            self.start_plan(number, vec![Stage::Superblock], then);
+            return;
+        }
+        self.answer(id, Answer::state(result));
+    }
+
+    pub(super) fn command_pause_sync(&mut self, id: CommandId, number: VolumeNumber) {
+        let paused = |state: &State| state.user_isp;
+        if self.volumes.get(&number).is_some_and(|at| paused(&at.state)) {
+            self.answer(id, Answer::failure(Failure::PauseAlreadySet));
+            return;
+        }
+        let wish = Request {
+            user_isp: Some(true),
+            ..Request::default()
+        };
+        self.plain(id, number, wish);
+    }
+
+    pub(super) fn command_resume_sync(&mut self, id: CommandId, number: VolumeNumber) {
+        let Some(state) = self.volumes.get(&number).map(|volume| volume.state) else {
+            return;
+        };
+        if !state.user_isp {
+            let failure = if state.aftr_isp {
+                Failure::PausedByDependency
+            } else if state.peer_isp {
+                Failure::PausedByPeer
+            } else {
+                Failure::PauseAlreadyClear
+            };
+            self.answer(id, Answer::failure(failure));
+            return;
+        }
+        let wish = Request {
+            user_isp: Some(false),
+            ..Request::default()
+        };
+        self.plain(id, number, wish);
+    }
+
+    pub(super) fn command_suspend_io(&mut self, id: CommandId, number: VolumeNumber) {
+        let result = self.change_state(number, |state| state.susp = true, Hardness::Hard);
+        self.answer(id, Answer::state(result));
+    }
+
+    /// 7.7: the generation that was put off, then everything that waited.
+    pub(super) fn command_resume_io(&mut self, id: CommandId, number: VolumeNumber) {
+        for volume in self.volume_numbers() {
+            self.create_pending_generation(volume);
+        }
+        let resume = |state: &mut State| {
+            state.susp = false;
+            state.susp_nod = false;
+            state.susp_fen = false;
+        };
+        let result = self.change_state(number, resume, Hardness::Hard);
+        for volume in self.volume_numbers() {
+            self.recheck_writes(volume);
+        }
+        self.answer(id, Answer::state(result));
+    }
+
+    /// N6 of 3.3.
+    fn create_pending_generation(&mut self, number: VolumeNumber) {
+        let random = self.random.next_u64();
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        if !core::mem::take(&mut volume.new_current_pending) {
+            return;
+        }
+        if volume.writes_locally() {
+            self.new_current_uuid(number);
+            if self.connection.link.is_some() {
+                self.send_uuids(number);
+            }
+        } else {
+            volume.generations.exposed = crate::generations::usable(random);
+        }
+    }
+
+    pub(super) fn command_disk_options(
+        &mut self,
+        id: CommandId,
+        number: VolumeNumber,
+        options: DiskOptions,
+    ) {
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        volume.options = options;
+        if volume.backing.is_none() {
+            self.answer(id, Answer::done());
+            return;
+        }
+        let reconfiguring = Reconfiguring {
+            volume: number,
+            written: false,
+        };
+        let log_changes = volume.log_slots_wanted() != volume.log_slots();
+        if log_changes {
+            volume.io_holds.insert(IoHold::Options);
+            // References of answered writes come back with the peer's barrier acks.
+            self.close_epoch();
+        }
+        self.commands
+            .running
+            .insert(id, Running::Options(reconfiguring));
+    }
+
+    pub(super) fn step_reconfiguring(&mut self, id: CommandId) {
+        let Some(Running::Options(reconfiguring)) = self.commands.running.get(&id) else {
+            return;
+        };
+        let (number, written) = (reconfiguring.volume, reconfiguring.written);
+        if written {
+            return;
+        }
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        let wanted = volume.log_slots_wanted();
+        let changes = wanted != volume.log_slots();
+        let updates = volume.options.al_updates;
+        let connected = volume.state.conn.is_connected();
+        let Some(backing) = volume.backing.as_mut() else {
+            volume.io_holds.remove(&IoHold::Options);
+            self.answer(id, Answer::done());
+            return;
+        };
+        if changes {
+            if !backing.activity_log.is_quiet() {
+                return;
+            }
+            let number = backing.activity_log.next_number();
+            backing.activity_log = ActivityLog::new(wanted, number);
+            backing.activity_log.describe_all();
+        }
+        let all_set = backing.bitmap.is_all_set() && !connected;
+        let mut stages = vec![Stage::Superblock];
+        if updates && !all_set {
+            backing.activity_log.resume();
+            stages.insert(0, Stage::Flag(Flags::AL_DISABLED, FlagValue::Clear));
+        } else if !updates {
+            // The flag is on disk before the log stops: only it says that every block is suspect after a crash.
+            stages.insert(0, Stage::Flag(Flags::AL_DISABLED, FlagValue::Set));
+        }
+        volume.io_holds.remove(&IoHold::Options);
+        if let Some(Running::Options(reconfiguring)) = self.commands.running.get_mut(&id) {
+            reconfiguring.written = true;
+        }
+        self.write_log(number);
+        self.start_plan(number, stages, Then::Command(AfterPlan::Answer(id)));
+    }
+}
+
+impl crate::resource::volume::Volume {
+    fn log_slots(&self) -> u16 {
+        self.backing
+            .as_ref()
+            .map_or(0, |backing| backing.activity_log.slots())
+    }
+
+    fn log_slots_wanted(&self) -> u16 {
+        self.backing.as_ref().map_or(0, |backing| {
+            let geometry = backing.layout.geometry();
+            geometry.al_extents_clamped(self.options.al_extents)
+        })
+    }
+}

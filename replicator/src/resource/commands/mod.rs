@@ -1,0 +1,275 @@
+//! Commands of an administrator: each is answered exactly once, in drbdsetup's numbers (state-machine.md 2.7).
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use super::Resource;
+use crate::command::{Answer, Command};
+use crate::effect::Effect;
+use crate::event::{CommandId, IoError, VolumeNumber};
+use crate::state::{Failure, StateResult};
+use crate::time::Time;
+
+pub(crate) mod connection;
+pub(crate) mod disks;
+pub(crate) mod down;
+pub(crate) mod generations;
+pub(crate) mod roles;
+
+/// What follows a plan of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AfterPlan {
+    /// The command succeeded.
+    Answer(CommandId),
+    /// A promotion is on disk.
+    Promoted(CommandId),
+    /// The bitmap was rewritten by a command that held clients off.
+    BitmapWritten(CommandId),
+}
+
+/// A command under way.
+#[derive(Debug)]
+pub(crate) enum Running {
+    /// `primary`.
+    Promote(roles::Promotion),
+    /// `secondary`.
+    Demote(roles::Demotion),
+    /// `detach`.
+    Detach(disks::Detaching),
+    /// `disk-options`.
+    Options(disks::Reconfiguring),
+    /// A change of state, and nothing else; what it changed is on disk before the answer.
+    Plain(VolumeNumber),
+    /// `invalidate` and `invalidate-remote` without a connection.
+    Rewrite(VolumeNumber),
+    /// `connect` or `disconnect`.
+    Connection(connection::Running),
+    /// Something that tells its end by `answer`.
+    Elsewhere,
+}
+
+/// Commands under way.
+#[derive(Debug, Default)]
+pub(crate) struct Commands {
+    pub(crate) running: BTreeMap<CommandId, Running>,
+    /// `down` commands; their current step runs under the same id.
+    pub(crate) downs: BTreeMap<CommandId, down::Down>,
+}
+
+impl Resource {
+    /// A command enters.
+    pub(super) fn on_command(&mut self, id: CommandId, command: Command) {
+        if let Some(volume) = volume_of(&command) {
+            if !self.volumes.contains_key(&volume) {
+                let answer = Answer::failure(Failure::MinorUnknown).with_info("unknown minor");
+                self.answer(id, answer);
+                return;
+            }
+        }
+        match command {
+            Command::Attach { volume } => self.command_attach(id, volume),
+            Command::Detach { volume, force } => self.command_detach(id, volume, force),
+            Command::Connect {
+                net,
+                discard_my_data,
+                tentative,
+            } => self.command_connect(id, net, discard_my_data, tentative),
+            Command::Disconnect { force } => self.command_disconnect(id, force),
+            Command::Primary { volume, force } => self.command_primary(id, volume, force),
+            Command::Secondary { volume } => self.command_secondary(id, volume),
+            Command::Invalidate { volume } => self.command_invalidate(id, volume),
+            Command::InvalidateRemote { volume } => self.command_invalidate_remote(id, volume),
+            Command::Outdate { volume } => self.command_outdate(id, volume),
+            Command::NewCurrentUuid {
+                volume,
+                clear_bitmap,
+            } => self.command_new_current_uuid(id, volume, clear_bitmap),
+            Command::PauseSync { volume } => self.command_pause_sync(id, volume),
+            Command::ResumeSync { volume } => self.command_resume_sync(id, volume),
+            Command::SuspendIo { volume } => self.command_suspend_io(id, volume),
+            Command::ResumeIo { volume } => self.command_resume_io(id, volume),
+            Command::DiskOptions { volume, options } => {
+                self.command_disk_options(id, volume, options);
+            }
+            Command::Down { force } => self.command_down(id, force),
+        }
+    }
+
+    /// A command (or a step of `down`) ends.
+    pub(crate) fn answer(&mut self, id: CommandId, answer: Answer) {
+        self.commands.running.remove(&id);
+        if self.commands.downs.contains_key(&id) {
+            self.down_step_done(id, answer);
+            return;
+        }
+        self.effects.push(Effect::Answer {
+            command: id,
+            answer,
+        });
+    }
+
+    /// A state request of a command is decided.
+    pub(super) fn command_state_done(&mut self, id: CommandId, result: StateResult) {
+        match self.commands.running.get(&id) {
+            Some(Running::Promote(_)) => self.promotion_decided(id, result),
+            Some(Running::Detach(_)) => self.detach_decided(id, result),
+            Some(Running::Plain(volume)) => {
+                let volume = *volume;
+                self.plain_decided(id, volume, result);
+            }
+            Some(Running::Rewrite(volume)) => {
+                let volume = *volume;
+                self.rewrite_decided(id, volume, result);
+            }
+            Some(Running::Connection(_)) => self.connection_command_state_done(id, result),
+            Some(Running::Demote(_) | Running::Options(_) | Running::Elsewhere) | None => {}
+        }
+    }
+
+    /// A plan of a command ended.
+    pub(super) fn command_plan_done(
+        &mut self,
+        volume: VolumeNumber,
+        step: AfterPlan,
+        result: Result<(), IoError>,
+    ) {
+        match step {
+            AfterPlan::Answer(id) => self.answer(id, written(result)),
+            AfterPlan::Promoted(id) => self.promotion_written(id, volume),
+            AfterPlan::BitmapWritten(id) => {
+                self.command_bitmap_written(volume);
+                self.answer(id, written(result));
+            }
+        }
+    }
+
+    /// Commands that wait for something look again; called after every round of deferred work.
+    pub(super) fn step_commands(&mut self) {
+        let waiting: Vec<CommandId> = self.commands.running.keys().copied().collect();
+        for id in waiting {
+            match self.commands.running.get(&id) {
+                Some(Running::Demote(_)) => self.step_demotion(id),
+                Some(Running::Detach(_)) => self.step_detaching(id),
+                Some(Running::Options(_)) => self.step_reconfiguring(id),
+                _ => {}
+            }
+        }
+        self.step_connection_commands();
+    }
+
+    pub(super) fn commands_deadline(&self) -> Time {
+        let deadlines = self.commands.running.values().map(|running| match running {
+            Running::Promote(promotion) => promotion.retry_at(),
+            _ => Time::NEVER,
+        });
+        deadlines.min().unwrap_or(Time::NEVER)
+    }
+
+    pub(super) fn tick_commands(&mut self) {
+        let now = self.now;
+        let due: Vec<CommandId> = self
+            .commands
+            .running
+            .iter()
+            .filter(|(_, running)| {
+                matches!(running, Running::Promote(promotion) if promotion.retry_at() <= now)
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for id in due {
+            self.retry_promotion(id);
+        }
+    }
+}
+
+/// A command whose last writes ended: with an error the disk is gone, and the change with it.
+fn written(result: Result<(), IoError>) -> Answer {
+    match result {
+        Ok(()) => Answer::done(),
+        Err(error) => Answer::failure(Failure::MetadataIo).with_info(error.text),
+    }
+}
+
+fn volume_of(command: &Command) -> Option<VolumeNumber> {
+    match command {
+        Command::Attach { volume }
+        | Command::Detach { volume, .. }
+        | Command::Primary { volume, .. }
+        | Command::Secondary { volume }
+        | Command::Invalidate { volume }
+        | Command::InvalidateRemote { volume }
+        | Command::Outdate { volume }
+        | Command::NewCurrentUuid { volume, .. }
+        | Command::PauseSync { volume }
+        | Command::ResumeSync { volume }
+        | Command::SuspendIo { volume }
+        | Command::ResumeIo { volume }
+        | Command::DiskOptions { volume, .. } => Some(*volume),
+        Command::Connect { .. } | Command::Disconnect { .. } | Command::Down { .. } => None,
+    }
+}
+
+impl Answer {
+    /// Success.
+    pub(crate) fn done() -> Answer {
+        Answer::numbered(Failure::NO_ERROR, "")
+    }
+
+    /// The result of a change of state.
+    pub(crate) fn state(result: StateResult) -> Answer {
+        Answer {
+            number: result.number(),
+            text: String::from(result.message()),
+            info: Vec::new(),
+            hint: None,
+            exit: result.exit_code(),
+        }
+    }
+
+    /// A refusal of a configuration operation.
+    pub(crate) fn failure(failure: Failure) -> Answer {
+        Answer::numbered(failure.number(), failure.message())
+    }
+
+    /// A result above 100 by its number.
+    pub(crate) fn numbered(number: i32, text: &str) -> Answer {
+        Answer {
+            number,
+            text: String::from(text),
+            info: Vec::new(),
+            hint: None,
+            exit: if number == Failure::NO_ERROR {
+                0
+            } else {
+                Failure::EXIT_CODE
+            },
+        }
+    }
+
+    /// The same with one more line of information.
+    pub(crate) fn with_info(mut self, line: impl Into<String>) -> Answer {
+        self.info.push(line.into());
+        self
+    }
+
+    /// The same with what to type next.
+    pub(crate) fn with_hint(mut self, hint: impl Into<String>) -> Answer {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The command did what it should.
+    pub(crate) fn is_success(&self) -> bool {
+        self.exit == 0
+    }
+}
+
+/// `1 client holds`, `3 clients hold`: for refusals because a device is open.
+pub(crate) fn clients_hold(count: u32) -> String {
+    match count {
+        1 => String::from("1 client holds the device open"),
+        count => format!("{count} clients hold the device open"),
+    }
+}

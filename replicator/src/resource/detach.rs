@@ -1,0 +1,241 @@
+//! Detaching a disk, by command or because it failed (state-machine.md 2.9 nos. 20 and 21, 7.8).
+//!
+//! ```text
+//!  (graceful: clients held, writes finish, the peer agrees) ─► Failed ─► Draining ─► Writing ─► Closing ─► Diskless
+//! ```
+//!
+//! A disk is closed after a flush of everything acknowledged on it: data, then bits, then the superblock.
+
+use alloc::string::String;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use tandem_metadata::Flags;
+
+use super::change::DiskFault;
+use super::generation::FlagValue;
+use super::plan::{Pages, Stage, Then};
+use super::volume::IoHold;
+use super::{Pending, Resource};
+use crate::command::Answer;
+use crate::effect::{Effect, Level};
+use crate::event::{CommandId, IoError, VolumeNumber};
+use crate::generations::Uuids;
+use crate::options::OnIoError;
+use crate::state::word::{DiskState, State};
+use crate::state::{Hardness, StateResult};
+
+/// A detach under way.
+#[derive(Debug)]
+pub(crate) struct Detach {
+    cause: Cause,
+    phase: Phase,
+    /// Commands that wait for its end.
+    askers: Vec<CommandId>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    Command,
+    Error,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The disk is Failed; its deferred effects have not come so far.
+    Announced,
+    /// I/O in flight ends.
+    Draining,
+    /// Data, bits and superblock.
+    Writing,
+    /// The same could not be written: the superblock alone, with the full-sync flag.
+    LastWords,
+    Closing,
+}
+
+impl Detach {
+    /// The disk failed by itself.
+    pub(crate) fn is_by_error(&self) -> bool {
+        self.cause == Cause::Error
+    }
+}
+
+impl Resource {
+    /// An I/O of the local disk failed: the policy of `on-io-error` decides (7.8). The caller answers or retries what
+    /// it was for.
+    pub(crate) fn local_io_error(&mut self, number: VolumeNumber, fault: DiskFault, error: IoError) {
+        self.log(Level::Error, Some(number), error.text);
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        let disk = volume.state.disk;
+        let policy = volume.options.on_io_error;
+        if let Some(backing) = volume.backing.as_mut() {
+            backing.meta_failed |= fault == DiskFault::Meta;
+            backing.read_failed |= fault == DiskFault::Read;
+        }
+        if disk <= DiskState::Failed {
+            return; // Not attached yet (the attach fails), or on its way out.
+        }
+        if fault != DiskFault::Meta && policy == OnIoError::PassOn {
+            if disk > DiskState::Inconsistent {
+                let lower = |state: &mut State| state.disk = DiskState::Inconsistent;
+                self.change_state(number, lower, Hardness::Hard);
+            }
+            return;
+        }
+        self.fail_disk(number, Cause::Error);
+    }
+
+    fn fail_disk(&mut self, number: VolumeNumber, cause: Cause) -> StateResult {
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return StateResult::UnknownError;
+        };
+        if volume.detach.is_none() {
+            volume.detach = Some(Detach {
+                cause,
+                phase: Phase::Announced,
+                askers: Vec::new(),
+            });
+        }
+        self.change_state(number, |state| state.disk = DiskState::Failed, Hardness::Hard)
+    }
+
+    /// The disk became Failed by the consent of everyone: `asker` is answered when it is closed.
+    pub(super) fn detach_agreed(&mut self, number: VolumeNumber, asker: CommandId) {
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        let detach = volume.detach.get_or_insert(Detach {
+            cause: Cause::Command,
+            phase: Phase::Announced,
+            askers: Vec::new(),
+        });
+        detach.askers.push(asker);
+    }
+
+    /// `detach --force`: nobody is asked.
+    pub(super) fn detach_by_force(&mut self, number: VolumeNumber) -> StateResult {
+        self.fail_disk(number, Cause::Command)
+    }
+
+    /// The disk is Failed, the handler (if any) has run: I/O in flight ends.
+    pub(super) fn begin_draining(&mut self, number: VolumeNumber) {
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        let detach = volume.detach.get_or_insert(Detach {
+            cause: Cause::Command,
+            phase: Phase::Announced,
+            askers: Vec::new(),
+        });
+        if detach.phase == Phase::Announced {
+            detach.phase = Phase::Draining;
+        }
+    }
+
+    /// Whether an I/O of the volume's disk or metadata is in flight.
+    pub(super) fn disk_io_in_flight(&self, number: VolumeNumber) -> bool {
+        self.pending
+            .values()
+            .any(|pending| pending.disk_of() == Some(number))
+    }
+
+    /// Detaches (and attaches that failed) go on as far as they can.
+    pub(super) fn step_detaches(&mut self) {
+        self.step_failed_attaches();
+        for number in self.volume_numbers() {
+            let draining = self
+                .volumes
+                .get(&number)
+                .and_then(|volume| volume.detach.as_ref())
+                .is_some_and(|detach| detach.phase == Phase::Draining);
+            if draining && !self.disk_io_in_flight(number) {
+                self.write_last(number);
+            }
+        }
+    }
+
+    fn set_detach_phase(&mut self, number: VolumeNumber, phase: Phase) {
+        let detach = self
+            .volumes
+            .get_mut(&number)
+            .and_then(|volume| volume.detach.as_mut());
+        if let Some(detach) = detach {
+            detach.phase = phase;
+        }
+    }
+
+    fn write_last(&mut self, number: VolumeNumber) {
+        self.set_detach_phase(number, Phase::Writing);
+        let stages = vec![
+            Stage::FlushData,
+            Stage::BitmapPages(Pages::AllChanged),
+            Stage::FlushMeta,
+            Stage::Superblock,
+        ];
+        self.start_plan(number, stages, Then::Detach);
+    }
+
+    /// The last writes ended. What could not be written is said in the superblock, if that still can be.
+    pub(super) fn detach_plan_done(&mut self, number: VolumeNumber, result: Result<(), IoError>) {
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        let Some(phase) = volume.detach.as_ref().map(|detach| detach.phase) else {
+            return;
+        };
+        if result.is_err() && phase == Phase::Writing {
+            self.set_detach_phase(number, Phase::LastWords);
+            let Some(backing) = self
+                .volumes
+                .get_mut(&number)
+                .and_then(|volume| volume.backing.as_mut())
+            else {
+                return;
+            };
+            backing.meta_failed = false;
+            let stages = vec![
+                Stage::Flag(Flags::FULL_SYNC, FlagValue::Set),
+                Stage::Superblock,
+            ];
+            self.start_plan(number, stages, Then::Detach);
+            return;
+        }
+        self.set_detach_phase(number, Phase::Closing);
+        let token = self.token(Pending::Close(number));
+        self.effects.push(Effect::CloseBacking {
+            token,
+            volume: number,
+        });
+    }
+
+    /// The backing is closed.
+    pub(super) fn backing_is_closed(&mut self, number: VolumeNumber) {
+        if self.failed_attach_closed(number) {
+            return;
+        }
+        let askers = match self.volumes.get_mut(&number) {
+            Some(volume) => volume.detach.take().map(|detach| detach.askers),
+            None => return,
+        };
+        self.forget_disk(number);
+        for asker in askers.unwrap_or_default() {
+            self.answer(asker, Answer::done());
+        }
+    }
+
+    /// The volume has no disk any more.
+    pub(super) fn forget_disk(&mut self, number: VolumeNumber) {
+        if let Some(volume) = self.volumes.get_mut(&number) {
+            volume.backing = None;
+            volume.generations.uuids = Uuids::default();
+            volume.crashed_primary = false;
+            volume.io_holds.remove(&IoHold::Detach);
+        }
+        let diskless = |state: &mut State| state.disk = DiskState::Diskless;
+        self.change_state(number, diskless, Hardness::Hard);
+        self.generation_written(number);
+        self.log(Level::Info, Some(number), String::from("the disk is closed"));
+    }
+}

@@ -1,0 +1,2 @@
+//! The handshake of volumes (state-machine.md 4).
+// filled in by link

@@ -1,0 +1,68 @@
+//! What must hold after every event (state-machine.md 12.1); the simulator asks.
+
+use alloc::format;
+use alloc::string::String;
+
+use super::Resource;
+use super::volume::Volume;
+use crate::state::sanitise;
+use crate::state::word::{ConnState, DiskState, Role};
+
+impl Resource {
+    /// Tests the invariants of the engine, in time for all of its state.
+    ///
+    /// # Errors
+    /// What does not hold, in words: a bug of ours.
+    pub fn check_invariants(&self) -> Result<(), String> {
+        if !self.deferred.is_empty() {
+            return Err(String::from("deferred work is left over"));
+        }
+        for volume in self.volumes.values() {
+            self.check_volume(volume)
+                .map_err(|what| format!("volume {}: {what}", volume.number.0))?;
+        }
+        Ok(())
+    }
+
+    fn check_volume(&self, volume: &Volume) -> Result<(), String> {
+        let state = &volume.state;
+        let wrong = |what: &str| Err(format!("{what}: {}", state.dump()));
+        let context = self.rule_context(volume.number);
+        if sanitise(state, *state, &context) != *state {
+            return wrong("the state is not its own sanitised form");
+        }
+        let cstate = self.connection.cstate;
+        if state.conn.min(ConnState::WFReportParams) != cstate {
+            return wrong(&format!("conn does not fit the connection's {cstate}"));
+        }
+        if state.conn.is_connected() && self.connection.link.is_none() {
+            return wrong("connected without a link");
+        }
+        let busy = volume.attach.is_some() || volume.detach.is_some();
+        if (state.disk > DiskState::Diskless) != volume.backing.is_some() && !busy {
+            return wrong("disk state and backing differ");
+        }
+        let role_bit = volume.generations.uuids.current & 1 == 1;
+        let settled = state.disk >= DiskState::Inconsistent && !self.changes_role(volume.number);
+        if settled && !busy && role_bit != (state.role == Role::Primary) {
+            return wrong("bit 0 of the current UUID does not fit the role");
+        }
+        let alone = state.role == Role::Primary
+            && state.disk == DiskState::UpToDate
+            && state.conn < ConnState::Connected
+            && settled
+            && !busy;
+        let split = volume.generations.uuids.bitmap != 0 || volume.new_current_pending;
+        if alone && !split && !self.changes_role(volume.number) {
+            return wrong("a Primary alone has started no generation");
+        }
+        if volume.new_current_pending && !state.is_suspended() {
+            return wrong("a generation is put off although nothing is suspended");
+        }
+        if let Some(backing) = volume.backing.as_ref() {
+            backing.bitmap.check_invariants()?;
+            backing.activity_log.check_invariants()?;
+        }
+        Ok(())
+    }
+}

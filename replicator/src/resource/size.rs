@@ -1,0 +1,92 @@
+//! The size of the device (state-machine.md 10.1).
+
+use alloc::format;
+
+use tandem_metadata::SectorCount;
+use tandem_metadata::size::SizeFacts;
+
+use super::Resource;
+use super::plan::{self, Then};
+use super::volume::Volume;
+use crate::bitmap::{NewBits, bits_of_device};
+use crate::effect::{Effect, Level, Notification};
+use crate::event::VolumeNumber;
+use crate::state::word::Role;
+
+/// What a new agreement on the size did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SizeChange {
+    /// As before.
+    Same,
+    /// The device is larger now; new bits are set.
+    Grew,
+    /// The device is smaller now.
+    Shrank,
+}
+
+impl Volume {
+    /// Bytes that this node's disk could offer; 0 without a disk.
+    pub(crate) fn capacity_bytes(&self) -> u64 {
+        self.backing.as_ref().map_or(0, |backing| {
+            let data = SectorCount(backing.info.data_bytes / 512);
+            backing.layout.capacity(data).0 * 512
+        })
+    }
+
+    /// The size by the facts known now: own disk, the peer's last announcement, what was agreed last.
+    pub(crate) fn agreed_bytes(&self, capacity: u64, last: u64) -> u64 {
+        let sectors = |bytes: u64| SectorCount(bytes / 512);
+        let facts = SizeFacts {
+            own: sectors(capacity),
+            peer: sectors(self.peer.disk_bytes),
+            last_agreed: sectors(last),
+            configured: sectors(self.options.size),
+        };
+        facts.agree().sectors().0 * 512
+    }
+}
+
+impl Resource {
+    /// Gives the device a size of `bytes`: bitmap, superblock and clients follow. New bits are set.
+    pub(crate) fn apply_size(&mut self, number: VolumeNumber, bytes: u64) -> SizeChange {
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return SizeChange::Same;
+        };
+        let old = volume.bytes;
+        if bytes == old {
+            return SizeChange::Same;
+        }
+        if let Some(backing) = volume.backing.as_mut() {
+            let resized = backing.bitmap.resize(bits_of_device(bytes), NewBits::Set);
+            if let Err(error) = resized {
+                let text = format!("the size stays {old} bytes: {error}");
+                self.log(Level::Error, Some(number), text);
+                return SizeChange::Same;
+            }
+        }
+        volume.bytes = bytes;
+        let primary = volume.state.role == Role::Primary;
+        let has_disk = volume.backing.is_some();
+        self.status_changed = true;
+        self.log(
+            Level::Info,
+            Some(number),
+            format!("the device has {bytes} bytes (had {old})"),
+        );
+        if has_disk {
+            // Bits beyond the old end are not on disk yet: a crash before they are means a full sync.
+            self.start_plan(number, plan::rewrite_bitmap(), Then::Nothing);
+        }
+        if primary {
+            self.effects.push(Effect::Notify(Notification::Serve {
+                volume: number,
+                bytes: Some(bytes),
+            }));
+        }
+        if bytes > old {
+            SizeChange::Grew
+        } else {
+            SizeChange::Shrank
+        }
+    }
+}

@@ -1,0 +1,2 @@
+//! Split brain (state-machine.md 5).
+// filled in by link

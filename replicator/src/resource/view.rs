@@ -1,0 +1,72 @@
+//! What a person sees: a copy of the engine's state, made on demand.
+
+use super::Resource;
+use super::volume::Volume;
+use crate::activity_log::LogMode;
+use crate::status::{Counters, ResourceStatus, VolumeStatus};
+
+impl Resource {
+    /// The status of the resource and of its volumes.
+    pub fn status(&self) -> ResourceStatus {
+        let least = self.volumes.values().map(|volume| volume.state.conn).min();
+        let cstate = self.connection.cstate;
+        ResourceStatus {
+            name: self.name.clone(),
+            connection: least.map_or(cstate, |least| least.max(cstate)),
+            version: self
+                .connection
+                .link
+                .as_ref()
+                .and(self.connection.agreed)
+                .map(|agreed| agreed.version),
+            protocol: self.connection.net.as_ref().map(|net| net.protocol),
+            last_error: self.connection.last_error.clone(),
+            volumes: self
+                .volumes
+                .values()
+                .map(|volume| self.volume_status(volume))
+                .collect(),
+        }
+    }
+
+    fn volume_status(&self, volume: &Volume) -> VolumeStatus {
+        let number = volume.number;
+        let local = |pending: &&super::Pending| pending.disk_of() == Some(number);
+        let counters = Counters {
+            local_count: count(self.pending.values().filter(local).count()),
+            pending: self.pending_at_peer(number),
+            unacked: self.unacked_of_peer(number),
+            application: self.applications_open(number),
+            epochs: self.epochs_open(),
+            out_of_sync_kib: volume.bits_set() * 4,
+            ..volume.counters
+        };
+        VolumeStatus {
+            number,
+            minor: volume.minor,
+            state: volume.state,
+            al_suspended: volume
+                .backing
+                .as_ref()
+                .is_some_and(|backing| backing.activity_log.mode() == LogMode::Suspended),
+            bytes: volume.bytes,
+            uuids: volume
+                .backing
+                .as_ref()
+                .map(|_| volume.generations.uuids.slots()),
+            open_count: volume.open_count,
+            write_order: if volume.options.disk_flushes { 'f' } else { 'd' },
+            counters,
+            resync: self.resync_status(number),
+        }
+    }
+
+    fn epochs_open(&self) -> u32 {
+        let open = self.connection.receive_epochs.as_ref();
+        open.map_or(1, |epochs| count(epochs.waiting()).saturating_add(1))
+    }
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,228 @@
+//! A volume: the state of one replicated device on this node, and what is known of the peer's side of it.
+
+use alloc::collections::BTreeSet;
+
+use tandem_metadata::{Flags, Layout, Superblock};
+
+use super::plan::Plans;
+use super::{attach, detach, flush, resync};
+use crate::activity_log::ActivityLog;
+use crate::bitmap::Bitmap;
+use crate::event::{BackingInfo, MetaKind, VolumeNumber};
+use crate::generations::{Generations, Uuids};
+use crate::intervals::Intervals;
+use crate::options::{DiskOptions, VolumeOptions};
+use crate::state::rules::AttachResult;
+use crate::state::word::{DiskState, State};
+use crate::status::Counters;
+use crate::time::Time;
+
+/// A volume of the resource.
+#[derive(Debug)]
+pub(crate) struct Volume {
+    /// Its number in the resource.
+    pub(crate) number: VolumeNumber,
+    /// Its minor on this node, for log lines.
+    pub(crate) minor: u32,
+    /// Options of its disk.
+    pub(crate) options: DiskOptions,
+    /// Its state. Changed only by `change_state` and `change_connection`.
+    pub(crate) state: State,
+    /// Data generations (the slots are zero without a disk) and the exposed-data UUID.
+    pub(crate) generations: Generations,
+    /// The local disk, while there is one.
+    pub(crate) backing: Option<Backing>,
+    /// What is known of the peer.
+    pub(crate) peer: PeerDevice,
+    /// Agreed size of the device in bytes; 0 while unknown. Stays after a detach.
+    pub(crate) bytes: u64,
+    /// This node crashed as Primary and the pair has not been UpToDate/UpToDate since (3.7).
+    pub(crate) crashed_primary: bool,
+    /// Contact to the peer's data was lost while I/O was suspended: a new current UUID is due when it goes on.
+    pub(crate) new_current_pending: bool,
+    /// A new data generation was asked for and its superblock is not yet durable: no write is answered.
+    pub(crate) generation_pending: bool,
+    /// Both disks were Inconsistent and the peer became Primary; cleared with the next processed P_STATE.
+    pub(crate) consider_resync: bool,
+    /// An attach or a late exchange of sizes found the device grown; cleared when its resync was started.
+    pub(crate) grew_while_detached: bool,
+    /// What is in flight on ranges of the device (bytes): client's and peer's writes, resync blocks.
+    pub(crate) intervals: Intervals,
+    /// Local flushes.
+    pub(crate) flushes: flush::LocalFlushes,
+    /// Clients that hold the device open.
+    pub(crate) open_count: u32,
+    /// Why new requests of clients wait although no state says so: short internal suspensions.
+    pub(crate) io_holds: BTreeSet<IoHold>,
+    /// A resync that runs, is about to start, or is paused.
+    pub(crate) resync: Option<resync::Resync>,
+    /// Counters for people.
+    pub(crate) counters: Counters,
+    /// Durable sequences under way.
+    pub(crate) plans: Plans,
+    /// An attach under way.
+    pub(crate) attach: Option<attach::Attach>,
+    /// A detach under way: from the change to Failed until the backing is closed.
+    pub(crate) detach: Option<detach::Detach>,
+    /// Deferred effects wait for the handler local-io-error, which runs before the peer is told anything.
+    pub(crate) stalled: Option<alloc::collections::VecDeque<super::change::Deferred>>,
+}
+
+/// A short internal suspension of clients' requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum IoHold {
+    /// An attach.
+    Attach,
+    /// A graceful detach.
+    Detach,
+    /// A change of the disk's options.
+    Options,
+    /// A whole-bitmap operation of a command.
+    Bitmap,
+    /// A bitmap is being sent.
+    BitmapExchange,
+    /// All bits are being set for a full sync.
+    FullSync,
+    /// The size changes.
+    Resize,
+}
+
+/// What is known of the peer's side of a volume. Forgotten with the link unless said otherwise.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PeerDevice {
+    /// Its data generations as last received.
+    pub(crate) uuids: Option<PeerUuids>,
+    /// Size of its disk as last announced, in bytes; 0: diskless or unknown. Kept over connections.
+    pub(crate) disk_bytes: u64,
+    /// Size of its device as last announced, in bytes.
+    pub(crate) current_bytes: u64,
+    /// Largest request that it takes, in bytes.
+    pub(crate) max_request: u32,
+    /// Set bits of our bitmap that P_UUIDS told it.
+    pub(crate) bits_sent: u64,
+    /// Our changes may be given up in a split brain: copied from `discard-my-data` at each connect.
+    pub(crate) discard_armed: bool,
+    sequence: u32,
+}
+
+impl PeerDevice {
+    /// The next packet sequence number of this volume on this connection, from 1 on (wire-protocol.md 5.7).
+    pub(crate) fn next_sequence(&mut self) -> u32 {
+        self.sequence = self.sequence.wrapping_add(1);
+        self.sequence
+    }
+
+    /// The link is new: sequence numbers start again.
+    pub(crate) fn restart_sequence(&mut self) {
+        self.sequence = 0;
+    }
+}
+
+/// P_UUIDS as received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PeerUuids {
+    /// Its four generations.
+    pub(crate) set: Uuids,
+    /// Set bits of its bitmap.
+    pub(crate) bits: u64,
+    /// Flags (`generations::UUID_FLAG_*`).
+    pub(crate) flags: u64,
+}
+
+/// An attached disk.
+#[derive(Debug)]
+pub(crate) struct Backing {
+    /// What the caller opened.
+    pub(crate) info: BackingInfo,
+    /// Where its metadata are.
+    pub(crate) layout: Layout,
+    /// The superblock as of the last change; UUIDs, size and magic are filled in when it is written.
+    pub(crate) superblock: Superblock,
+    /// Since when the superblock on disk is older than this.
+    pub(crate) superblock_dirty: Option<Time>,
+    /// Blocks that differ from the peer's.
+    pub(crate) bitmap: Bitmap,
+    /// Hot extents.
+    pub(crate) activity_log: ActivityLog,
+    /// What the attach found, kept until the handshake decides (Negotiating).
+    pub(crate) attached_as: Option<AttachResult>,
+    /// Demotions (and attaches after a crash) whose bits are not yet on disk: as long as there are any, the primary
+    /// flag stays on disk.
+    pub(crate) primary_holds: u32,
+    /// Metadata cannot be written any more: every plan fails.
+    pub(crate) meta_failed: bool,
+    /// An I/O on data failed, and it was a read: a bitmap that cannot be written at the detach asks for a full sync.
+    pub(crate) read_failed: bool,
+}
+
+impl Volume {
+    /// A volume as configured.
+    pub(crate) fn new(options: VolumeOptions) -> Volume {
+        Volume {
+            number: options.number,
+            minor: options.minor,
+            options: options.disk,
+            state: State::UNCONFIGURED,
+            generations: Generations::default(),
+            backing: None,
+            peer: PeerDevice::default(),
+            bytes: 0,
+            crashed_primary: false,
+            new_current_pending: false,
+            generation_pending: false,
+            consider_resync: false,
+            grew_while_detached: false,
+            intervals: Intervals::new(),
+            flushes: flush::LocalFlushes::default(),
+            open_count: 0,
+            io_holds: BTreeSet::new(),
+            resync: None,
+            counters: Counters::default(),
+            plans: Plans::default(),
+            attach: None,
+            detach: None,
+            stalled: None,
+        }
+    }
+
+    /// Whether writes (of clients, of the peer, of a resync) go to the local disk: it is attached, not failed, and
+    /// the handshake about it is over (7.1).
+    pub(crate) fn writes_locally(&self) -> bool {
+        self.backing.is_some() && self.state.disk >= DiskState::Inconsistent
+    }
+
+    /// Set bits of the bitmap; 0 without a disk.
+    pub(crate) fn bits_set(&self) -> u64 {
+        self.backing
+            .as_ref()
+            .map_or(0, |backing| backing.bitmap.count())
+    }
+
+    /// The superblock in memory differs from the one on disk from now on.
+    pub(crate) fn superblock_changed(&mut self, now: Time) {
+        if let Some(backing) = self.backing.as_mut() {
+            backing.superblock_dirty.get_or_insert(now);
+        }
+    }
+}
+
+impl Backing {
+    /// Data and metadata are on one device: a flush of one is a flush of the other.
+    pub(crate) fn is_internal(&self) -> bool {
+        self.info.meta_kind == MetaKind::Internal
+    }
+
+    /// A flag of the superblock as last computed.
+    pub(crate) fn has(&self, flag: Flags) -> bool {
+        self.superblock.flags.contains(flag)
+    }
+
+    /// The generations of a superblock in the engine's words.
+    pub(crate) fn uuids_of(superblock: &Superblock) -> Uuids {
+        Uuids {
+            current: superblock.uuids.current,
+            bitmap: superblock.uuids.bitmap,
+            history: superblock.uuids.history,
+        }
+    }
+}
