@@ -112,6 +112,11 @@ impl Resource {
         if !volume.flushes.running.is_empty() || volume.flushes.next.is_empty() {
             return;
         }
+        if !volume.writes_locally() {
+            let waiters = core::mem::take(&mut volume.flushes.next);
+            self.tell_flush_waiters(number, waiters, LocalPart::Failed);
+            return;
+        }
         volume.flushes.running = core::mem::take(&mut volume.flushes.next);
         self.disk(number, Pending::Flush(number, Io::Running), DiskOperation::Flush);
     }
@@ -128,11 +133,18 @@ impl Resource {
         if let Err(error) = result {
             self.local_io_error(number, DiskFault::Write, error);
         }
+        let outcome = if ok { LocalPart::Done } else { LocalPart::Failed };
+        self.tell_flush_waiters(number, waiters, outcome);
+        self.start_local_flush(number);
+    }
+
+    fn tell_flush_waiters(&mut self, number: VolumeNumber, waiters: Vec<Waiter>, outcome: LocalPart) {
+        let ok = outcome == LocalPart::Done;
         for waiter in waiters {
             match waiter {
                 Waiter::Client(id) => {
                     if let Some(flush) = self.flushes.get_mut(&id) {
-                        flush.local = if ok { LocalPart::Done } else { LocalPart::Failed };
+                        flush.local = outcome;
                     }
                     self.check_flush(id);
                 }
@@ -140,7 +152,15 @@ impl Resource {
                 Waiter::PeerWrite(id) => self.peer_write_flushed(number, id, ok),
             }
         }
-        self.start_local_flush(number);
+    }
+
+    /// The local disk is gone: flushes that wait for it do not get it any more.
+    pub(super) fn flushes_disk_gone(&mut self, number: VolumeNumber) {
+        let Some(volume) = self.volumes.get_mut(&number) else { return };
+        let mut waiters = core::mem::take(&mut volume.flushes.next);
+        let running = core::mem::take(&mut volume.flushes.running);
+        waiters.extend(running);
+        self.tell_flush_waiters(number, waiters, LocalPart::Failed);
     }
 
     /// The link is lost: what the peer did not confirm it may lack; the local disk alone decides.

@@ -115,6 +115,9 @@ impl Resource {
         result: Result<Bytes, IoError>,
     ) {
         let Some(read) = self.requests.reads.get_mut(&id) else { return };
+        if read.place != Place::Local || read.local_failed {
+            return; // It was sent to the peer when the disk was given up.
+        }
         match result {
             Ok(data) if data.len() == read.length as usize => self.finish_read(id, Ok(data)),
             failed => {
@@ -184,6 +187,20 @@ impl Resource {
                     && matches!(read.place, Place::Remote { .. })
             })
             .ok_or("answer to a read that was not asked for")
+    }
+
+    /// The local disk is gone: reads that it did not answer choose again.
+    pub(super) fn reads_disk_gone(&mut self, number: VolumeNumber) {
+        let local = self.requests.reads.iter().filter(|(_, read)| {
+            read.volume == number && read.place == Place::Local && !read.local_failed
+        });
+        let local: Vec<u64> = local.map(|(id, _)| *id).collect();
+        for id in local {
+            if let Some(read) = self.requests.reads.get_mut(&id) {
+                read.local_failed = true;
+            }
+            self.route_read(id);
+        }
     }
 
     /// The link is lost: reads that the peer did not answer choose again.

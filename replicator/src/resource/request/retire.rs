@@ -101,9 +101,17 @@ impl Resource {
         self.recheck_writes(volume);
     }
 
-    /// The local disk is gone (Failed or Diskless): writes that wait for its activity log go on without it.
+    /// The local disk is gone (Failed or Diskless): nothing waits for it any more, whether or not it ever answers. Its
+    /// copy is old from now on, and its activity log, still on disk, tells where.
     pub(crate) fn disk_gone(&mut self, volume: VolumeNumber) {
+        for write in self.requests.writes.values_mut() {
+            if write.volume == volume && write.local == Local::Pending {
+                write.local = Local::Failed;
+            }
+        }
         self.log_gone(volume);
+        self.reads_disk_gone(volume);
+        self.flushes_disk_gone(volume);
         self.recheck_writes(volume);
     }
 
