@@ -26,10 +26,6 @@ impl Places {
         self.root.join("etc")
     }
 
-    /// `/etc/tandem.toml`: what drbd.conf has no words for.
-    pub fn settings_file(&self) -> PathBuf {
-        self.etc_dir().join("tandem.toml")
-    }
 
     /// `/run/tandem`: sockets, lock, proc text. Mode 0755.
     pub fn run_dir(&self) -> PathBuf {

@@ -1,0 +1,685 @@
+//! One loop per resource: the engine, client sockets, peer sockets, disks and timers on one thread.
+//!
+//! A turn collects everything that has happened, lets the engine handle it, hands all disk operations to the kernel with one call and
+//! writes once to each socket. Nothing in a turn waits.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tandem_replicator::status::ResourceStatus;
+use tandem_replicator::{
+    Answer, Command, CommandId, Effect, Effects, Event, Level, NetOptions, Notification,
+    ResourceOptions, Time, Token, VolumeNumber, VolumeOptions,
+};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+use crate::blackbox::BlackBox;
+use crate::control::messages::{HandlerReport, Options, ResourceDefinition};
+use crate::disk::backing::BackingPaths;
+use crate::disk::{self, Disks};
+use crate::handlers::{self, HANDLER_TIMEOUT, Handlers};
+use crate::nbd::{Clients, NewClient};
+use crate::peer::{LinkSettings, Peer};
+use crate::places::Places;
+use crate::report::{ExportFacts, Published, resource_report};
+use crate::settings::{self, SettingError};
+use crate::socket::ReadBuffer;
+
+/// Messages waiting for a loop; beyond, the sender waits.
+pub(crate) const INBOX_MAX: usize = 256;
+
+/// Messages taken in one turn.
+const MESSAGES_PER_TURN: usize = 64;
+
+/// Rounds of collect, handle, submit in one turn before the runtime looks at its timers and sockets again.
+const ROUNDS_PER_TURN: usize = 16;
+
+/// Least time between two reports that nobody asked for.
+const REPORT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Time between reports while a resync moves.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What drives a resource. The engine is [`tandem_replicator::Resource`]; tests have their own.
+pub(crate) trait Engine: Sized {
+    /// A resource without disks and connection.
+    fn new(options: ResourceOptions) -> Self;
+    /// Handles one event and appends effects.
+    fn handle(&mut self, now: Time, event: Event, effects: &mut Effects);
+    /// When it wants to be woken.
+    fn next_deadline(&self) -> Time;
+    /// A copy of its status.
+    fn status(&self) -> ResourceStatus;
+}
+
+/// What the control side asks of a loop.
+pub(crate) enum Message {
+    /// A command for the engine.
+    Command { command: Command, answer: oneshot::Sender<Answer> },
+    /// Connect with the options of the definition.
+    Connect { discard_my_data: bool, tentative: bool, answer: oneshot::Sender<Answer> },
+    /// A new definition with the same volumes.
+    Define(Arc<ResourceDefinition>),
+    /// A client that has finished its handshake.
+    Client(Box<NewClient>),
+    /// Run a handler for the administrator.
+    RunHandler { name: String, volume: Option<u16>, exit: oneshot::Sender<i32> },
+    /// Publish a fresh report, and say when that is done.
+    Report(oneshot::Sender<()>),
+    /// Let all clients go, and say when they are gone.
+    ReleaseClients { text: String, done: oneshot::Sender<()> },
+    /// End the loop. The engine has been taken down.
+    Quit,
+    /// Fail as a bug would.
+    #[cfg(test)]
+    Panic,
+}
+
+/// What a loop needs from the rest of the daemon.
+#[derive(Clone)]
+pub(crate) struct Surroundings {
+    pub(crate) places: Places,
+    pub(crate) handlers: Handlers,
+    /// Handler calls, for watchers.
+    pub(crate) handler_reports: broadcast::Sender<HandlerReport>,
+    /// NBD servers that serve every export, as URIs up to the export name: `nbd://host:port/`.
+    pub(crate) nbd_tcp: Option<std::net::SocketAddr>,
+    /// The clock that all loops share.
+    pub(crate) epoch: Instant,
+}
+
+impl Surroundings {
+    fn now(&self) -> Time {
+        Time(u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    fn uris(&self, resource: &str, volume: u16) -> Vec<String> {
+        let unix = |socket: std::path::PathBuf, export: &str| {
+            format!("nbd+unix:///{export}?socket={}", socket.display())
+        };
+        let export = format!("{resource}/{volume}");
+        let mut uris = vec![
+            unix(self.places.nbd_volume_socket(resource, volume), ""),
+            unix(self.places.nbd_socket(), &export),
+        ];
+        uris.extend(self.nbd_tcp.map(|address| format!("nbd://{address}/{export}")));
+        uris
+    }
+}
+
+/// A running loop, as the rest of the daemon holds it.
+pub(crate) struct LoopHandle {
+    pub(crate) inbox: mpsc::Sender<Message>,
+    pub(crate) published: watch::Receiver<Arc<Published>>,
+    pub(crate) thread: std::thread::JoinHandle<()>,
+}
+
+/// Starts the loop of a resource on a thread of its own. A panic in it ends this loop alone.
+pub(crate) fn spawn<E: Engine + 'static>(
+    definition: Arc<ResourceDefinition>,
+    surroundings: Surroundings,
+) -> Result<LoopHandle, SpawnError> {
+    let options = resource_options(&definition)?;
+    let (inbox, messages) = mpsc::channel(INBOX_MAX);
+    let (publish, published) = watch::channel(Arc::new(Published::failed(&definition, None)));
+    let name: String = definition.name.chars().take(15).collect();
+    let thread = std::thread::Builder::new().name(name).spawn(move || {
+        let span = tracing::info_span!("resource", name = %definition.name);
+        let _entered = span.enter();
+        let failed = {
+            let definition = Arc::clone(&definition);
+            let publish = publish.clone();
+            run::<E>(definition, surroundings, options, messages, publish).err()
+        };
+        if let Some(failed) = &failed {
+            tracing::error!("{failed}; type: tandemadm down {0}, then tandemadm up {0}", definition.name);
+        }
+        publish.send_replace(Arc::new(Published::failed(&definition, failed)));
+    })?;
+    Ok(LoopHandle { inbox, published, thread })
+}
+
+/// Why a loop could not be started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SpawnError {
+    /// Options that cannot be obeyed.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+    /// No thread, or no seed.
+    #[error("cannot start the loop of the resource: {0}")]
+    System(#[from] std::io::Error),
+}
+
+fn resource_options(definition: &ResourceDefinition) -> Result<ResourceOptions, SpawnError> {
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).map_err(std::io::Error::other)?;
+    let mut volumes = Vec::new();
+    for volume in &definition.volumes {
+        volumes.push(VolumeOptions {
+            number: VolumeNumber(volume.number),
+            minor: volume.minor,
+            disk: settings::disk_options(&volume.options, &mut Vec::new())?,
+        });
+    }
+    Ok(ResourceOptions { name: definition.name.clone(), volumes, seed })
+}
+
+/// Runs the loop to its end. An error is words for the log.
+fn run<E: Engine>(
+    definition: Arc<ResourceDefinition>,
+    surroundings: Surroundings,
+    options: ResourceOptions,
+    inbox: mpsc::Receiver<Message>,
+    publish: watch::Sender<Arc<Published>>,
+) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("no runtime for the loop: {error}"))?;
+    let black_box = Arc::new(Mutex::new(BlackBox::default()));
+    let (name, crash_dir) = (definition.name.clone(), surroundings.places.crash_dir());
+    let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        runtime.block_on(async {
+            let black_box = Arc::clone(&black_box);
+            let engine = E::new(options);
+            let mut the_loop =
+                ResourceLoop::new(engine, definition, surroundings, inbox, publish, black_box)
+                    .map_err(|error| format!("the loop cannot begin: {error}"))?;
+            std::future::poll_fn(|context| the_loop.turn(context)).await
+        })
+    }));
+    let failed = match result {
+        Ok(result) => result.err(),
+        Err(panic) => {
+            let text = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("no message");
+            Some(format!("the resource failed by a bug in this program: {text}"))
+        }
+    };
+    let Some(failed) = failed else { return Ok(()) };
+    let black_box = black_box.lock().unwrap_or_else(PoisonError::into_inner);
+    match black_box.write_out(&crash_dir, &name, &failed) {
+        Ok(path) => Err(format!("{failed} (what led to it: {})", path.display())),
+        Err(error) => Err(format!("{failed} (and its history cannot be written: {error})")),
+    }
+}
+
+/// Who asked for a handler.
+enum HandlerTag {
+    Engine(Token),
+    Administrator(oneshot::Sender<i32>),
+}
+
+/// A handler that was started, for the report of its end.
+struct HandlerCall {
+    tag: HandlerTag,
+    report: HandlerReport,
+}
+
+struct ResourceLoop<E> {
+    engine: E,
+    effects: Effects,
+    definition: Arc<ResourceDefinition>,
+    surroundings: Surroundings,
+    disks: Disks,
+    peer: Peer,
+    clients: Clients,
+    runner: handlers::Runner<HandlerCall>,
+    buffer: ReadBuffer,
+    inbox: mpsc::Receiver<Message>,
+    commands: HashMap<CommandId, oneshot::Sender<Answer>>,
+    next_command: u64,
+    /// Events on their way to the engine.
+    queue: VecDeque<Event>,
+    /// Reused by every round.
+    batch: Vec<Event>,
+    serving: BTreeMap<VolumeNumber, u64>,
+    releasing: Vec<oneshot::Sender<()>>,
+    publish: watch::Sender<Arc<Published>>,
+    changed: bool,
+    published_at: Option<Instant>,
+    moving: bool,
+    timer: Pin<Box<tokio::time::Sleep>>,
+    timer_at: Time,
+    quitting: bool,
+    black_box: Arc<Mutex<BlackBox>>,
+}
+
+impl<E: Engine> ResourceLoop<E> {
+    fn new(
+        engine: E,
+        definition: Arc<ResourceDefinition>,
+        surroundings: Surroundings,
+        inbox: mpsc::Receiver<Message>,
+        publish: watch::Sender<Arc<Published>>,
+        black_box: Arc<Mutex<BlackBox>>,
+    ) -> std::io::Result<ResourceLoop<E>> {
+        let disks = Disks::new(&definition.name, disk::Engine::Best)?;
+        let name: Arc<str> = definition.name.as_str().into();
+        let runner = handlers::Runner::new(name, surroundings.handlers, HANDLER_TIMEOUT)?;
+        Ok(ResourceLoop {
+            engine,
+            effects: Effects::new(),
+            disks,
+            runner,
+            definition,
+            surroundings,
+            inbox,
+            publish,
+            black_box,
+            peer: Peer::default(),
+            clients: Clients::default(),
+            buffer: ReadBuffer::default(),
+            commands: HashMap::new(),
+            next_command: 0,
+            queue: VecDeque::new(),
+            batch: Vec::new(),
+            serving: BTreeMap::new(),
+            releasing: Vec::new(),
+            changed: true,
+            published_at: None,
+            moving: false,
+            timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            timer_at: Time::NEVER,
+            quitting: false,
+        })
+    }
+
+    /// One turn. Ready when the loop has ended.
+    fn turn(&mut self, context: &mut Context<'_>) -> Poll<Result<(), String>> {
+        for _ in 0..ROUNDS_PER_TURN {
+            self.collect(context);
+            let busy = !self.queue.is_empty();
+            self.handle_all();
+            if let Err(error) = self.disks.submit() {
+                return Poll::Ready(Err(format!("io_uring refuses the submission: {error}")));
+            }
+            self.send_all(context);
+            if self.quitting {
+                return Poll::Ready(Ok(()));
+            }
+            if !busy && self.queue.is_empty() && self.disks_are_quiet() {
+                self.report_if_due();
+                self.set_timer(context);
+                return Poll::Pending;
+            }
+        }
+        self.report_if_due();
+        self.set_timer(context);
+        context.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn disks_are_quiet(&mut self) -> bool {
+        match self.disks.next_event() {
+            Some(event) => {
+                self.queue.push_back(event);
+                false
+            }
+            None => true,
+        }
+    }
+
+    /// Everything that has happened becomes events in the queue; registers for wake-ups.
+    fn collect(&mut self, context: &mut Context<'_>) {
+        self.take_messages(context);
+        let mut batch = std::mem::take(&mut self.batch);
+        self.peer.poll(context, &mut self.buffer, &mut batch);
+        self.clients.poll(context, &mut self.buffer, self.disks.pool(), &mut batch);
+        self.disks.poll(context);
+        self.queue.extend(batch.drain(..));
+        self.batch = batch;
+        while let Some(event) = self.disks.next_event() {
+            self.queue.push_back(event);
+        }
+        while let Poll::Ready((call, exit)) = self.runner.poll(context) {
+            self.handler_ended(call, exit);
+        }
+        if self.surroundings.now() >= self.engine.next_deadline() {
+            self.queue.push_back(Event::Timer);
+        }
+    }
+
+    fn take_messages(&mut self, context: &mut Context<'_>) {
+        for _ in 0..MESSAGES_PER_TURN {
+            match self.inbox.poll_recv(context) {
+                Poll::Pending => return,
+                Poll::Ready(Some(message)) => self.take(message),
+                // Nobody can ask for anything any more: the daemon is gone.
+                Poll::Ready(None) => {
+                    self.quitting = true;
+                    return;
+                }
+            }
+        }
+        context.waker().wake_by_ref();
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Command { command, answer } => self.command(command, answer),
+            Message::Connect { discard_my_data, tentative, answer } => {
+                match self.network() {
+                    Ok((net, link)) => {
+                        self.peer.configure(link);
+                        self.command(Command::Connect { net, discard_my_data, tentative }, answer);
+                    }
+                    Err(error) => {
+                        let refusal = refusal(162, "Invalid configuration request", error.to_string());
+                        let _ = answer.send(refusal);
+                    }
+                }
+            }
+            Message::Define(definition) => {
+                self.definition = definition;
+                self.changed = true;
+            }
+            Message::Client(client) => self.client(*client),
+            Message::RunHandler { name, volume, exit } => {
+                self.handler(HandlerTag::Administrator(exit), name, volume);
+            }
+            Message::Report(done) => {
+                self.publish();
+                let _ = done.send(());
+            }
+            Message::ReleaseClients { text, done } => {
+                self.clients.shut_down(None, &text);
+                self.releasing.push(done);
+            }
+            Message::Quit => self.quitting = true,
+            #[cfg(test)]
+            Message::Panic => panic!("as asked"),
+        }
+    }
+
+    fn command(&mut self, command: Command, answer: oneshot::Sender<Answer>) {
+        self.next_command += 1;
+        let id = CommandId(self.next_command);
+        self.commands.insert(id, answer);
+        self.queue.push_back(Event::Command { id, command });
+    }
+
+    fn network(&self) -> Result<(NetOptions, Option<LinkSettings>), SettingError> {
+        let (net, buffers) = settings::net_options(&self.definition.net, &mut Vec::new())?;
+        let link = self.definition.connection.as_ref().map(|connection| LinkSettings {
+            my_address: connection.my_address,
+            peer_address: connection.peer_address,
+            buffers,
+            connect_timeout: net.connect_interval,
+        });
+        if link.is_none() {
+            return Err(SettingError::Contradiction(format!(
+                "resource {} has no peer in the configuration",
+                self.definition.name
+            )));
+        }
+        Ok((net, link))
+    }
+
+    fn client(&mut self, client: NewClient) {
+        let (volume, who) = (client.volume, client.who.clone());
+        if !self.serving.contains_key(&volume) {
+            tracing::info!(client = %who, volume = volume.0, "refused: not Primary any more");
+            return;
+        }
+        match self.clients.adopt(client) {
+            Ok(event) => {
+                self.queue.push_back(event);
+                self.changed = true;
+            }
+            Err(error) => tracing::warn!(client = %who, volume = volume.0, %error, "refused"),
+        }
+    }
+
+    fn handle_all(&mut self) {
+        let mut effects = std::mem::take(&mut self.effects);
+        while let Some(event) = self.queue.pop_front() {
+            let now = self.surroundings.now();
+            if matches!(event, Event::Released { .. }) {
+                self.changed = true;
+            }
+            {
+                let mut black_box = self.black_box.lock().unwrap_or_else(PoisonError::into_inner);
+                black_box.event(now, &event);
+            }
+            self.engine.handle(now, event, &mut effects);
+            let mut black_box = self.black_box.lock().unwrap_or_else(PoisonError::into_inner);
+            for effect in &effects {
+                black_box.effect(now, effect);
+            }
+            drop(black_box);
+            for effect in effects.drain(..) {
+                self.carry_out(effect);
+            }
+        }
+        self.effects = effects;
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Disk { token, volume, operation } => self.disks.data(token, volume, operation),
+            Effect::Meta { token, volume, operation } => self.disks.meta(token, volume, operation),
+            Effect::Send { socket, head, payload } => self.peer.send(socket, head, payload),
+            Effect::Reply { request, result } => self.clients.reply(request, result),
+            Effect::Answer { command, answer } => self.answer(command, answer),
+            Effect::Listen => self.queue.extend(self.peer.listen()),
+            Effect::Unlisten => self.peer.unlisten(),
+            Effect::Dial { token } => self.peer.dial(token),
+            Effect::Close { socket, how } => self.queue.extend(self.peer.close(socket, how)),
+            Effect::PauseRead { socket } => self.peer.pause(socket, true),
+            Effect::ResumeRead { socket } => self.peer.pause(socket, false),
+            Effect::PauseClients { volume } => self.clients.pause(volume, true),
+            Effect::ResumeClients { volume } => self.clients.pause(volume, false),
+            Effect::OpenBacking { token, volume } => {
+                let paths = self.backing_paths(volume);
+                self.disks.open(token, volume, paths);
+            }
+            Effect::CloseBacking { token, volume } => self.disks.close(token, volume),
+            Effect::RunHandler { token, name, volume } => {
+                let volume = volume.map(|volume| volume.0);
+                self.handler(HandlerTag::Engine(token), name.to_owned(), volume);
+            }
+            Effect::Notify(notification) => self.notify(notification),
+        }
+    }
+
+    fn backing_paths(&self, volume: VolumeNumber) -> Option<BackingPaths> {
+        let volume = self.definition.volumes.iter().find(|candidate| candidate.number == volume.0)?;
+        let disk = volume.disk.clone()?;
+        Some(BackingPaths { disk, meta: volume.meta_disk.clone() })
+    }
+
+    fn answer(&mut self, command: CommandId, mut answer: Answer) {
+        /// "Device is held open by someone" (state-machine.md 2.7).
+        const DEVICE_IN_USE: i32 = -12;
+        if answer.number == DEVICE_IN_USE {
+            for volume in &self.definition.volumes {
+                for who in self.clients.holders(VolumeNumber(volume.number)) {
+                    answer.info.push(format!("volume {} is held open by {who}", volume.number));
+                }
+            }
+        }
+        match self.commands.remove(&command) {
+            // Whoever asked may have given up waiting.
+            Some(sender) => drop(sender.send(answer)),
+            None => tracing::error!(command = command.0, "the engine answered an unknown command"),
+        }
+    }
+
+    fn handler(&mut self, tag: HandlerTag, name: String, volume: Option<u16>) {
+        let report = HandlerReport {
+            resource: self.definition.name.clone(),
+            volume,
+            handler: name.clone(),
+            exit: None,
+        };
+        let command = self.definition.handlers.get(&name).filter(|text| !text.is_empty()).cloned();
+        if command.is_some() {
+            // Nobody may be watching.
+            let _ = self.surroundings.handler_reports.send(report.clone());
+        }
+        let connection = self.engine.status().connection;
+        let environment = handlers::environment(&self.definition, volume, connection.name());
+        let job = handlers::Job { tag: HandlerCall { tag, report }, name, command, environment };
+        if let Err(call) = self.runner.run(job) {
+            tracing::error!(handler = %call.report.handler, "the thread that runs handlers has died");
+            self.handler_ended(call, 0);
+        }
+    }
+
+    fn handler_ended(&mut self, call: HandlerCall, exit: i32) {
+        let HandlerCall { tag, mut report } = call;
+        if self.definition.handlers.contains_key(&report.handler) {
+            report.exit = Some(exit);
+            let _ = self.surroundings.handler_reports.send(report);
+        }
+        match tag {
+            HandlerTag::Engine(token) => self.queue.push_back(Event::HandlerDone { token, exit }),
+            HandlerTag::Administrator(sender) => drop(sender.send(exit)),
+        }
+    }
+
+    fn notify(&mut self, notification: Notification) {
+        match notification {
+            Notification::Log { level, volume, text } => log(level, volume, &text),
+            Notification::StatusChanged => self.changed = true,
+            Notification::Serve { volume, bytes } => {
+                match bytes {
+                    Some(bytes) => {
+                        self.serving.insert(volume, bytes);
+                    }
+                    None => {
+                        self.serving.remove(&volume);
+                        self.clients.shut_down(Some(volume), "this node is not Primary any more");
+                    }
+                }
+                // Clients that come right after the answer to `primary` must find the export.
+                self.publish();
+            }
+        }
+    }
+
+    fn send_all(&mut self, context: &mut Context<'_>) {
+        let mut batch = std::mem::take(&mut self.batch);
+        self.peer.flush(context, &mut batch);
+        self.clients.flush(context, &mut batch);
+        self.queue.extend(batch.drain(..));
+        self.batch = batch;
+        if self.clients.is_empty() {
+            for done in self.releasing.drain(..) {
+                let _ = done.send(());
+            }
+        }
+    }
+
+    fn report_if_due(&mut self) {
+        let due = match self.report_due() {
+            Some(due) => due <= Instant::now(),
+            None => false,
+        };
+        if due {
+            self.publish();
+        }
+    }
+
+    fn report_due(&self) -> Option<Instant> {
+        let interval = match (self.changed, self.moving) {
+            (true, _) => REPORT_INTERVAL,
+            (false, true) => PROGRESS_INTERVAL,
+            (false, false) => return None,
+        };
+        Some(self.published_at.map_or_else(Instant::now, |at| at + interval))
+    }
+
+    fn publish(&mut self) {
+        let status = self.engine.status();
+        let name = self.definition.name.clone();
+        let report = resource_report(
+            &status,
+            &self.definition,
+            |volume| self.clients.holders(volume),
+            |volume| match self.serving.contains_key(&volume) {
+                true => self.surroundings.uris(&name, volume.0),
+                false => Vec::new(),
+            },
+        );
+        self.moving = report.volumes.iter().any(|volume| volume.resync.is_some());
+        let exports = self.serving.iter().map(|(volume, bytes)| {
+            let info = self.disks.info(*volume);
+            let facts = ExportFacts {
+                bytes: *bytes,
+                logical_block: info.map_or(512, |info| info.logical_block),
+                discard: info.is_none_or(|info| info.discard),
+            };
+            (volume.0, facts)
+        });
+        let published = Published { report, exports: exports.collect() };
+        self.publish.send_replace(Arc::new(published));
+        self.changed = false;
+        self.published_at = Some(Instant::now());
+    }
+
+    /// Sets the timer to the next deadline, of the engine or of a report.
+    fn set_timer(&mut self, context: &mut Context<'_>) {
+        let report = self.report_due().map_or(Time::NEVER, |due| {
+            self.surroundings.now() + due.saturating_duration_since(Instant::now())
+        });
+        let wanted = self.engine.next_deadline().min(report);
+        if wanted != self.timer_at {
+            self.timer_at = wanted;
+            let ahead = wanted.since(Time(0));
+            // Far deadlines are cut: an early wake-up does no harm.
+            let ahead = ahead.min(self.surroundings.epoch.elapsed() + Duration::from_secs(3600));
+            let at = self.surroundings.epoch + ahead;
+            self.timer.as_mut().reset(at.into());
+        }
+        if self.timer.as_mut().poll(context).is_ready() {
+            self.timer_at = Time::NEVER;
+            self.timer.as_mut().reset(tokio::time::Instant::now() + Duration::from_secs(3600));
+            context.waker().wake_by_ref();
+        }
+    }
+}
+
+fn refusal(number: i32, text: &str, info: String) -> Answer {
+    Answer { number, text: text.to_owned(), info: vec![info], hint: None, exit: 10 }
+}
+
+fn log(level: Level, volume: Option<VolumeNumber>, text: &str) {
+    macro_rules! line {
+        ($level:ident) => {
+            match volume {
+                Some(volume) => tracing::$level!(volume = volume.0, "{text}"),
+                None => tracing::$level!("{text}"),
+            }
+        };
+    }
+    match level {
+        Level::Error => line!(error),
+        Level::Warn => line!(warn),
+        Level::Info => line!(info),
+        Level::Debug => line!(debug),
+        Level::Trace => line!(trace),
+    }
+}
+
+/// New disk options as a command.
+pub(crate) fn disk_options_command(
+    volume: u16,
+    options: &Options,
+) -> Result<(Command, Vec<String>), SettingError> {
+    let mut warnings = Vec::new();
+    let options = settings::disk_options(options, &mut warnings)?;
+    Ok((Command::DiskOptions { volume: VolumeNumber(volume), options }, warnings))
+}
+
+#[cfg(test)]
+mod tests;
