@@ -28,7 +28,12 @@ impl BlackBox {
         if self.entries.len() == ENTRIES_MAX {
             self.entries.pop_front();
         }
-        self.entries.push_back(Entry { time, what, first, second });
+        self.entries.push_back(Entry {
+            time,
+            what,
+            first,
+            second,
+        });
     }
 
     /// Notes an event.
@@ -42,7 +47,12 @@ impl BlackBox {
     }
 
     /// Writes everything to a new file in `dir` and returns its path.
-    pub(crate) fn write_out(&self, dir: &Path, resource: &str, why: &str) -> std::io::Result<PathBuf> {
+    pub(crate) fn write_out(
+        &self,
+        dir: &Path,
+        resource: &str,
+        why: &str,
+    ) -> std::io::Result<PathBuf> {
         std::fs::create_dir_all(dir)?;
         let seconds = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
@@ -51,8 +61,17 @@ impl BlackBox {
         let path = dir.join(format!("{resource}-{seconds}.txt"));
         let mut file = std::io::BufWriter::new(std::fs::File::create(&path)?);
         writeln!(file, "resource {resource}: {why}")?;
-        writeln!(file, "nanoseconds  what  first  second (tokens, sockets, offsets, lengths)")?;
-        for Entry { time, what, first, second } in &self.entries {
+        writeln!(
+            file,
+            "nanoseconds  what  first  second (tokens, sockets, offsets, lengths)"
+        )?;
+        for Entry {
+            time,
+            what,
+            first,
+            second,
+        } in &self.entries
+        {
             writeln!(file, "{:>18}  {what}  {first}  {second}", time.0)?;
         }
         file.flush()?;
@@ -85,14 +104,18 @@ fn event_words(event: &Event) -> (&'static str, u64, u64) {
         Event::ListenFailed { .. } => ("> listen failed", 0, 0),
         Event::Closed { socket, .. } => ("> socket closed", socket.0, 0),
         Event::Command { id, .. } => ("> command", id.0, 0),
-        Event::HandlerDone { token, exit } => ("> handler done", token.0, u64::from(exit.unsigned_abs())),
+        Event::HandlerDone { token, exit } => {
+            ("> handler done", token.0, u64::from(exit.unsigned_abs()))
+        }
         Event::Timer => ("> timer", 0, 0),
     }
 }
 
 fn effect_words(effect: &Effect) -> (&'static str, u64, u64) {
     match effect {
-        Effect::Disk { token, operation, .. } => {
+        Effect::Disk {
+            token, operation, ..
+        } => {
             let (what, offset) = match operation {
                 DiskOperation::Read { offset, .. } => ("< disk read", *offset),
                 DiskOperation::Write { offset, .. } => ("< disk write", *offset),
@@ -102,7 +125,9 @@ fn effect_words(effect: &Effect) -> (&'static str, u64, u64) {
             };
             (what, token.0, offset)
         }
-        Effect::Meta { token, operation, .. } => {
+        Effect::Meta {
+            token, operation, ..
+        } => {
             let (what, offset) = match operation {
                 MetaOperation::Read { offset, .. } => ("< meta read", *offset),
                 MetaOperation::Write { offset, .. } => ("< meta write", *offset),
@@ -110,7 +135,11 @@ fn effect_words(effect: &Effect) -> (&'static str, u64, u64) {
             };
             (what, token.0, offset)
         }
-        Effect::Send { socket, head, payload } => {
+        Effect::Send {
+            socket,
+            head,
+            payload,
+        } => {
             let bytes = head.len() + payload.as_ref().map_or(0, bytes::Bytes::len);
             ("< send", socket.0, bytes as u64)
         }

@@ -34,8 +34,6 @@ const READS_PER_TURN: usize = 8;
 pub(crate) struct NewClient {
     pub(crate) stream: NewStream,
     pub(crate) session: Box<nbd::Session>,
-    /// What the handshake still has to send.
-    pub(crate) output: Vec<Bytes>,
     pub(crate) volume: VolumeNumber,
     /// `pid 812 (qemu-img)` or an address.
     pub(crate) who: String,
@@ -63,8 +61,15 @@ struct Client {
 
 /// A request that the engine works on.
 enum Waiting {
-    Whole { client: u64, handle: nbd::Handle },
-    Part { client: u64, handle: nbd::Handle, index: usize },
+    Whole {
+        client: u64,
+        handle: nbd::Handle,
+    },
+    Part {
+        client: u64,
+        handle: nbd::Handle,
+        index: usize,
+    },
 }
 
 /// A request that was cut into parts.
@@ -78,7 +83,7 @@ struct Parent {
 #[derive(Default)]
 pub(crate) struct Clients {
     clients: BTreeMap<u64, Client>,
-    waiting: HashMap<RequestId, Waiting>,
+    waiting: BTreeMap<RequestId, Waiting>,
     parents: HashMap<(u64, nbd::Handle), Parent>,
     paused: BTreeSet<VolumeNumber>,
     next_client: u64,
@@ -93,13 +98,15 @@ impl Clients {
     /// The bound is reached, or the socket cannot be used here: the connection is closed.
     pub(crate) fn adopt(&mut self, new: NewClient) -> io::Result<Event> {
         if self.clients.len() >= CLIENTS_MAX {
-            return Err(io::Error::other(format!("{CLIENTS_MAX} clients are attached already")));
+            return Err(io::Error::other(format!(
+                "{CLIENTS_MAX} clients are attached already"
+            )));
         }
         let stream = match new.stream {
             NewStream::Tcp(stream) => Stream::Tcp(tokio::net::TcpStream::from_std(stream)?),
             NewStream::Unix(stream) => Stream::Unix(tokio::net::UnixStream::from_std(stream)?),
         };
-        let mut client = Client {
+        let client = Client {
             stream,
             session: new.session,
             out: SendQueue::default(),
@@ -109,9 +116,6 @@ impl Clients {
             broken: false,
             ended: false,
         };
-        for piece in new.output {
-            client.out.push(piece);
-        }
         tracing::info!(client = %client.who, volume = client.volume.0, "client attached");
         let volume = client.volume;
         self.next_client += 1;
@@ -156,11 +160,23 @@ impl Clients {
     pub(crate) fn reply(&mut self, request: RequestId, result: Result<Bytes, RequestError>) {
         match self.waiting.remove(&request) {
             Some(Waiting::Whole { client, handle }) => {
-                let result = result.map(|bytes| if bytes.is_empty() { vec![] } else { vec![bytes] });
+                let result = result.map(|bytes| {
+                    if bytes.is_empty() {
+                        vec![]
+                    } else {
+                        vec![bytes]
+                    }
+                });
                 self.finish(client, handle, result);
             }
-            Some(Waiting::Part { client, handle, index }) => {
-                let Some(parent) = self.parents.get_mut(&(client, handle)) else { return };
+            Some(Waiting::Part {
+                client,
+                handle,
+                index,
+            }) => {
+                let Some(parent) = self.parents.get_mut(&(client, handle)) else {
+                    return;
+                };
                 match result {
                     Ok(bytes) => {
                         if let Some(place) = parent.data.get_mut(index) {
@@ -173,16 +189,30 @@ impl Clients {
                 if parent.left == 0
                     && let Some(parent) = self.parents.remove(&(client, handle))
                 {
-                    let data = parent.data.into_iter().filter(|piece| !piece.is_empty()).collect();
+                    let data = parent
+                        .data
+                        .into_iter()
+                        .filter(|piece| !piece.is_empty())
+                        .collect();
                     self.finish(client, handle, parent.error.map_or(Ok(data), Err));
                 }
             }
-            None => tracing::error!(request = request.0, "the engine answered an unknown request"),
+            None => tracing::error!(
+                request = request.0,
+                "the engine answered an unknown request"
+            ),
         }
     }
 
-    fn finish(&mut self, client: u64, handle: nbd::Handle, result: Result<Vec<Bytes>, RequestError>) {
-        let Some(client) = self.clients.get_mut(&client) else { return };
+    fn finish(
+        &mut self,
+        client: u64,
+        handle: nbd::Handle,
+        result: Result<Vec<Bytes>, RequestError>,
+    ) {
+        let Some(client) = self.clients.get_mut(&client) else {
+            return;
+        };
         let result = match result {
             Ok(mut pieces) => Ok(match pieces.pop() {
                 None => nbd::Data::None,
@@ -212,8 +242,9 @@ impl Clients {
             if client.broken || self.paused.contains(&client.volume) {
                 continue;
             }
+            let volume = client.volume;
             client.poll(context, buffer, pool, |request| {
-                requests.push((*number, client.volume, request));
+                requests.push((*number, volume, request));
             });
         }
         for (client, volume, request) in requests {
@@ -232,8 +263,11 @@ impl Clients {
         let mut operations = cut(request.kind);
         let whole = operations.len() == 1;
         if !whole {
-            let parent =
-                Parent { left: operations.len(), error: None, data: vec![Bytes::new(); operations.len()] };
+            let parent = Parent {
+                left: operations.len(),
+                error: None,
+                data: vec![Bytes::new(); operations.len()],
+            };
             self.parents.insert((client, handle), parent);
         }
         for (index, operation) in operations.drain(..).enumerate() {
@@ -242,10 +276,18 @@ impl Clients {
             let waiting = if whole {
                 Waiting::Whole { client, handle }
             } else {
-                Waiting::Part { client, handle, index }
+                Waiting::Part {
+                    client,
+                    handle,
+                    index,
+                }
             };
             self.waiting.insert(id, waiting);
-            events.push(Event::Request(Request { id, volume, operation }));
+            events.push(Event::Request(Request {
+                id,
+                volume,
+                operation,
+            }));
         }
     }
 
@@ -259,7 +301,9 @@ impl Clients {
                 && (client.broken || client.out.is_empty());
             if gone {
                 tracing::info!(client = %client.who, volume = client.volume.0, "client detached");
-                events.push(Event::Released { volume: client.volume });
+                events.push(Event::Released {
+                    volume: client.volume,
+                });
             }
             !gone
         });
@@ -340,7 +384,10 @@ impl Client {
     }
 
     fn finish_direct(&mut self) {
-        if self.direct.as_ref().is_some_and(|(block, filled)| *filled == block.len())
+        if self
+            .direct
+            .as_ref()
+            .is_some_and(|(block, filled)| *filled == block.len())
             && let Some((block, _)) = self.direct.take()
             && let Err(misuse) = self.session.supply_payload(block.freeze())
         {
@@ -378,7 +425,11 @@ fn cut(kind: nbd::RequestKind) -> Vec<Operation> {
         nbd::RequestKind::Read { offset, length } => parts(offset, length, DATA_BYTES_MAX)
             .map(|(offset, _, length)| Operation::Read { offset, length })
             .collect(),
-        nbd::RequestKind::Write { offset, payload, fua } => {
+        nbd::RequestKind::Write {
+            offset,
+            payload,
+            fua,
+        } => {
             let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
             parts(offset, length, DATA_BYTES_MAX)
                 .map(|(offset, start, length)| Operation::Write {
@@ -388,10 +439,24 @@ fn cut(kind: nbd::RequestKind) -> Vec<Operation> {
                 })
                 .collect()
         }
-        nbd::RequestKind::Trim { offset, length, fua } => parts(offset, length, RANGE_BYTES_MAX)
-            .map(|(offset, _, length)| Operation::Discard { offset, length, fua: fua_of(fua) })
+        nbd::RequestKind::Trim {
+            offset,
+            length,
+            fua,
+        } => parts(offset, length, RANGE_BYTES_MAX)
+            .map(|(offset, _, length)| Operation::Discard {
+                offset,
+                length,
+                fua: fua_of(fua),
+            })
             .collect(),
-        nbd::RequestKind::WriteZeroes { offset, length, fua, no_hole, .. } => {
+        nbd::RequestKind::WriteZeroes {
+            offset,
+            length,
+            fua,
+            no_hole,
+            ..
+        } => {
             let unmap = if no_hole { Unmap::No } else { Unmap::Allowed };
             parts(offset, length, RANGE_BYTES_MAX)
                 .map(|(offset, _, length)| Operation::WriteZeroes {
@@ -425,7 +490,10 @@ fn parts(offset: u64, length: u32, limit: u32) -> impl Iterator<Item = (u64, u32
 fn nbd_error(error: RequestError) -> nbd::NbdError {
     use nbd::ErrorCode;
     let (code, text) = match error {
-        RequestError::Io => (ErrorCode::Io, "no accessible up-to-date data; the server's log tells why"),
+        RequestError::Io => (
+            ErrorCode::Io,
+            "no accessible up-to-date data; the server's log tells why",
+        ),
         RequestError::NotPrimary => (ErrorCode::Perm, "this node is not Primary any more"),
         RequestError::Invalid => (ErrorCode::Inval, "outside the device, unaligned or empty"),
         RequestError::ShuttingDown => (ErrorCode::Shutdown, "the resource is going down"),
@@ -439,13 +507,27 @@ mod tests {
 
     #[test]
     fn long_requests_are_cut_at_aligned_borders_and_lose_nothing() {
-        let payload: Bytes = (0..3 << 20_u32).map(|n| (n >> 9) as u8).collect::<Vec<u8>>().into();
-        let write = nbd::RequestKind::Write { offset: 512, payload: payload.clone(), fua: true };
+        let payload: Bytes = (0..3 << 20_u32)
+            .map(|n| (n >> 9) as u8)
+            .collect::<Vec<u8>>()
+            .into();
+        let write = nbd::RequestKind::Write {
+            offset: 512,
+            payload: payload.clone(),
+            fua: true,
+        };
         let operations = cut(write);
         let mut at = 512;
         let mut joined = Vec::new();
         for operation in &operations {
-            let Operation::Write { offset, data, fua: Fua::Yes } = operation else { panic!() };
+            let Operation::Write {
+                offset,
+                data,
+                fua: Fua::Yes,
+            } = operation
+            else {
+                panic!()
+            };
             assert_eq!(*offset, at);
             assert!(data.len() <= 1 << 20);
             at += data.len() as u64;
@@ -457,7 +539,11 @@ mod tests {
 
     #[test]
     fn the_longest_trim_is_cut_into_bounded_parts() {
-        let trim = nbd::RequestKind::Trim { offset: 4096, length: u32::MAX - 4095, fua: false };
+        let trim = nbd::RequestKind::Trim {
+            offset: 4096,
+            length: u32::MAX - 4095,
+            fua: false,
+        };
         let operations = cut(trim);
         assert_eq!(operations.len(), 128);
         let total: u64 = operations
@@ -472,7 +558,10 @@ mod tests {
 
     #[test]
     fn a_short_request_stays_whole() {
-        let read = nbd::RequestKind::Read { offset: 4096, length: 4096 };
+        let read = nbd::RequestKind::Read {
+            offset: 4096,
+            length: 4096,
+        };
         assert_eq!(cut(read).len(), 1);
     }
 }

@@ -26,7 +26,6 @@ impl Places {
         self.root.join("etc")
     }
 
-
     /// `/run/tandem`: sockets, lock, proc text. Mode 0755.
     pub fn run_dir(&self) -> PathBuf {
         self.root.join("run/tandem")

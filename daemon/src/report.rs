@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use tandem_replicator::status::{Counters, ResourceStatus, ResyncStatus, VolumeStatus};
 use tandem_replicator::state::word::Role;
+use tandem_replicator::status::{Counters, ResourceStatus, ResyncStatus, VolumeStatus};
 use tandem_replicator::{Protocol, VolumeNumber};
 
 use crate::control::messages::{
@@ -65,7 +65,11 @@ pub(crate) fn resource_report(
         })
         .collect();
     let any = |role: &str, of: fn(&VolumeReport) -> &str| volumes.iter().any(|v| of(v) == role);
-    let role = if any("Primary", |v| &v.role) { "Primary" } else { "Secondary" };
+    let role = if any("Primary", |v| &v.role) {
+        "Primary"
+    } else {
+        "Secondary"
+    };
     let peer_role = ["Primary", "Secondary"]
         .into_iter()
         .find(|role| any(role, |v| &v.peer_role))
@@ -92,14 +96,18 @@ pub(crate) fn resource_report(
 }
 
 fn volume_report(status: &VolumeStatus, definition: &ResourceDefinition) -> VolumeReport {
-    let configured =
-        definition.volumes.iter().find(|candidate| candidate.number == status.number.0);
+    let configured = definition
+        .volumes
+        .iter()
+        .find(|candidate| candidate.number == status.number.0);
     let state = &status.state;
     let role = |role: Role| role.name().to_owned();
     VolumeReport {
         number: status.number.0,
         minor: status.minor,
-        device: configured.map(|volume| volume.device.clone()).unwrap_or_default(),
+        device: configured
+            .map(|volume| volume.device.clone())
+            .unwrap_or_default(),
         backing: configured.and_then(|volume| volume.disk.clone()),
         role: role(state.role),
         peer_role: role(state.peer),
@@ -114,7 +122,9 @@ fn volume_report(status: &VolumeStatus, definition: &ResourceDefinition) -> Volu
         paused_user: state.user_isp,
         al_suspended: status.al_suspended,
         bytes: status.bytes,
-        uuids: status.uuids.map(|uuids| uuids.map(|uuid| format!("{uuid:016X}"))),
+        uuids: status
+            .uuids
+            .map(|uuids| uuids.map(|uuid| format!("{uuid:016X}"))),
         write_order: status.write_order,
         counters: counter_report(&status.counters),
         resync: status.resync.as_ref().map(resync_report),

@@ -3,7 +3,7 @@
 //! A turn collects everything that has happened, lets the engine handle it, hands all disk operations to the kernel with one call and
 //! writes once to each socket. Nothing in a turn waits.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -60,19 +60,33 @@ pub(crate) trait Engine: Sized {
 /// What the control side asks of a loop.
 pub(crate) enum Message {
     /// A command for the engine.
-    Command { command: Command, answer: oneshot::Sender<Answer> },
+    Command {
+        command: Command,
+        answer: oneshot::Sender<Answer>,
+    },
     /// Connect with the options of the definition.
-    Connect { discard_my_data: bool, tentative: bool, answer: oneshot::Sender<Answer> },
+    Connect {
+        discard_my_data: bool,
+        tentative: bool,
+        answer: oneshot::Sender<Answer>,
+    },
     /// A new definition with the same volumes.
     Define(Arc<ResourceDefinition>),
     /// A client that has finished its handshake.
     Client(Box<NewClient>),
     /// Run a handler for the administrator.
-    RunHandler { name: String, volume: Option<u16>, exit: oneshot::Sender<i32> },
+    RunHandler {
+        name: String,
+        volume: Option<u16>,
+        exit: oneshot::Sender<i32>,
+    },
     /// Publish a fresh report, and say when that is done.
     Report(oneshot::Sender<()>),
     /// Let all clients go, and say when they are gone.
-    ReleaseClients { text: String, done: oneshot::Sender<()> },
+    ReleaseClients {
+        text: String,
+        done: oneshot::Sender<()>,
+    },
     /// End the loop. The engine has been taken down.
     Quit,
     /// Fail as a bug would.
@@ -107,7 +121,10 @@ impl Surroundings {
             unix(self.places.nbd_volume_socket(resource, volume), ""),
             unix(self.places.nbd_socket(), &export),
         ];
-        uris.extend(self.nbd_tcp.map(|address| format!("nbd://{address}/{export}")));
+        uris.extend(
+            self.nbd_tcp
+                .map(|address| format!("nbd://{address}/{export}")),
+        );
         uris
     }
 }
@@ -137,11 +154,18 @@ pub(crate) fn spawn<E: Engine + 'static>(
             run::<E>(definition, surroundings, options, messages, publish).err()
         };
         if let Some(failed) = &failed {
-            tracing::error!("{failed}; type: tandemadm down {0}, then tandemadm up {0}", definition.name);
+            tracing::error!(
+                "{failed}; type: tandemadm down {0}, then tandemadm up {0}",
+                definition.name
+            );
         }
         publish.send_replace(Arc::new(Published::failed(&definition, failed)));
     })?;
-    Ok(LoopHandle { inbox, published, thread })
+    Ok(LoopHandle {
+        inbox,
+        published,
+        thread,
+    })
 }
 
 /// Why a loop could not be started.
@@ -157,7 +181,7 @@ pub(crate) enum SpawnError {
 
 fn resource_options(definition: &ResourceDefinition) -> Result<ResourceOptions, SpawnError> {
     let mut seed = [0; 32];
-    getrandom::fill(&mut seed).map_err(std::io::Error::other)?;
+    getrandom::fill(&mut seed).map_err(|error| std::io::Error::other(error.to_string()))?;
     let mut volumes = Vec::new();
     for volume in &definition.volumes {
         volumes.push(VolumeOptions {
@@ -166,7 +190,11 @@ fn resource_options(definition: &ResourceDefinition) -> Result<ResourceOptions, 
             disk: settings::disk_options(&volume.options, &mut Vec::new())?,
         });
     }
-    Ok(ResourceOptions { name: definition.name.clone(), volumes, seed })
+    Ok(ResourceOptions {
+        name: definition.name.clone(),
+        volumes,
+        seed,
+    })
 }
 
 /// Runs the loop to its end. An error is words for the log.
@@ -201,14 +229,18 @@ fn run<E: Engine>(
                 .map(String::as_str)
                 .or_else(|| panic.downcast_ref::<&str>().copied())
                 .unwrap_or("no message");
-            Some(format!("the resource failed by a bug in this program: {text}"))
+            Some(format!(
+                "the resource failed by a bug in this program: {text}"
+            ))
         }
     };
     let Some(failed) = failed else { return Ok(()) };
     let black_box = black_box.lock().unwrap_or_else(PoisonError::into_inner);
     match black_box.write_out(&crash_dir, &name, &failed) {
         Ok(path) => Err(format!("{failed} (what led to it: {})", path.display())),
-        Err(error) => Err(format!("{failed} (and its history cannot be written: {error})")),
+        Err(error) => Err(format!(
+            "{failed} (and its history cannot be written: {error})"
+        )),
     }
 }
 
@@ -235,7 +267,7 @@ struct ResourceLoop<E> {
     runner: handlers::Runner<HandlerCall>,
     buffer: ReadBuffer,
     inbox: mpsc::Receiver<Message>,
-    commands: HashMap<CommandId, oneshot::Sender<Answer>>,
+    commands: BTreeMap<CommandId, oneshot::Sender<Answer>>,
     next_command: u64,
     /// Events on their way to the engine.
     queue: VecDeque<Event>,
@@ -278,7 +310,7 @@ impl<E: Engine> ResourceLoop<E> {
             peer: Peer::default(),
             clients: Clients::default(),
             buffer: ReadBuffer::default(),
-            commands: HashMap::new(),
+            commands: BTreeMap::new(),
             next_command: 0,
             queue: VecDeque::new(),
             batch: Vec::new(),
@@ -333,7 +365,8 @@ impl<E: Engine> ResourceLoop<E> {
         self.take_messages(context);
         let mut batch = std::mem::take(&mut self.batch);
         self.peer.poll(context, &mut self.buffer, &mut batch);
-        self.clients.poll(context, &mut self.buffer, self.disks.pool(), &mut batch);
+        self.clients
+            .poll(context, &mut self.buffer, self.disks.pool(), &mut batch);
         self.disks.poll(context);
         self.queue.extend(batch.drain(..));
         self.batch = batch;
@@ -366,18 +399,27 @@ impl<E: Engine> ResourceLoop<E> {
     fn take(&mut self, message: Message) {
         match message {
             Message::Command { command, answer } => self.command(command, answer),
-            Message::Connect { discard_my_data, tentative, answer } => {
-                match self.network() {
-                    Ok((net, link)) => {
-                        self.peer.configure(link);
-                        self.command(Command::Connect { net, discard_my_data, tentative }, answer);
-                    }
-                    Err(error) => {
-                        let refusal = refusal(162, "Invalid configuration request", error.to_string());
-                        let _ = answer.send(refusal);
-                    }
+            Message::Connect {
+                discard_my_data,
+                tentative,
+                answer,
+            } => match self.network() {
+                Ok((net, link)) => {
+                    self.peer.configure(link);
+                    self.command(
+                        Command::Connect {
+                            net,
+                            discard_my_data,
+                            tentative,
+                        },
+                        answer,
+                    );
                 }
-            }
+                Err(error) => {
+                    let refusal = refusal(162, "Invalid configuration request", error.to_string());
+                    let _ = answer.send(refusal);
+                }
+            },
             Message::Define(definition) => {
                 self.definition = definition;
                 self.changed = true;
@@ -409,12 +451,16 @@ impl<E: Engine> ResourceLoop<E> {
 
     fn network(&self) -> Result<(NetOptions, Option<LinkSettings>), SettingError> {
         let (net, buffers) = settings::net_options(&self.definition.net, &mut Vec::new())?;
-        let link = self.definition.connection.as_ref().map(|connection| LinkSettings {
-            my_address: connection.my_address,
-            peer_address: connection.peer_address,
-            buffers,
-            connect_timeout: net.connect_interval,
-        });
+        let link = self
+            .definition
+            .connection
+            .as_ref()
+            .map(|connection| LinkSettings {
+                my_address: connection.my_address,
+                peer_address: connection.peer_address,
+                buffers,
+                connect_timeout: net.connect_interval,
+            });
         if link.is_none() {
             return Err(SettingError::Contradiction(format!(
                 "resource {} has no peer in the configuration",
@@ -447,11 +493,17 @@ impl<E: Engine> ResourceLoop<E> {
                 self.changed = true;
             }
             {
-                let mut black_box = self.black_box.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut black_box = self
+                    .black_box
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
                 black_box.event(now, &event);
             }
             self.engine.handle(now, event, &mut effects);
-            let mut black_box = self.black_box.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut black_box = self
+                .black_box
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             for effect in &effects {
                 black_box.effect(now, effect);
             }
@@ -465,9 +517,21 @@ impl<E: Engine> ResourceLoop<E> {
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::Disk { token, volume, operation } => self.disks.data(token, volume, operation),
-            Effect::Meta { token, volume, operation } => self.disks.meta(token, volume, operation),
-            Effect::Send { socket, head, payload } => self.peer.send(socket, head, payload),
+            Effect::Disk {
+                token,
+                volume,
+                operation,
+            } => self.disks.data(token, volume, operation),
+            Effect::Meta {
+                token,
+                volume,
+                operation,
+            } => self.disks.meta(token, volume, operation),
+            Effect::Send {
+                socket,
+                head,
+                payload,
+            } => self.peer.send(socket, head, payload),
             Effect::Reply { request, result } => self.clients.reply(request, result),
             Effect::Answer { command, answer } => self.answer(command, answer),
             Effect::Listen => self.queue.extend(self.peer.listen()),
@@ -483,7 +547,11 @@ impl<E: Engine> ResourceLoop<E> {
                 self.disks.open(token, volume, paths);
             }
             Effect::CloseBacking { token, volume } => self.disks.close(token, volume),
-            Effect::RunHandler { token, name, volume } => {
+            Effect::RunHandler {
+                token,
+                name,
+                volume,
+            } => {
                 let volume = volume.map(|volume| volume.0);
                 self.handler(HandlerTag::Engine(token), name.to_owned(), volume);
             }
@@ -492,9 +560,16 @@ impl<E: Engine> ResourceLoop<E> {
     }
 
     fn backing_paths(&self, volume: VolumeNumber) -> Option<BackingPaths> {
-        let volume = self.definition.volumes.iter().find(|candidate| candidate.number == volume.0)?;
+        let volume = self
+            .definition
+            .volumes
+            .iter()
+            .find(|candidate| candidate.number == volume.0)?;
         let disk = volume.disk.clone()?;
-        Some(BackingPaths { disk, meta: volume.meta_disk.clone() })
+        Some(BackingPaths {
+            disk,
+            meta: volume.meta_disk.clone(),
+        })
     }
 
     fn answer(&mut self, command: CommandId, mut answer: Answer) {
@@ -503,14 +578,19 @@ impl<E: Engine> ResourceLoop<E> {
         if answer.number == DEVICE_IN_USE {
             for volume in &self.definition.volumes {
                 for who in self.clients.holders(VolumeNumber(volume.number)) {
-                    answer.info.push(format!("volume {} is held open by {who}", volume.number));
+                    answer
+                        .info
+                        .push(format!("volume {} is held open by {who}", volume.number));
                 }
             }
         }
         match self.commands.remove(&command) {
             // Whoever asked may have given up waiting.
             Some(sender) => drop(sender.send(answer)),
-            None => tracing::error!(command = command.0, "the engine answered an unknown command"),
+            None => tracing::error!(
+                command = command.0,
+                "the engine answered an unknown command"
+            ),
         }
     }
 
@@ -521,14 +601,24 @@ impl<E: Engine> ResourceLoop<E> {
             handler: name.clone(),
             exit: None,
         };
-        let command = self.definition.handlers.get(&name).filter(|text| !text.is_empty()).cloned();
+        let command = self
+            .definition
+            .handlers
+            .get(&name)
+            .filter(|text| !text.is_empty())
+            .cloned();
         if command.is_some() {
             // Nobody may be watching.
             let _ = self.surroundings.handler_reports.send(report.clone());
         }
         let connection = self.engine.status().connection;
         let environment = handlers::environment(&self.definition, volume, connection.name());
-        let job = handlers::Job { tag: HandlerCall { tag, report }, name, command, environment };
+        let job = handlers::Job {
+            tag: HandlerCall { tag, report },
+            name,
+            command,
+            environment,
+        };
         if let Err(call) = self.runner.run(job) {
             tracing::error!(handler = %call.report.handler, "the thread that runs handlers has died");
             self.handler_ended(call, 0);
@@ -549,7 +639,11 @@ impl<E: Engine> ResourceLoop<E> {
 
     fn notify(&mut self, notification: Notification) {
         match notification {
-            Notification::Log { level, volume, text } => log(level, volume, &text),
+            Notification::Log {
+                level,
+                volume,
+                text,
+            } => log(level, volume, &text),
             Notification::StatusChanged => self.changed = true,
             Notification::Serve { volume, bytes } => {
                 match bytes {
@@ -558,7 +652,8 @@ impl<E: Engine> ResourceLoop<E> {
                     }
                     None => {
                         self.serving.remove(&volume);
-                        self.clients.shut_down(Some(volume), "this node is not Primary any more");
+                        self.clients
+                            .shut_down(Some(volume), "this node is not Primary any more");
                     }
                 }
                 // Clients that come right after the answer to `primary` must find the export.
@@ -596,7 +691,10 @@ impl<E: Engine> ResourceLoop<E> {
             (false, true) => PROGRESS_INTERVAL,
             (false, false) => return None,
         };
-        Some(self.published_at.map_or_else(Instant::now, |at| at + interval))
+        Some(
+            self.published_at
+                .map_or_else(Instant::now, |at| at + interval),
+        )
     }
 
     fn publish(&mut self) {
@@ -621,7 +719,10 @@ impl<E: Engine> ResourceLoop<E> {
             };
             (volume.0, facts)
         });
-        let published = Published { report, exports: exports.collect() };
+        let published = Published {
+            report,
+            exports: exports.collect(),
+        };
         self.publish.send_replace(Arc::new(published));
         self.changed = false;
         self.published_at = Some(Instant::now());
@@ -643,14 +744,22 @@ impl<E: Engine> ResourceLoop<E> {
         }
         if self.timer.as_mut().poll(context).is_ready() {
             self.timer_at = Time::NEVER;
-            self.timer.as_mut().reset(tokio::time::Instant::now() + Duration::from_secs(3600));
+            self.timer
+                .as_mut()
+                .reset(tokio::time::Instant::now() + Duration::from_secs(3600));
             context.waker().wake_by_ref();
         }
     }
 }
 
 fn refusal(number: i32, text: &str, info: String) -> Answer {
-    Answer { number, text: text.to_owned(), info: vec![info], hint: None, exit: 10 }
+    Answer {
+        number,
+        text: text.to_owned(),
+        info: vec![info],
+        hint: None,
+        exit: 10,
+    }
 }
 
 fn log(level: Level, volume: Option<VolumeNumber>, text: &str) {
@@ -678,7 +787,13 @@ pub(crate) fn disk_options_command(
 ) -> Result<(Command, Vec<String>), SettingError> {
     let mut warnings = Vec::new();
     let options = settings::disk_options(options, &mut warnings)?;
-    Ok((Command::DiskOptions { volume: VolumeNumber(volume), options }, warnings))
+    Ok((
+        Command::DiskOptions {
+            volume: VolumeNumber(volume),
+            options,
+        },
+        warnings,
+    ))
 }
 
 #[cfg(test)]

@@ -2,5 +2,6 @@
 
 pub mod client;
 pub mod messages;
+pub(crate) mod server;
 
 pub use client::{ControlClient, ControlError, Watch, WatchItem};

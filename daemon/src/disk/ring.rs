@@ -86,7 +86,8 @@ impl<T> Ring<T> {
         )?;
         ring.submitter().register_eventfd(event.as_raw_fd())?;
         // SAFETY: `OwnedFd` keeps one descriptor open, always the same, until it is dropped with the `AsyncFd` that owns it.
-        let wake = unsafe { AsyncFd::register_with_interest(event, tokio::io::Interest::READABLE) }?;
+        let wake =
+            unsafe { AsyncFd::register_with_interest(event, tokio::io::Interest::READABLE) }?;
         Ok(Ring {
             ring,
             wake,

@@ -1,0 +1,446 @@
+//! NBD listeners and the handshake; afterwards the connection belongs to its resource's loop (docs/spec/nbd.md 1, 3, 10).
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tandem_nbd_server::{
+    Access, Answer, BlockSizes, Event, ExportInfo, Features, HANDSHAKE_SECONDS_MAX, Limits,
+    ListedExport, Query, Refusal, RefusalKind, Session, Unaligned,
+};
+use tandem_replicator::VolumeNumber;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+
+use crate::control::messages::VolumeReport;
+use crate::nbd::{NewClient, NewStream};
+use crate::node::Node;
+use crate::report::{ExportFacts, Published};
+use crate::resource_loop::Message;
+
+/// Handshakes at one time; further connections wait in the listener's queue.
+const HANDSHAKES_MAX: usize = 128;
+
+/// Pause after an accept that failed, so that a lack of descriptors does not become a busy loop.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a listener offers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// Every export of this node, by name.
+    All,
+    /// One volume, under the empty name too.
+    One { resource: String, volume: u16 },
+}
+
+/// Binds a Unix socket that only its owner may use.
+pub(crate) fn listen_unix(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // The mode of a socket is fixed when it is bound: no moment in which others may connect.
+    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+    let listener = UnixListener::bind(path);
+    rustix::process::umask(before);
+    listener
+}
+
+/// Serves a Unix socket until the task is aborted.
+pub(crate) async fn serve_unix(node: Arc<Node>, listener: UnixListener, scope: Scope) {
+    let permits = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    loop {
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((mut stream, _)) => {
+                let who = match stream
+                    .peer_cred()
+                    .ok()
+                    .and_then(|credentials| credentials.pid())
+                {
+                    Some(pid) => crate::process::name_of(pid),
+                    None => "a client on the Unix socket".to_owned(),
+                };
+                let (node, scope) = (Arc::clone(&node), scope.clone());
+                tokio::spawn(async move {
+                    if let Some((session, target)) =
+                        handshake(&mut stream, &node, &scope, &who).await
+                        && let Ok(stream) = stream.into_std()
+                    {
+                        hand_over(&node, NewStream::Unix(stream), session, target, who).await;
+                    }
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept an NBD client");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Serves a TCP port until the task is aborted.
+pub(crate) async fn serve_tcp(node: Arc<Node>, listener: TcpListener) {
+    let permits = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    loop {
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((mut stream, from)) => {
+                let node = Arc::clone(&node);
+                tokio::spawn(async move {
+                    let who = from.to_string();
+                    if prepare(&stream, from)
+                        && let Some((session, target)) =
+                            handshake(&mut stream, &node, &Scope::All, &who).await
+                        && let Ok(stream) = stream.into_std()
+                    {
+                        hand_over(&node, NewStream::Tcp(stream), session, target, who).await;
+                    }
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept an NBD client");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// An abandoned connection would hold its export open for hours without keepalive (nbd.md 13).
+fn prepare(stream: &tokio::net::TcpStream, from: SocketAddr) -> bool {
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(Duration::from_secs(30))
+        .with_interval(Duration::from_secs(10));
+    let prepared = stream
+        .set_nodelay(true)
+        .and_then(|()| socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive));
+    if let Err(error) = &prepared {
+        tracing::info!(%from, %error, "an NBD connection cannot be used");
+    }
+    prepared.is_ok()
+}
+
+type Target = (String, u16);
+
+/// The option phase, within its deadline. `None`: the client left or was refused.
+async fn handshake(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    node: &Node,
+    scope: &Scope,
+    who: &str,
+) -> Option<(Box<Session>, Target)> {
+    let deadline = Duration::from_secs(HANDSHAKE_SECONDS_MAX);
+    match tokio::time::timeout(deadline, haggle(stream, node, scope)).await {
+        Ok(Ok(selected)) => selected,
+        Ok(Err(error)) => {
+            tracing::debug!(client = who, %error, "NBD handshake ended");
+            None
+        }
+        Err(_) => {
+            tracing::info!(client = who, "NBD handshake took longer than {deadline:?}");
+            None
+        }
+    }
+}
+
+async fn haggle(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    node: &Node,
+    scope: &Scope,
+) -> io::Result<Option<(Box<Session>, Target)>> {
+    let mut session = Box::new(Session::new(Limits::default()));
+    let mut buffer = BytesMut::new();
+    let mut pieces: Vec<Bytes> = Vec::new();
+    loop {
+        let mut selected = None;
+        let mut ended = false;
+        while selected.is_none()
+            && !ended
+            && let Some(event) = session.next_event()
+        {
+            match event {
+                Event::Query(query) => {
+                    session
+                        .answer(answer(node, scope, query))
+                        .map_err(io::Error::other)?;
+                }
+                Event::Selected { export } => selected = Some(export),
+                Event::Ended(end) => {
+                    tracing::debug!("{end}");
+                    ended = true;
+                }
+                // Requests come after Selected only, and then the loop below has been left.
+                Event::Request(_) => ended = true,
+            }
+        }
+        session.take_output(&mut pieces);
+        for piece in pieces.drain(..) {
+            stream.write_all(&piece).await?;
+        }
+        stream.flush().await?;
+        if ended {
+            return Ok(None);
+        }
+        if let Some(export) = selected {
+            return Ok(target_of(&export).map(|target| (session, target)));
+        }
+        buffer.reserve(4096);
+        if stream.read_buf(&mut buffer).await? == 0 {
+            session.end_of_stream();
+        } else {
+            session.feed(buffer.split().freeze());
+        }
+    }
+}
+
+/// Canonical names are `RESOURCE/VOLUME`.
+fn target_of(export: &str) -> Option<Target> {
+    let (resource, volume) = export.rsplit_once('/')?;
+    Some((resource.to_owned(), volume.parse().ok()?))
+}
+
+fn answer(node: &Node, scope: &Scope, query: Query) -> Answer {
+    match query {
+        Query::List => Answer::List(Ok(list(node, scope))),
+        Query::Export { name, .. } => Answer::Export(find(node, scope, &name).map(Box::new)),
+    }
+}
+
+fn list(node: &Node, scope: &Scope) -> Vec<ListedExport> {
+    let mut listed = Vec::new();
+    for published in node.published() {
+        for volume in published.exports.keys() {
+            let name = format!("{}/{volume}", published.report.name);
+            let wanted = match scope {
+                Scope::All => true,
+                Scope::One {
+                    resource,
+                    volume: one,
+                } => *resource == published.report.name && one == volume,
+            };
+            if wanted {
+                listed.push(ListedExport {
+                    description: describe(&published, *volume),
+                    name,
+                });
+            }
+        }
+    }
+    listed
+}
+
+fn describe(published: &Published, volume: u16) -> String {
+    let minor = volume_of(published, volume).map_or(0, |volume| volume.minor);
+    format!(
+        "replicated volume {volume} of resource {}, minor {minor}",
+        published.report.name
+    )
+}
+
+fn volume_of(published: &Published, volume: u16) -> Option<&VolumeReport> {
+    published
+        .report
+        .volumes
+        .iter()
+        .find(|candidate| candidate.number == volume)
+}
+
+fn find(node: &Node, scope: &Scope, name: &str) -> Result<ExportInfo, Refusal> {
+    if node.is_stopping() {
+        return Err(Refusal::new(RefusalKind::Shutdown, "tandemd is stopping"));
+    }
+    let all = node.published();
+    let (resource, volume) = meaning(&all, scope, name)?;
+    let published = all
+        .iter()
+        .find(|published| published.report.name == resource);
+    let Some(published) = published else {
+        return Err(Refusal::unknown(format!(
+            "no resource {resource} is up on this node"
+        )));
+    };
+    match published.exports.get(&volume) {
+        Some(facts) => Ok(export_info(published, volume, *facts)),
+        None => Err(why_not(published, volume)),
+    }
+}
+
+/// Which volume a client means.
+fn meaning(all: &[Arc<Published>], scope: &Scope, name: &str) -> Result<Target, Refusal> {
+    let named = match name.rsplit_once('/') {
+        _ if name.is_empty() => None,
+        Some((resource, volume)) => match volume.parse() {
+            Ok(volume) => Some((resource.to_owned(), volume)),
+            Err(_) => {
+                return Err(Refusal::unknown(format!(
+                    "{name} is not RESOURCE or RESOURCE/VOLUME"
+                )));
+            }
+        },
+        None => Some((name.to_owned(), 0)),
+    };
+    match (named, scope) {
+        (None, Scope::One { resource, volume }) => Ok((resource.clone(), *volume)),
+        (Some(target), Scope::All) => Ok(target),
+        (Some(target), Scope::One { resource, volume }) => {
+            if target == (resource.clone(), *volume) {
+                Ok(target)
+            } else {
+                let text = format!("this socket serves {resource}/{volume} only, not {name}");
+                Err(Refusal::unknown(text))
+            }
+        }
+        (None, Scope::All) => {
+            let mut every = all.iter().flat_map(|published| {
+                let volumes = published.report.volumes.iter();
+                volumes.map(|volume| (published.report.name.clone(), volume.number))
+            });
+            match (every.next(), every.next()) {
+                (Some(only), None) => Ok(only),
+                (None, _) => Err(Refusal::unknown("no resource is up on this node")),
+                (Some(_), Some(_)) => Err(Refusal::unknown(
+                    "there are several exports: name one, as RESOURCE/VOLUME",
+                )),
+            }
+        }
+    }
+}
+
+fn export_info(published: &Published, volume: u16, facts: ExportFacts) -> ExportInfo {
+    let minimum = facts.logical_block;
+    let sizes = BlockSizes::new(minimum, minimum.max(4096), tandem_nbd_server::PAYLOAD_MAX);
+    ExportInfo {
+        name: format!("{}/{volume}", published.report.name),
+        description: describe(published, volume),
+        size: facts.bytes,
+        access: Access::ReadWrite,
+        features: Features {
+            trim: facts.discard,
+            ..Features::all()
+        },
+        block_sizes: sizes.unwrap_or(BlockSizes::SECTORS),
+        unaligned: Unaligned::Refused,
+    }
+}
+
+/// What the person at the client reads: the state, and what to type.
+fn why_not(published: &Published, number: u16) -> Refusal {
+    let report = &published.report;
+    let resource = &report.name;
+    if let Some(failed) = &report.failed {
+        return Refusal::policy(format!(
+            "resource {resource} has failed on this node: {failed}"
+        ));
+    }
+    let Some(volume) = volume_of(published, number) else {
+        return Refusal::unknown(format!("resource {resource} has no volume {number}"));
+    };
+    let VolumeReport {
+        role,
+        disk,
+        connection,
+        peer_role,
+        ..
+    } = volume;
+    let advice = if peer_role == "Primary" {
+        let peer = report
+            .peer
+            .as_ref()
+            .map_or("the peer", |peer| &peer.peer_name);
+        format!(
+            "use it on {peer}, or type there: tandemadm secondary {resource}, then here: tandemadm primary {resource}"
+        )
+    } else {
+        format!("to use it here, type: tandemadm primary {resource}")
+    };
+    Refusal::policy(format!(
+        "resource {resource} is {role} on this node (disk {disk}, connection {connection}); {advice}"
+    ))
+}
+
+async fn hand_over(
+    node: &Node,
+    stream: NewStream,
+    session: Box<Session>,
+    (resource, volume): Target,
+    who: String,
+) {
+    let client = NewClient {
+        stream,
+        session,
+        volume: VolumeNumber(volume),
+        who,
+    };
+    let sent = match node.inbox(&resource) {
+        Some(inbox) => inbox.send(Message::Client(Box::new(client))).await.is_ok(),
+        None => false,
+    };
+    if !sent {
+        tracing::info!(
+            resource,
+            "an NBD client came too late: the resource is gone"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::messages::ResourceDefinition;
+
+    fn published(name: &str, volumes: &[u16]) -> Arc<Published> {
+        let definition: ResourceDefinition =
+            serde_json::from_str(&format!(r#"{{"name":"{name}","volumes":[]}}"#)).unwrap();
+        let mut published = Published::failed(&definition, None);
+        for number in volumes {
+            let volume = crate::proc::tests::volume(*number);
+            published.report.volumes.push(volume);
+        }
+        Arc::new(published)
+    }
+
+    #[test]
+    fn names_mean_what_the_documentation_says() {
+        let one = [published("r0", &[0])];
+        let two = [published("r0", &[0, 1])];
+        let fixed = Scope::One {
+            resource: "r0".to_owned(),
+            volume: 1,
+        };
+        let r0 = |volume| ("r0".to_owned(), volume);
+        assert_eq!(meaning(&one, &Scope::All, "").unwrap(), r0(0));
+        assert!(meaning(&two, &Scope::All, "").is_err());
+        assert!(meaning(&[], &Scope::All, "").is_err());
+        assert_eq!(meaning(&two, &Scope::All, "r0").unwrap(), r0(0));
+        assert_eq!(meaning(&two, &Scope::All, "r0/1").unwrap(), r0(1));
+        assert_eq!(meaning(&two, &fixed, "").unwrap(), r0(1));
+        assert_eq!(meaning(&two, &fixed, "r0/1").unwrap(), r0(1));
+        assert!(meaning(&two, &fixed, "r0").is_err());
+        assert!(meaning(&two, &Scope::All, "r0/x").is_err());
+    }
+
+    #[test]
+    fn a_refusal_names_the_state_and_what_to_type() {
+        let refusal = why_not(&published("r0", &[0]), 0);
+        assert!(refusal.text.contains("Secondary"), "{}", refusal.text);
+        assert!(
+            refusal.text.contains("tandemadm primary r0"),
+            "{}",
+            refusal.text
+        );
+        assert_eq!(
+            why_not(&published("r0", &[0]), 7).kind,
+            RefusalKind::Unknown
+        );
+    }
+}
