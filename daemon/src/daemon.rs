@@ -104,6 +104,18 @@ pub enum DaemonError {
     System(#[from] io::Error),
 }
 
+/// Runs the daemon until SIGTERM, SIGINT or a `shutdown` on its control socket; everything is in order then.
+///
+/// # Errors
+/// It could not start: nothing has been changed then.
+pub fn run(options: DaemonOptions) -> Result<(), DaemonError> {
+    start_log(&options)?;
+    run_with(
+        options,
+        crate::resource_loop::spawn::<tandem_replicator::Resource>,
+    )
+}
+
 /// As [`run`], with the engine behind `spawner` and without touching the log.
 pub(crate) fn run_with(options: DaemonOptions, spawner: Spawner) -> Result<(), DaemonError> {
     let places = Places::new(&options.root);

@@ -29,6 +29,6 @@ mod settings;
 mod socket;
 mod systemd;
 
-pub use daemon::{DaemonError, DaemonOptions, LogTarget};
+pub use daemon::{DaemonError, DaemonOptions, LogTarget, run};
 pub use handlers::Handlers;
 pub use settings::SettingError;

@@ -57,6 +57,24 @@ pub(crate) trait Engine: Sized {
     fn status(&self) -> ResourceStatus;
 }
 
+impl Engine for tandem_replicator::Resource {
+    fn new(options: ResourceOptions) -> Self {
+        Self::new(options)
+    }
+
+    fn handle(&mut self, now: Time, event: Event, effects: &mut Effects) {
+        Self::handle(self, now, event, effects);
+    }
+
+    fn next_deadline(&self) -> Time {
+        Self::next_deadline(self).unwrap_or(Time::NEVER)
+    }
+
+    fn status(&self) -> ResourceStatus {
+        Self::status(self)
+    }
+}
+
 /// What the control side asks of a loop.
 pub(crate) enum Message {
     /// A command for the engine.

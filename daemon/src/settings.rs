@@ -291,7 +291,6 @@ pub(crate) fn net_options(
         use_rle: s.switch("use-rle", true)?,
         verify_alg: s.digest("verify-alg")?,
         csums_alg: s.digest("csums-alg")?,
-        ..NetOptions::default()
     };
     let buffers = BufferSizes {
         send: s.small("sndbuf-size", 0..=134_217_728, 0)?,
@@ -384,7 +383,6 @@ pub(crate) fn disk_options(
         c_fill_target: s.small("c-fill-target", 0..=1_048_576, 100)?,
         c_max_rate: s.small("c-max-rate", 0..=4_194_304, 102_400)?,
         c_min_rate: s.small("c-min-rate", 0..=4_194_304, 250)?,
-        ..DiskOptions::default()
     };
     s.finish(DISK_WITHOUT_EFFECT)?;
     Ok(disk)

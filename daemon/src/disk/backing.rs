@@ -54,7 +54,6 @@ pub(crate) struct Device {
     pub(crate) align: usize,
     pub(crate) place: Where,
     pub(crate) bytes: u64,
-    pub(crate) is_block: bool,
     pub(crate) logical_block: u32,
     pub(crate) discard: bool,
 }
@@ -309,7 +308,7 @@ fn block_holder(metadata: &std::fs::Metadata) -> Option<String> {
 
 fn describe(file: File, path: &str, is_block: bool, align: usize) -> io::Result<Device> {
     let metadata = file.metadata()?;
-    let place = match i64::try_from(rustix::fs::fstatfs(&file)?.f_type).unwrap_or_default() {
+    let place = match rustix::fs::fstatfs(&file)?.f_type {
         TMPFS_MAGIC | RAMFS_MAGIC if !is_block => Where::Memory,
         _ => Where::Storage,
     };
@@ -326,7 +325,6 @@ fn describe(file: File, path: &str, is_block: bool, align: usize) -> io::Result<
         place,
         // A tail shorter than a sector cannot be addressed.
         bytes: bytes - bytes % u64::from(logical_block),
-        is_block,
         logical_block,
         discard,
         file,

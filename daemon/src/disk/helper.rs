@@ -12,6 +12,7 @@ type Job<T> = Box<dyn FnOnce() -> T + Send>;
 pub(crate) struct Helper<T> {
     jobs: mpsc::Sender<Job<T>>,
     results: UnboundedReceiver<T>,
+    #[cfg(test)]
     waiting: usize,
 }
 
@@ -34,6 +35,7 @@ impl<T: Send + 'static> Helper<T> {
         Ok(Helper {
             jobs,
             results,
+            #[cfg(test)]
             waiting: 0,
         })
     }
@@ -41,7 +43,10 @@ impl<T: Send + 'static> Helper<T> {
     /// Runs `job` on one of the threads.
     pub(crate) fn run(&mut self, job: impl FnOnce() -> T + Send + 'static) {
         if self.jobs.send(Box::new(job)).is_ok() {
-            self.waiting += 1;
+            #[cfg(test)]
+            {
+                self.waiting += 1;
+            }
         }
     }
 
@@ -49,7 +54,10 @@ impl<T: Send + 'static> Helper<T> {
     pub(crate) fn poll(&mut self, context: &mut std::task::Context<'_>) -> std::task::Poll<T> {
         match self.results.poll_recv(context) {
             std::task::Poll::Ready(Some(result)) => {
-                self.waiting -= 1;
+                #[cfg(test)]
+                {
+                    self.waiting -= 1;
+                }
                 std::task::Poll::Ready(result)
             }
             std::task::Poll::Ready(None) | std::task::Poll::Pending => std::task::Poll::Pending,
@@ -57,6 +65,7 @@ impl<T: Send + 'static> Helper<T> {
     }
 
     /// Jobs whose result has not been taken.
+    #[cfg(test)]
     pub(crate) fn waiting(&self) -> usize {
         self.waiting
     }

@@ -128,6 +128,7 @@ impl Disks {
     }
 
     /// Operations that have not been answered.
+    #[cfg(test)]
     pub(crate) fn waiting(&self) -> usize {
         self.helper.waiting() + self.events.len() + self.ring.as_ref().map_or(0, Ring::in_flight)
     }

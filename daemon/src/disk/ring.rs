@@ -99,6 +99,7 @@ impl<T> Ring<T> {
     }
 
     /// Operations that have not been reaped.
+    #[cfg(test)]
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight
     }
