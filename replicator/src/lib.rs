@@ -37,6 +37,6 @@ pub use event::{
     Request, RequestError, RequestId, SocketId, Token, Unmap, VolumeNumber,
 };
 pub use options::{DiskOptions, NetOptions, OnIoError, Protocol, ResourceOptions, VolumeOptions};
-pub use time::Time;
 pub use resource::Resource;
 pub use status::{Counters, ResourceStatus, ResyncStatus, VolumeStatus};
+pub use time::Time;

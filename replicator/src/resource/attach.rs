@@ -424,7 +424,8 @@ impl Resource {
         let Some(volume) = self.volumes.get_mut(&number) else {
             return LogFound::default();
         };
-        let (Some(attach), Some(backing)) = (volume.attach.as_mut(), volume.backing.as_ref()) else {
+        let (Some(attach), Some(backing)) = (volume.attach.as_mut(), volume.backing.as_ref())
+        else {
             return LogFound::default();
         };
         let mut ring = Vec::new();
@@ -434,8 +435,8 @@ impl Resource {
         let geometry = backing.layout.geometry();
         let magic = backing.superblock.magic;
         let clean = magic == Magic::Clean && backing.has(Flags::AL_CLEAN);
-        let replay = Replay::check_format(&ring, geometry, magic)
-            .and_then(|()| Replay::of(&ring, geometry));
+        let replay =
+            Replay::check_format(&ring, geometry, magic).and_then(|()| Replay::of(&ring, geometry));
         match replay {
             Ok(replay) => LogFound::of(&replay, geometry.blocks()),
             Err(_) if clean => LogFound {
@@ -659,7 +660,11 @@ fn chunks_to_read(layout: &Layout, pages: u32) -> Vec<(Io, u64, u32)> {
     while at < end {
         let length = (end - at).min(CHUNK_BYTES_MAX);
         let page = (at / PAGE_BYTES as u64) as u32;
-        chunks.push((Io::Bitmap(page), layout.bitmap_offset().0 + at, length as u32));
+        chunks.push((
+            Io::Bitmap(page),
+            layout.bitmap_offset().0 + at,
+            length as u32,
+        ));
         at += length;
     }
     chunks.reverse();
@@ -731,7 +736,10 @@ impl super::volume::Volume {
         }
         let in_use = self.state.conn.is_connected() || self.state.role == Role::Primary;
         if in_use && capacity < self.bytes {
-            let text = format!("the disk holds {capacity} bytes, the device has {}", self.bytes);
+            let text = format!(
+                "the disk holds {capacity} bytes, the device has {}",
+                self.bytes
+            );
             return Err(refuse(Failure::DiskTooSmall, text));
         }
         let bytes = self.agreed_bytes(capacity, last);

@@ -257,8 +257,8 @@ impl Resource {
     }
 
     fn queue_followers(&mut self, number: VolumeNumber, old: &State, new: &State) {
-        let disk_gone = old.disk >= state::DiskState::Inconsistent
-            && new.disk < state::DiskState::Inconsistent;
+        let disk_gone =
+            old.disk >= state::DiskState::Inconsistent && new.disk < state::DiskState::Inconsistent;
         if disk_gone {
             self.deferred.push_back(Deferred::DiskGone(number));
         }

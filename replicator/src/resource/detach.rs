@@ -63,7 +63,12 @@ impl Detach {
 impl Resource {
     /// An I/O of the local disk failed: the policy of `on-io-error` decides (7.8). The caller answers or retries what
     /// it was for.
-    pub(crate) fn local_io_error(&mut self, number: VolumeNumber, fault: DiskFault, error: IoError) {
+    pub(crate) fn local_io_error(
+        &mut self,
+        number: VolumeNumber,
+        fault: DiskFault,
+        error: IoError,
+    ) {
         self.log(Level::Error, Some(number), error.text);
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;
@@ -98,7 +103,11 @@ impl Resource {
                 askers: Vec::new(),
             });
         }
-        self.change_state(number, |state| state.disk = DiskState::Failed, Hardness::Hard)
+        self.change_state(
+            number,
+            |state| state.disk = DiskState::Failed,
+            Hardness::Hard,
+        )
     }
 
     /// The disk became Failed by the consent of everyone: `asker` is answered when it is closed.
@@ -236,6 +245,10 @@ impl Resource {
         let diskless = |state: &mut State| state.disk = DiskState::Diskless;
         self.change_state(number, diskless, Hardness::Hard);
         self.generation_written(number);
-        self.log(Level::Info, Some(number), String::from("the disk is closed"));
+        self.log(
+            Level::Info,
+            Some(number),
+            String::from("the disk is closed"),
+        );
     }
 }

@@ -40,7 +40,10 @@ impl Resource {
             return;
         }
         while let Some(epoch) = self.connection.send_epochs.barrier_due() {
-            let barrier = Barrier { barrier: epoch.wire().to_be_bytes(), pad: 0 };
+            let barrier = Barrier {
+                barrier: epoch.wire().to_be_bytes(),
+                pad: 0,
+            };
             self.send(None, Packet::Barrier(barrier));
             self.connection.send_epochs.barrier_sent(epoch);
             self.connection.last_barrier_sent = self.now;
@@ -55,7 +58,11 @@ impl Resource {
 
     /// A write of `epoch` was answered to its client.
     pub(super) fn write_answered(&mut self, epoch: Option<Epoch>) {
-        let protocol = self.connection.net.as_ref().map_or(Protocol::C, |net| net.protocol);
+        let protocol = self
+            .connection
+            .net
+            .as_ref()
+            .map_or(Protocol::C, |net| net.protocol);
         if let (Some(epoch), Protocol::A | Protocol::B) = (epoch, protocol) {
             self.connection.send_epochs.close_if_current(epoch);
             self.send_barrier_if_closed();
@@ -68,8 +75,13 @@ impl Resource {
     }
 
     pub(super) fn idle_epoch_deadline(&self) -> Time {
-        let open = self.connection.link.is_some() && self.connection.send_epochs.current_writes() > 0;
-        if open { self.connection.last_write_sent + IDLE } else { Time::NEVER }
+        let open =
+            self.connection.link.is_some() && self.connection.send_epochs.current_writes() > 0;
+        if open {
+            self.connection.last_write_sent + IDLE
+        } else {
+            Time::NEVER
+        }
     }
 
     pub(super) fn close_idle_epoch(&mut self) {
@@ -81,7 +93,11 @@ impl Resource {
     /// P_BARRIER_ACK. One that fits no epoch is a protocol error.
     pub(super) fn on_barrier_ack(&mut self, ack: &BarrierAck) {
         let number = u32::from_be_bytes(ack.barrier);
-        match self.connection.send_epochs.barrier_ack(number, ack.set_size) {
+        match self
+            .connection
+            .send_epochs
+            .barrier_ack(number, ack.set_size)
+        {
             Ok(epoch) => {
                 self.retire_epoch(epoch);
                 self.recheck_flushes();
@@ -98,7 +114,9 @@ impl Resource {
 
     /// Returns an interval of a volume; whoever waited for it goes on.
     pub(crate) fn release_interval(&mut self, number: VolumeNumber, id: u64) {
-        let Some(volume) = self.volumes.get_mut(&number) else { return };
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
         let ready = volume.intervals.remove(id);
         for next in ready {
             let kind = self
@@ -107,8 +125,12 @@ impl Resource {
                 .and_then(|volume| volume.intervals.get(next))
                 .map(|(_, kind)| kind);
             match kind {
-                Some(crate::intervals::IntervalKind::Application) => self.write_interval_ready(next),
-                Some(crate::intervals::IntervalKind::Peer) => self.peer_interval_ready(number, next),
+                Some(crate::intervals::IntervalKind::Application) => {
+                    self.write_interval_ready(next)
+                }
+                Some(crate::intervals::IntervalKind::Peer) => {
+                    self.peer_interval_ready(number, next)
+                }
                 Some(crate::intervals::IntervalKind::Resync) => {
                     self.resync_interval_ready(number, next);
                 }

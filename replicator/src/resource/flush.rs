@@ -66,10 +66,12 @@ pub(crate) type Flushes = BTreeMap<RequestId, Flush>;
 
 impl Resource {
     pub(super) fn admit_flush(&mut self, id: RequestId, number: VolumeNumber) {
-        let Some(volume) = self.volumes.get(&number) else { return };
+        let Some(volume) = self.volumes.get(&number) else {
+            return;
+        };
         let local = volume.writes_locally();
-        let accessible = volume.state.disk == DiskState::UpToDate
-            || volume.state.pdsk == DiskState::UpToDate;
+        let accessible =
+            volume.state.disk == DiskState::UpToDate || volume.state.pdsk == DiskState::UpToDate;
         self.open_client(id, number, 1);
         if !accessible {
             self.part_done(id, 0, Err(RequestError::Io));
@@ -78,7 +80,11 @@ impl Resource {
         let epoch = self.epoch_to_flush(local);
         let flush = Flush {
             volume: number,
-            local: if local { LocalPart::Waits } else { LocalPart::None },
+            local: if local {
+                LocalPart::Waits
+            } else {
+                LocalPart::None
+            },
             epoch,
             remote_failed: false,
         };
@@ -91,7 +97,11 @@ impl Resource {
 
     /// Closes what the peer must make durable; never a barrier for an empty epoch.
     fn epoch_to_flush(&mut self, local: bool) -> Option<Epoch> {
-        let protocol = self.connection.net.as_ref().map_or(Protocol::C, |net| net.protocol);
+        let protocol = self
+            .connection
+            .net
+            .as_ref()
+            .map_or(Protocol::C, |net| net.protocol);
         self.close_epoch();
         if protocol == Protocol::C || !local {
             self.connection.send_epochs.newest_unacknowledged()
@@ -102,13 +112,17 @@ impl Resource {
 
     /// Has the local disk flushed for `waiter`.
     pub(super) fn flush_local(&mut self, number: VolumeNumber, waiter: Waiter) {
-        let Some(volume) = self.volumes.get_mut(&number) else { return };
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
         volume.flushes.next.push(waiter);
         self.start_local_flush(number);
     }
 
     fn start_local_flush(&mut self, number: VolumeNumber) {
-        let Some(volume) = self.volumes.get_mut(&number) else { return };
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
         if !volume.flushes.running.is_empty() || volume.flushes.next.is_empty() {
             return;
         }
@@ -118,7 +132,11 @@ impl Resource {
             return;
         }
         volume.flushes.running = core::mem::take(&mut volume.flushes.next);
-        self.disk(number, Pending::Flush(number, Io::Running), DiskOperation::Flush);
+        self.disk(
+            number,
+            Pending::Flush(number, Io::Running),
+            DiskOperation::Flush,
+        );
     }
 
     pub(super) fn flush_io_done(
@@ -127,18 +145,29 @@ impl Resource {
         Io::Running: Io,
         result: Result<(), IoError>,
     ) {
-        let Some(volume) = self.volumes.get_mut(&number) else { return };
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
         let waiters = core::mem::take(&mut volume.flushes.running);
         let ok = result.is_ok();
         if let Err(error) = result {
             self.local_io_error(number, DiskFault::Write, error);
         }
-        let outcome = if ok { LocalPart::Done } else { LocalPart::Failed };
+        let outcome = if ok {
+            LocalPart::Done
+        } else {
+            LocalPart::Failed
+        };
         self.tell_flush_waiters(number, waiters, outcome);
         self.start_local_flush(number);
     }
 
-    fn tell_flush_waiters(&mut self, number: VolumeNumber, waiters: Vec<Waiter>, outcome: LocalPart) {
+    fn tell_flush_waiters(
+        &mut self,
+        number: VolumeNumber,
+        waiters: Vec<Waiter>,
+        outcome: LocalPart,
+    ) {
         let ok = outcome == LocalPart::Done;
         for waiter in waiters {
             match waiter {
@@ -156,7 +185,9 @@ impl Resource {
 
     /// The local disk is gone: flushes that wait for it do not get it any more.
     pub(super) fn flushes_disk_gone(&mut self, number: VolumeNumber) {
-        let Some(volume) = self.volumes.get_mut(&number) else { return };
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
         let mut waiters = core::mem::take(&mut volume.flushes.next);
         let running = core::mem::take(&mut volume.flushes.running);
         waiters.extend(running);
@@ -182,8 +213,13 @@ impl Resource {
     }
 
     fn check_flush(&mut self, id: RequestId) {
-        let Some(flush) = self.flushes.get_mut(&id) else { return };
-        if flush.epoch.is_some_and(|epoch| self.connection.send_epochs.is_acknowledged(epoch)) {
+        let Some(flush) = self.flushes.get_mut(&id) else {
+            return;
+        };
+        if flush
+            .epoch
+            .is_some_and(|epoch| self.connection.send_epochs.is_acknowledged(epoch))
+        {
             flush.epoch = None;
         }
         if flush.local == LocalPart::Waits || flush.epoch.is_some() {
@@ -194,17 +230,30 @@ impl Resource {
             return;
         }
         let durable_here = local == LocalPart::Done
-            && self.volumes.get(&volume).is_some_and(|at| at.state.disk == DiskState::UpToDate);
+            && self
+                .volumes
+                .get(&volume)
+                .is_some_and(|at| at.state.disk == DiskState::UpToDate);
         let durable_there = !remote_failed
-            && self.volumes.get(&volume).is_some_and(|at| at.state.pdsk == DiskState::UpToDate)
+            && self
+                .volumes
+                .get(&volume)
+                .is_some_and(|at| at.state.pdsk == DiskState::UpToDate)
             && (local == LocalPart::None || self.peer_is_durable());
         self.flushes.remove(&id);
-        let result = if durable_here || durable_there { Ok(Bytes::new()) } else { Err(RequestError::Io) };
+        let result = if durable_here || durable_there {
+            Ok(Bytes::new())
+        } else {
+            Err(RequestError::Io)
+        };
         self.part_done(id, 0, result);
     }
 
     /// Whether the peer has made durable what was written: only protocol C waits for its barrier acks.
     fn peer_is_durable(&self) -> bool {
-        self.connection.net.as_ref().is_some_and(|net| net.protocol == Protocol::C)
+        self.connection
+            .net
+            .as_ref()
+            .is_some_and(|net| net.protocol == Protocol::C)
     }
 }

@@ -64,7 +64,11 @@ impl Resource {
             return;
         }
         self.new_current_uuid(number);
-        if self.volumes.get(&number).is_some_and(|at| at.state.conn.is_connected()) {
+        if self
+            .volumes
+            .get(&number)
+            .is_some_and(|at| at.state.conn.is_connected())
+        {
             self.send_uuids(number);
         }
     }
@@ -109,14 +113,20 @@ impl Resource {
 
     /// 2.9 no. 29.
     pub(super) fn write_dirty_superblock(&mut self, number: VolumeNumber) {
-        let dirty = self.volumes.get(&number).is_some_and(Volume::is_superblock_dirty);
+        let dirty = self
+            .volumes
+            .get(&number)
+            .is_some_and(Volume::is_superblock_dirty);
         if dirty {
             self.start_plan(number, vec![Stage::Superblock], Then::Nothing);
         }
     }
 
     pub(super) fn superblock_deadline(&self) -> Time {
-        let dirty = self.volumes.values().filter(|volume| volume.is_superblock_dirty());
+        let dirty = self
+            .volumes
+            .values()
+            .filter(|volume| volume.is_superblock_dirty());
         let since = dirty.filter_map(|volume| volume.backing.as_ref()?.superblock_dirty);
         since
             .min()

@@ -102,7 +102,12 @@ impl Resource {
     }
 
     /// A handler of the link's ended.
-    pub(crate) fn link_handler_done(&mut self, _volume: VolumeNumber, step: AfterHandler, _exit: i32) {
+    pub(crate) fn link_handler_done(
+        &mut self,
+        _volume: VolumeNumber,
+        step: AfterHandler,
+        _exit: i32,
+    ) {
         match step {}
     }
 }

@@ -12,7 +12,9 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use bytes::{Bytes, BytesMut};
 use tandem_protocol::packet::Packet;
-use tandem_protocol::packets::{Barrier, BarrierAck, BlockAck, BlockDesc, BlockRequest, Data, DpFlags, Trim, Wsame};
+use tandem_protocol::packets::{
+    Barrier, BarrierAck, BlockAck, BlockDesc, BlockRequest, Data, DpFlags, Trim, Wsame,
+};
 
 use super::flush::Waiter;
 use super::request::{Body, Logged};
@@ -79,11 +81,19 @@ impl Resource {
     /// Whether the next packet of the data socket may be handled now. Asked before each; see `receiving_may_go_on`.
     pub(crate) fn may_receive_data(&self) -> bool {
         self.peer_io.bytes < BYTES_IN_FLIGHT_MAX
-            && self.connection.receive_epochs.as_ref().is_none_or(|epochs| epochs.may_receive())
+            && self
+                .connection
+                .receive_epochs
+                .as_ref()
+                .is_none_or(|epochs| epochs.may_receive())
     }
 
     /// P_DATA. Errors are protocol errors, in words.
-    pub(crate) fn on_peer_data(&mut self, number: VolumeNumber, packet: Data) -> Result<(), &'static str> {
+    pub(crate) fn on_peer_data(
+        &mut self,
+        number: VolumeNumber,
+        packet: Data,
+    ) -> Result<(), &'static str> {
         let length = packet.payload.len() as u32;
         let head = Trim {
             sector: packet.sector,
@@ -96,19 +106,34 @@ impl Resource {
     }
 
     /// P_TRIM.
-    pub(crate) fn on_peer_trim(&mut self, number: VolumeNumber, packet: Trim) -> Result<(), &'static str> {
+    pub(crate) fn on_peer_trim(
+        &mut self,
+        number: VolumeNumber,
+        packet: Trim,
+    ) -> Result<(), &'static str> {
         self.on_peer_write(number, packet, Body::Discard)
     }
 
     /// P_ZEROES.
-    pub(crate) fn on_peer_zeroes(&mut self, number: VolumeNumber, packet: Trim) -> Result<(), &'static str> {
-        let unmap =
-            if packet.dp_flags.contains(DpFlags::DISCARD) { Unmap::Allowed } else { Unmap::No };
+    pub(crate) fn on_peer_zeroes(
+        &mut self,
+        number: VolumeNumber,
+        packet: Trim,
+    ) -> Result<(), &'static str> {
+        let unmap = if packet.dp_flags.contains(DpFlags::DISCARD) {
+            Unmap::Allowed
+        } else {
+            Unmap::No
+        };
         self.on_peer_write(number, packet, Body::Zeroes(unmap))
     }
 
     /// P_WSAME: one block repeated.
-    pub(crate) fn on_peer_wsame(&mut self, number: VolumeNumber, packet: Wsame) -> Result<(), &'static str> {
+    pub(crate) fn on_peer_wsame(
+        &mut self,
+        number: VolumeNumber,
+        packet: Wsame,
+    ) -> Result<(), &'static str> {
         let size = packet.range.size;
         if size > WSAME_BYTES_MAX || packet.payload.is_empty() {
             return Err("a write-same larger than this node announced");
@@ -121,18 +146,35 @@ impl Resource {
         self.on_peer_write(number, packet.range, Body::Data(data.freeze()))
     }
 
-    fn on_peer_write(&mut self, number: VolumeNumber, head: Trim, body: Body) -> Result<(), &'static str> {
+    fn on_peer_write(
+        &mut self,
+        number: VolumeNumber,
+        head: Trim,
+        body: Body,
+    ) -> Result<(), &'static str> {
         let link = self.connection.count;
-        let volume = self.volumes.get_mut(&number).ok_or("a write for an unknown volume")?;
+        let volume = self
+            .volumes
+            .get_mut(&number)
+            .ok_or("a write for an unknown volume")?;
         if volume.state.role == Role::Primary {
             return Err("a write for a Primary");
         }
-        let epochs = self.connection.receive_epochs.as_mut().ok_or("a write outside a connection")?;
+        let epochs = self
+            .connection
+            .receive_epochs
+            .as_mut()
+            .ok_or("a write outside a connection")?;
         volume.counters.received_kib += u64::from(head.size) / 1024;
         let usable = volume.writes_locally();
         let (bytes, only_copy) = (volume.bytes, volume.state.pdsk < DiskState::Inconsistent);
-        let offset = head.sector.checked_mul(512).ok_or("a write beyond every device")?;
-        let end = offset.checked_add(u64::from(head.size)).ok_or("a write beyond every device")?;
+        let offset = head
+            .sector
+            .checked_mul(512)
+            .ok_or("a write beyond every device")?;
+        let end = offset
+            .checked_add(u64::from(head.size))
+            .ok_or("a write beyond every device")?;
         if usable && (end > bytes || head.size == 0) {
             return Err("a write beyond the end of the device");
         }
@@ -169,7 +211,9 @@ impl Resource {
     }
 
     fn take_peer_interval(&mut self, number: VolumeNumber, id: u64, range: core::ops::Range<u64>) {
-        let Some(volume) = self.volumes.get_mut(&number) else { return };
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
         if volume.intervals.insert(id, range, IntervalKind::Peer) == Admission::Ready {
             self.peer_interval_ready(number, id);
         }
@@ -186,9 +230,15 @@ impl Resource {
 
     /// The write's extents are in the activity log where that is needed.
     pub(super) fn start_peer_write(&mut self, id: u64) {
-        let Some(write) = self.peer_io.writes.get(&id) else { return };
+        let Some(write) = self.peer_io.writes.get(&id) else {
+            return;
+        };
         let number = write.volume;
-        if !self.volumes.get(&number).is_some_and(|volume| volume.writes_locally()) {
+        if !self
+            .volumes
+            .get(&number)
+            .is_some_and(|volume| volume.writes_locally())
+        {
             self.finish_peer_write(id, Err(()));
             return;
         }
@@ -201,7 +251,10 @@ impl Resource {
 
     /// The flush that a write asked for is done.
     pub(super) fn peer_write_flushed(&mut self, number: VolumeNumber, id: u64, ok: bool) {
-        let usable = self.volumes.get(&number).is_some_and(|volume| volume.writes_locally());
+        let usable = self
+            .volumes
+            .get(&number)
+            .is_some_and(|volume| volume.writes_locally());
         if ok && usable {
             self.submit_peer_write(id);
         } else {
@@ -210,14 +263,33 @@ impl Resource {
     }
 
     fn submit_peer_write(&mut self, id: u64) {
-        let Some(write) = self.peer_io.writes.get_mut(&id) else { return };
+        let Some(write) = self.peer_io.writes.get_mut(&id) else {
+            return;
+        };
         write.started = true;
-        let fua = if write.flags.contains(DpFlags::FUA) { Fua::Yes } else { Fua::No };
+        let fua = if write.flags.contains(DpFlags::FUA) {
+            Fua::Yes
+        } else {
+            Fua::No
+        };
         let (number, offset, length) = (write.volume, write.offset, write.length);
         let operation = match &write.body {
-            Body::Data(data) => DiskOperation::Write { offset, data: data.clone(), fua },
-            Body::Discard => DiskOperation::Discard { offset, length, fua },
-            Body::Zeroes(unmap) => DiskOperation::Zero { offset, length, unmap: *unmap, fua },
+            Body::Data(data) => DiskOperation::Write {
+                offset,
+                data: data.clone(),
+                fua,
+            },
+            Body::Discard => DiskOperation::Discard {
+                offset,
+                length,
+                fua,
+            },
+            Body::Zeroes(unmap) => DiskOperation::Zero {
+                offset,
+                length,
+                unmap: *unmap,
+                fua,
+            },
         };
         if let Some(volume) = self.volumes.get_mut(&number) {
             volume.counters.disk_written_kib += u64::from(length) / 1024;
@@ -226,7 +298,12 @@ impl Resource {
     }
 
     /// An I/O for the peer ended.
-    pub(super) fn peer_io_done(&mut self, number: VolumeNumber, io: Io, result: Result<Bytes, IoError>) {
+    pub(super) fn peer_io_done(
+        &mut self,
+        number: VolumeNumber,
+        io: Io,
+        result: Result<Bytes, IoError>,
+    ) {
         match io {
             Io::Write(id) => {
                 let outcome = result.as_ref().map(|_| ()).map_err(|_| ());
@@ -240,7 +317,9 @@ impl Resource {
     }
 
     fn finish_peer_write(&mut self, id: u64, outcome: Result<(), ()>) {
-        let Some(write) = self.peer_io.writes.remove(&id) else { return };
+        let Some(write) = self.peer_io.writes.remove(&id) else {
+            return;
+        };
         self.peer_io.bytes -= u64::from(write.length);
         let number = write.volume;
         match outcome {
@@ -264,14 +343,21 @@ impl Resource {
         if write.link != self.connection.count {
             return;
         }
-        let conn = self.volumes.get(&write.volume).map(|volume| volume.state.conn);
+        let conn = self
+            .volumes
+            .get(&write.volume)
+            .map(|volume| volume.state.conn);
         let resync = conn.is_some_and(ConnState::is_resync);
         let in_sync = resync && write.flags.contains(DpFlags::MAY_SET_IN_SYNC) && !write.only_copy;
         if in_sync {
             self.clear_in_sync(write.volume, write.offset, write.length);
         }
         if write.flags.contains(DpFlags::SEND_WRITE_ACK) {
-            let ack = if in_sync { Packet::RsWriteAck } else { Packet::WriteAck };
+            let ack = if in_sync {
+                Packet::RsWriteAck
+            } else {
+                Packet::WriteAck
+            };
             self.acknowledge_write(write, ack);
         }
     }
@@ -279,7 +365,9 @@ impl Resource {
     /// Sends an acknowledgement, on the connection that brought the write only.
     fn acknowledge_write(&mut self, write: &PeerWrite, packet: fn(BlockAck) -> Packet) {
         let linked = write.link == self.connection.count && self.connection.link.is_some();
-        let Some(volume) = self.volumes.get_mut(&write.volume) else { return };
+        let Some(volume) = self.volumes.get_mut(&write.volume) else {
+            return;
+        };
         if !linked || volume.state.conn < ConnState::Connected {
             return;
         }
@@ -310,11 +398,18 @@ impl Resource {
 
     fn step_receive_epochs(&mut self) {
         loop {
-            let step = self.connection.receive_epochs.as_mut().and_then(|epochs| epochs.next_step());
+            let step = self
+                .connection
+                .receive_epochs
+                .as_mut()
+                .and_then(|epochs| epochs.next_step());
             match step {
                 None => break,
                 Some(NextStep::Acknowledge { number, count }) => {
-                    let ack = BarrierAck { barrier: number.to_be_bytes(), set_size: count };
+                    let ack = BarrierAck {
+                        barrier: number.to_be_bytes(),
+                        set_size: count,
+                    };
                     self.send(None, Packet::BarrierAck(ack));
                 }
                 Some(NextStep::Flush { volumes }) => self.flush_for_epochs(&volumes),
@@ -328,7 +423,11 @@ impl Resource {
         let with_disk: Vec<VolumeNumber> = volumes
             .iter()
             .map(|number| VolumeNumber(*number))
-            .filter(|number| self.volumes.get(number).is_some_and(|volume| volume.backing.is_some()))
+            .filter(|number| {
+                self.volumes
+                    .get(number)
+                    .is_some_and(|volume| volume.backing.is_some())
+            })
             .collect();
         self.peer_io.flushing = with_disk.len() as u32;
         if with_disk.is_empty() {
@@ -353,7 +452,10 @@ impl Resource {
         }
         if self.peer_io.flush_failed {
             self.epochs_flushed(FlushOutcome::Failed);
-            self.link_lost(ConnState::NetworkFailure, "the disk could not make the peer's writes durable");
+            self.link_lost(
+                ConnState::NetworkFailure,
+                "the disk could not make the peer's writes durable",
+            );
         } else {
             self.epochs_flushed(FlushOutcome::Stable);
             self.step_receive_epochs();
@@ -367,10 +469,24 @@ impl Resource {
     }
 
     /// P_OUT_OF_SYNC: the peer wrote here without sending it.
-    pub(crate) fn on_out_of_sync(&mut self, number: VolumeNumber, range: BlockDesc) -> Result<(), &'static str> {
-        let bytes = self.volumes.get(&number).ok_or("a packet for an unknown volume")?.bytes;
-        let offset = range.sector.checked_mul(512).ok_or("a range beyond every device")?;
-        if offset.checked_add(u64::from(range.blksize)).is_none_or(|end| end > bytes) {
+    pub(crate) fn on_out_of_sync(
+        &mut self,
+        number: VolumeNumber,
+        range: BlockDesc,
+    ) -> Result<(), &'static str> {
+        let bytes = self
+            .volumes
+            .get(&number)
+            .ok_or("a packet for an unknown volume")?
+            .bytes;
+        let offset = range
+            .sector
+            .checked_mul(512)
+            .ok_or("a range beyond every device")?;
+        if offset
+            .checked_add(u64::from(range.blksize))
+            .is_none_or(|end| end > bytes)
+        {
             return Err("a range beyond the end of the device");
         }
         self.mark_out_of_sync(number, offset, range.blksize);
@@ -378,10 +494,22 @@ impl Resource {
     }
 
     /// P_DATA_REQUEST: an application of the peer reads here.
-    pub(crate) fn on_data_request(&mut self, number: VolumeNumber, request: BlockRequest) -> Result<(), &'static str> {
-        let volume = self.volumes.get(&number).ok_or("a read of an unknown volume")?;
-        let offset = request.sector.checked_mul(512).ok_or("a read beyond every device")?;
-        let end = offset.checked_add(u64::from(request.blksize)).ok_or("a read beyond every device")?;
+    pub(crate) fn on_data_request(
+        &mut self,
+        number: VolumeNumber,
+        request: BlockRequest,
+    ) -> Result<(), &'static str> {
+        let volume = self
+            .volumes
+            .get(&number)
+            .ok_or("a read of an unknown volume")?;
+        let offset = request
+            .sector
+            .checked_mul(512)
+            .ok_or("a read beyond every device")?;
+        let end = offset
+            .checked_add(u64::from(request.blksize))
+            .ok_or("a read beyond every device")?;
         if volume.state.disk != DiskState::UpToDate || volume.backing.is_none() {
             self.refuse_read(number, request);
             return Ok(());
@@ -391,20 +519,30 @@ impl Resource {
         }
         let id = self.requests.next_id();
         let link = self.connection.count;
-        self.peer_io.reads.insert(id, PeerRead { volume: number, request, link });
+        self.peer_io.reads.insert(
+            id,
+            PeerRead {
+                volume: number,
+                request,
+                link,
+            },
+        );
         self.take_peer_interval(number, id, offset..end);
         Ok(())
     }
 
     fn start_peer_read(&mut self, number: VolumeNumber, id: u64) {
-        let Some(read) = self.peer_io.reads.get(&id) else { return };
+        let Some(read) = self.peer_io.reads.get(&id) else {
+            return;
+        };
         let (offset, length) = (read.request.sector * 512, read.request.blksize);
-        let usable = self
-            .volumes
-            .get(&number)
-            .is_some_and(|volume| volume.state.disk == DiskState::UpToDate && volume.backing.is_some());
+        let usable = self.volumes.get(&number).is_some_and(|volume| {
+            volume.state.disk == DiskState::UpToDate && volume.backing.is_some()
+        });
         if !usable {
-            let error = IoError { text: alloc::string::String::from("the disk is gone") };
+            let error = IoError {
+                text: alloc::string::String::from("the disk is gone"),
+            };
             self.finish_peer_read(number, id, Err(error));
             return;
         }
@@ -416,7 +554,9 @@ impl Resource {
     }
 
     fn finish_peer_read(&mut self, number: VolumeNumber, id: u64, result: Result<Bytes, IoError>) {
-        let Some(read) = self.peer_io.reads.remove(&id) else { return };
+        let Some(read) = self.peer_io.reads.remove(&id) else {
+            return;
+        };
         self.release_interval(number, id);
         let linked = read.link == self.connection.count && self.connection.link.is_some();
         match result {
@@ -448,7 +588,9 @@ impl Resource {
     }
 
     fn refuse_read(&mut self, number: VolumeNumber, request: BlockRequest) {
-        let Some(volume) = self.volumes.get_mut(&number) else { return };
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
         let ack = BlockAck {
             sector: request.sector,
             block_id: request.block_id,
@@ -488,8 +630,18 @@ impl Resource {
 
     /// Requests of the peer on a volume that are not answered (`ua` of the status).
     pub(crate) fn unacked_of_peer(&self, number: VolumeNumber) -> u32 {
-        let writes = self.peer_io.writes.values().filter(|write| write.volume == number).count();
-        let reads = self.peer_io.reads.values().filter(|read| read.volume == number).count();
+        let writes = self
+            .peer_io
+            .writes
+            .values()
+            .filter(|write| write.volume == number)
+            .count();
+        let reads = self
+            .peer_io
+            .reads
+            .values()
+            .filter(|read| read.volume == number)
+            .count();
         (writes + reads) as u32
     }
 }

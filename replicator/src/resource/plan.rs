@@ -509,10 +509,7 @@ impl super::volume::Volume {
             run.pages.push((page, write.generation));
             let adjoining = running.pages.front().copied() == Some(page + 1)
                 && run.pages.len() < RUN_PAGES_MAX
-                && matches!(
-                    backing.bitmap.page_change(page + 1),
-                    PageChange::Changed(_)
-                );
+                && matches!(backing.bitmap.page_change(page + 1), PageChange::Changed(_));
             next = adjoining.then(|| running.pages.pop_front()).flatten();
         }
         if run.pages.is_empty() {

@@ -63,8 +63,12 @@ impl Resource {
 
     /// Chooses a path and starts on it.
     fn route_read(&mut self, id: u64) {
-        let Some(read) = self.requests.reads.get(&id) else { return };
-        let Some(volume) = self.volumes.get(&read.volume) else { return };
+        let Some(read) = self.requests.reads.get(&id) else {
+            return;
+        };
+        let Some(volume) = self.volumes.get(&read.volume) else {
+            return;
+        };
         let bits = bits_touched(read.offset, u64::from(read.length), volume.bytes);
         let local_usable = match (volume.state.disk, volume.backing.as_ref()) {
             (DiskState::UpToDate, Some(_)) => true,
@@ -83,7 +87,9 @@ impl Resource {
     }
 
     fn read_local(&mut self, id: u64) {
-        let Some(read) = self.requests.reads.get_mut(&id) else { return };
+        let Some(read) = self.requests.reads.get_mut(&id) else {
+            return;
+        };
         read.place = Place::Local;
         let (volume, offset, length) = (read.volume, read.offset, read.length);
         if let Some(at) = self.volumes.get_mut(&volume) {
@@ -95,7 +101,9 @@ impl Resource {
 
     fn read_remote(&mut self, id: u64) {
         let now = self.now;
-        let Some(read) = self.requests.reads.get_mut(&id) else { return };
+        let Some(read) = self.requests.reads.get_mut(&id) else {
+            return;
+        };
         read.place = Place::Remote { since: now };
         let request = BlockRequest {
             sector: read.offset / 512,
@@ -114,7 +122,9 @@ impl Resource {
         id: u64,
         result: Result<Bytes, IoError>,
     ) {
-        let Some(read) = self.requests.reads.get_mut(&id) else { return };
+        let Some(read) = self.requests.reads.get_mut(&id) else {
+            return;
+        };
         if read.place != Place::Local || read.local_failed {
             return; // It was sent to the peer when the disk was given up.
         }
@@ -221,10 +231,14 @@ impl Resource {
     }
 
     pub(super) fn oldest_remote_read(&self) -> Option<Time> {
-        let remote = self.requests.reads.values().filter_map(|read| match read.place {
-            Place::Remote { since } => Some(since),
-            Place::Local => None,
-        });
+        let remote = self
+            .requests
+            .reads
+            .values()
+            .filter_map(|read| match read.place {
+                Place::Remote { since } => Some(since),
+                Place::Local => None,
+            });
         remote.min()
     }
 }

@@ -16,7 +16,9 @@ impl Resource {
     pub(crate) fn on_state_change_request(&mut self, number: VolumeNumber, change: &StateChange) {
         let wish = Request::from_peer(change.mask.0, change.value.0);
         let result = match self.agreeable(Some(number), wish) {
-            Ok(wish) => self.change_state(number, |state| *state = wish.apply(*state), Hardness::Soft),
+            Ok(wish) => {
+                self.change_state(number, |state| *state = wish.apply(*state), Hardness::Soft)
+            }
             Err(result) => result,
         };
         let code = result.number();

@@ -55,7 +55,11 @@ impl Resource {
                 .as_ref()
                 .map(|_| volume.generations.uuids.slots()),
             open_count: volume.open_count,
-            write_order: if volume.options.disk_flushes { 'f' } else { 'd' },
+            write_order: if volume.options.disk_flushes {
+                'f'
+            } else {
+                'd'
+            },
             counters,
             resync: self.resync_status(number),
         }

@@ -126,7 +126,12 @@ impl Resource {
     }
 
     /// What a command changed is on disk before it is answered: `outdate` is a promise to a fencing peer.
-    pub(super) fn plain_decided(&mut self, id: CommandId, number: VolumeNumber, result: StateResult) {
+    pub(super) fn plain_decided(
+        &mut self,
+        id: CommandId,
+        number: VolumeNumber,
+        result: StateResult,
+    ) {
         let dirty = self
             .volumes
             .get(&number)
@@ -142,7 +147,11 @@ impl Resource {
 
     pub(super) fn command_pause_sync(&mut self, id: CommandId, number: VolumeNumber) {
         let paused = |state: &State| state.user_isp;
-        if self.volumes.get(&number).is_some_and(|at| paused(&at.state)) {
+        if self
+            .volumes
+            .get(&number)
+            .is_some_and(|at| paused(&at.state))
+        {
             self.answer(id, Answer::failure(Failure::PauseAlreadySet));
             return;
         }

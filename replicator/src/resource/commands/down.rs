@@ -55,7 +55,8 @@ impl Resource {
         };
         let step = down.current.take();
         // Nothing to disconnect is what is wanted here.
-        let moot = step == Some(Step::Disconnect) && answer.number == Failure::InvalidRequest.number();
+        let moot =
+            step == Some(Step::Disconnect) && answer.number == Failure::InvalidRequest.number();
         if answer.is_success() || moot {
             self.next_down_step(id);
             return;

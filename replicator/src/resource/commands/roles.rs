@@ -256,9 +256,9 @@ impl Resource {
         if force == Force::No && !verdict.is_allowed() && !transient {
             let mut answer = Answer::state(verdict.result);
             if open > 0 {
-                answer = answer
-                    .with_info(clients_hold(open))
-                    .with_hint(String::from("unmount the file system and disconnect its NBD clients"));
+                answer = answer.with_info(clients_hold(open)).with_hint(String::from(
+                    "unmount the file system and disconnect its NBD clients",
+                ));
             }
             self.answer(id, answer);
             return;
@@ -290,8 +290,7 @@ impl Resource {
             Force::Yes => Hardness::Hard,
             Force::No => Hardness::Soft,
         };
-        let result =
-            self.change_state(number, |state| state.role = Role::Secondary, hardness);
+        let result = self.change_state(number, |state| state.role = Role::Secondary, hardness);
         if result == StateResult::InTransientState {
             return; // Tried again after the next change.
         }

@@ -15,8 +15,14 @@ impl Resource {
         if let Some(write) = self.requests.writes.get_mut(&id) {
             write.stage = Stage::Log;
         }
-        let Some((number, ..)) = self.logged_range(id) else { return };
-        let behind = self.requests.log_waiters.get(&number).is_some_and(|waiters| !waiters.is_empty());
+        let Some((number, ..)) = self.logged_range(id) else {
+            return;
+        };
+        let behind = self
+            .requests
+            .log_waiters
+            .get(&number)
+            .is_some_and(|waiters| !waiters.is_empty());
         if behind {
             // Those before it wait for room: a cold write is not starved by hot ones.
             self.wait_for_log(number, id);
@@ -43,7 +49,10 @@ impl Resource {
     }
 
     fn logged_mut(&mut self, id: WriteId) -> Option<&mut Logged> {
-        match (self.requests.writes.get_mut(&id), self.peer_io.writes.get_mut(&id)) {
+        match (
+            self.requests.writes.get_mut(&id),
+            self.peer_io.writes.get_mut(&id),
+        ) {
             (Some(write), _) => Some(&mut write.logged),
             (None, Some(write)) => Some(&mut write.logged),
             (None, None) => None,
@@ -59,13 +68,21 @@ impl Resource {
     }
 
     fn begin_log(&mut self, id: WriteId) -> LogAnswer {
-        let Some((number, offset, length)) = self.logged_range(id) else { return LogAnswer::Go };
-        let Some(volume) = self.volumes.get_mut(&number) else { return LogAnswer::Go };
+        let Some((number, offset, length)) = self.logged_range(id) else {
+            return LogAnswer::Go;
+        };
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return LogAnswer::Go;
+        };
         if !volume.writes_locally() {
             return LogAnswer::Go;
         }
-        let Some(backing) = volume.backing.as_mut() else { return LogAnswer::Go };
-        let Some(extents) = extents_of(offset, u64::from(length)) else { return LogAnswer::Go };
+        let Some(backing) = volume.backing.as_mut() else {
+            return LogAnswer::Go;
+        };
+        let Some(extents) = extents_of(offset, u64::from(length)) else {
+            return LogAnswer::Go;
+        };
         let (answer, ticket) = match backing.activity_log.begin(extents.clone()) {
             Begin::Hot => (LogAnswer::Go, None),
             Begin::Pending(ticket) => (LogAnswer::Ticket, Some(ticket)),
@@ -74,19 +91,28 @@ impl Resource {
             Begin::TooWide { .. } | Begin::Failed => return LogAnswer::Go,
         };
         if let Some(logged) = self.logged_mut(id) {
-            *logged = Logged { extents: Some(extents), ticket };
+            *logged = Logged {
+                extents: Some(extents),
+                ticket,
+            };
         }
         answer
     }
 
     fn wait_for_log(&mut self, number: VolumeNumber, id: WriteId) {
-        self.requests.log_waiters.entry(number).or_default().push_back(id);
+        self.requests
+            .log_waiters
+            .entry(number)
+            .or_default()
+            .push_back(id);
     }
 
     /// Writes the transaction that is due, if none is in flight.
     pub(crate) fn write_log(&mut self, number: VolumeNumber) {
-        let Some(backing) =
-            self.volumes.get_mut(&number).and_then(|volume| volume.backing.as_mut())
+        let Some(backing) = self
+            .volumes
+            .get_mut(&number)
+            .and_then(|volume| volume.backing.as_mut())
         else {
             return;
         };
@@ -100,7 +126,10 @@ impl Resource {
         let ticket = match (self.volumes.get_mut(&number), result) {
             (Some(volume), Ok(())) => {
                 volume.counters.al_writes += 1;
-                volume.backing.as_mut().and_then(|backing| backing.activity_log.commit())
+                volume
+                    .backing
+                    .as_mut()
+                    .and_then(|backing| backing.activity_log.commit())
             }
             (Some(volume), Err(_)) => {
                 if let Some(backing) = volume.backing.as_mut() {
@@ -121,7 +150,9 @@ impl Resource {
     /// Every ticket up to `through` is committed.
     pub(crate) fn start_committed(&mut self, number: VolumeNumber, through: Ticket) {
         for id in self.writes_at_log(number) {
-            let Some(logged) = self.logged_mut(id) else { continue };
+            let Some(logged) = self.logged_mut(id) else {
+                continue;
+            };
             if logged.ticket.is_some_and(|ticket| ticket <= through) {
                 logged.ticket = None;
                 self.start_logged(id);
@@ -134,8 +165,11 @@ impl Resource {
         let own = self.requests.writes.iter();
         let own = own.filter(|(_, write)| write.volume == number && write.logged.ticket.is_some());
         let peer = self.peer_io.writes.iter();
-        let peer = peer.filter(|(_, write)| write.volume == number && write.logged.ticket.is_some());
-        own.map(|(id, _)| *id).chain(peer.map(|(id, _)| *id)).collect()
+        let peer =
+            peer.filter(|(_, write)| write.volume == number && write.logged.ticket.is_some());
+        own.map(|(id, _)| *id)
+            .chain(peer.map(|(id, _)| *id))
+            .collect()
     }
 
     fn retry_log_waiters(&mut self, number: VolumeNumber) {
@@ -159,7 +193,10 @@ impl Resource {
     }
 
     fn next_log_waiter(&self, number: VolumeNumber) -> Option<WriteId> {
-        self.requests.log_waiters.get(&number).and_then(|waiters| waiters.front().copied())
+        self.requests
+            .log_waiters
+            .get(&number)
+            .and_then(|waiters| waiters.front().copied())
     }
 
     fn pop_log_waiter(&mut self, number: VolumeNumber) {
@@ -185,11 +222,26 @@ impl Resource {
     /// The disk is gone, and with it its log: writes that waited for it go on without it.
     pub(crate) fn log_gone(&mut self, number: VolumeNumber) {
         let mut waiting = self.writes_at_log(number);
-        waiting.extend(self.requests.log_waiters.remove(&number).unwrap_or_default());
-        for write in self.requests.writes.values_mut().filter(|write| write.volume == number) {
+        waiting.extend(
+            self.requests
+                .log_waiters
+                .remove(&number)
+                .unwrap_or_default(),
+        );
+        for write in self
+            .requests
+            .writes
+            .values_mut()
+            .filter(|write| write.volume == number)
+        {
             write.logged = Logged::default();
         }
-        for write in self.peer_io.writes.values_mut().filter(|write| write.volume == number) {
+        for write in self
+            .peer_io
+            .writes
+            .values_mut()
+            .filter(|write| write.volume == number)
+        {
             write.logged = Logged::default();
         }
         for id in waiting {

@@ -39,9 +39,6 @@ pub(crate) type WriteId = u64;
 /// request (wire-protocol.md 3.4), since a peer that does not know discards gets zeroes as data.
 pub(crate) const PART_BYTES_MAX: u32 = 1 << 20;
 
-
-
-
 /// Bytes of writes in flight before clients are paused: bounds memory, about a second of a fast disk.
 const BYTES_IN_FLIGHT_MAX: u64 = 64 << 20;
 
@@ -167,6 +164,10 @@ pub(crate) struct Requests {
     /// Writes that wait for the activity log, in order.
     pub(crate) log_waiters: BTreeMap<VolumeNumber, VecDeque<WriteId>>,
     bytes_in_flight: u64,
+    /// Writes of each epoch that the peer has not acknowledged as a whole, in the order of sending.
+    epochs: BTreeMap<Epoch, Vec<WriteId>>,
+    /// Writes that the data socket has not taken yet, with the count of bytes behind each.
+    unsent: VecDeque<(u64, WriteId)>,
 }
 
 impl Requests {
@@ -185,7 +186,11 @@ impl Resource {
             return;
         }
         let volume = request.volume;
-        let behind = self.requests.held.get(&volume).is_some_and(|held| !held.is_empty());
+        let behind = self
+            .requests
+            .held
+            .get(&volume)
+            .is_some_and(|held| !held.is_empty());
         if behind || self.must_hold(volume) || self.requests_at_bound() {
             self.hold(request);
         } else {
@@ -194,7 +199,10 @@ impl Resource {
     }
 
     fn check_request(&self, request: &Request) -> Result<(), RequestError> {
-        let volume = self.volumes.get(&request.volume).ok_or(RequestError::Invalid)?;
+        let volume = self
+            .volumes
+            .get(&request.volume)
+            .ok_or(RequestError::Invalid)?;
         if volume.state.role != Role::Primary {
             return Err(RequestError::NotPrimary);
         }
@@ -227,7 +235,11 @@ impl Resource {
     }
 
     fn requests_at_bound(&self) -> bool {
-        let buffers = self.connection.net.as_ref().map_or(u32::MAX, |net| net.max_buffers);
+        let buffers = self
+            .connection
+            .net
+            .as_ref()
+            .map_or(u32::MAX, |net| net.max_buffers);
         self.requests.bytes_in_flight >= BYTES_IN_FLIGHT_MAX
             || self.requests.writes.len() + self.requests.reads.len() >= buffers as usize
     }
@@ -251,7 +263,9 @@ impl Resource {
         let volumes: Vec<VolumeNumber> = self.requests.held.keys().copied().collect();
         for volume in volumes {
             while !self.must_hold(volume) && !self.requests_at_bound() {
-                let Some(held) = self.requests.held.get_mut(&volume) else { break };
+                let Some(held) = self.requests.held.get_mut(&volume) else {
+                    break;
+                };
                 let Some(request) = held.pop_front() else {
                     self.requests.held.remove(&volume);
                     break;
@@ -276,7 +290,11 @@ impl Resource {
     }
 
     fn admit(&mut self, request: Request) {
-        let Request { id, volume, operation } = request;
+        let Request {
+            id,
+            volume,
+            operation,
+        } = request;
         match operation {
             Operation::Flush => self.admit_flush(id, volume),
             Operation::Read { offset, length } => {
@@ -296,10 +314,19 @@ impl Resource {
                     self.admit_write(id, volume, at, length, body, fua);
                 }
             }
-            Operation::Discard { offset, length, fua } => {
+            Operation::Discard {
+                offset,
+                length,
+                fua,
+            } => {
                 self.admit_span(id, volume, offset, length, Body::Discard, fua);
             }
-            Operation::WriteZeroes { offset, length, fua, unmap } => {
+            Operation::WriteZeroes {
+                offset,
+                length,
+                fua,
+                unmap,
+            } => {
                 self.admit_span(id, volume, offset, length, Body::Zeroes(unmap), fua);
             }
         }
@@ -365,18 +392,28 @@ impl Resource {
 
     /// Whether a client's request on this volume is admitted and not answered.
     pub(crate) fn requests_open(&self, volume: VolumeNumber) -> bool {
-        self.requests.clients.values().any(|client| client.volume == volume)
+        self.requests
+            .clients
+            .values()
+            .any(|client| client.volume == volume)
     }
 
     /// Clients' requests on this volume that are admitted and not answered (`ap` of the status).
     pub(crate) fn applications_open(&self, volume: VolumeNumber) -> u32 {
-        self.requests.clients.values().filter(|client| client.volume == volume).count() as u32
+        self.requests
+            .clients
+            .values()
+            .filter(|client| client.volume == volume)
+            .count() as u32
     }
 
     /// Whether a write of this volume is in the transfer log, answered or not: a demotion waits for the peer's
     /// confirmations.
     pub(crate) fn writes_open(&self, volume: VolumeNumber) -> bool {
-        self.requests.writes.values().any(|write| write.volume == volume)
+        self.requests
+            .writes
+            .values()
+            .any(|write| write.volume == volume)
     }
 
     /// Whether an application write of this volume is admitted and not answered: whole-bitmap operations wait for them.
@@ -408,7 +445,11 @@ impl Resource {
         operation: DiskOperation,
     ) -> Token {
         let token = self.token(what);
-        self.effects.push(Effect::Disk { token, volume, operation });
+        self.effects.push(Effect::Disk {
+            token,
+            volume,
+            operation,
+        });
         token
     }
 }

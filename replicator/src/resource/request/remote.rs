@@ -29,9 +29,13 @@ impl Resource {
     /// Sends the write if this volume's writes are replicated; else, where the peer wants to know, that the range is
     /// out of sync (7.3).
     pub(super) fn start_remote(&mut self, id: WriteId) {
-        let Some(write) = self.requests.writes.get(&id) else { return };
+        let Some(write) = self.requests.writes.get(&id) else {
+            return;
+        };
         let (number, offset, length) = (write.volume, write.offset, write.length);
-        let Some(volume) = self.volumes.get(&number) else { return };
+        let Some(volume) = self.volumes.get(&number) else {
+            return;
+        };
         let state = volume.state;
         if self.connection.link.is_some() && writes_are_replicated(&state) {
             self.send_write(id);
@@ -41,17 +45,25 @@ impl Resource {
         let announce = matches!(state.conn, ConnState::Ahead | ConnState::WFBitMapS);
         if announce && newly > 0 {
             self.send_barrier_if_closed();
-            let packet = BlockDesc { sector: offset / 512, blksize: length, pad: 0 };
+            let packet = BlockDesc {
+                sector: offset / 512,
+                blksize: length,
+                pad: 0,
+            };
             self.send(Some(number), Packet::OutOfSync(packet));
         }
     }
 
     fn send_write(&mut self, id: WriteId) {
         let epoch = self.epoch_for_write();
-        let Some((number, packet, length)) = self.write_packet(id) else { return };
+        let Some((number, packet, length)) = self.write_packet(id) else {
+            return;
+        };
         let position = self.send(Some(number), packet);
         let now = self.now;
-        let Some(volume) = self.volumes.get_mut(&number) else { return };
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
         volume.counters.sent_kib += u64::from(length) / 1024;
         let peer_counts = volume.state.pdsk == DiskState::UpToDate;
         if let Some(write) = self.requests.writes.get_mut(&id) {
@@ -60,6 +72,8 @@ impl Resource {
             write.peer_counts = peer_counts;
             write.sent_at = now;
         }
+        self.requests.epochs.entry(epoch).or_default().push(id);
+        self.requests.unsent.push_back((position, id));
         self.close_full_epoch();
     }
 
@@ -71,7 +85,13 @@ impl Resource {
         let volume = self.volumes.get_mut(&write.volume)?;
         let seq_num = volume.peer.next_sequence();
         let (sector, block_id) = (write.offset / 512, id.to_be_bytes());
-        let range = |dp_flags| Trim { sector, block_id, seq_num, dp_flags, size: write.length };
+        let range = |dp_flags| Trim {
+            sector,
+            block_id,
+            seq_num,
+            dp_flags,
+            size: write.length,
+        };
         let packet = match &write.body {
             Body::Discard if features.contains(Features::TRIM) => {
                 Packet::Trim(range(flags.with(DpFlags::DISCARD)))
@@ -102,13 +122,20 @@ impl Resource {
     }
 
     fn agreed_features(&self) -> Features {
-        self.connection.agreed.as_ref().map_or(Features(0), |agreed| agreed.features)
+        self.connection
+            .agreed
+            .as_ref()
+            .map_or(Features(0), |agreed| agreed.features)
     }
 
     fn write_flags(&self, id: WriteId) -> Option<DpFlags> {
         let write = self.requests.writes.get(&id)?;
         let volume = self.volumes.get(&write.volume)?;
-        let protocol = self.connection.net.as_ref().map_or(Protocol::C, |net| net.protocol);
+        let protocol = self
+            .connection
+            .net
+            .as_ref()
+            .map_or(Protocol::C, |net| net.protocol);
         let mut flags = DpFlags::RW_SYNC;
         if write.fua == Fua::Yes {
             flags = flags.with(DpFlags::FUA);
@@ -120,28 +147,31 @@ impl Resource {
         };
         let resync = ConnState::SyncSource..=ConnState::PausedSyncT;
         if resync.contains(&volume.state.conn) {
-            flags = flags.with(DpFlags::MAY_SET_IN_SYNC).with(DpFlags::SEND_WRITE_ACK);
+            flags = flags
+                .with(DpFlags::MAY_SET_IN_SYNC)
+                .with(DpFlags::SEND_WRITE_ACK);
         }
         Some(flags)
     }
 
     /// The data socket has taken everything up to `position`: the remote legs of protocol A end.
     pub(crate) fn writes_sent(&mut self, position: u64) {
-        if self.connection.net.as_ref().is_none_or(|net| net.protocol != Protocol::A) {
-            return;
-        }
-        let handed: alloc::vec::Vec<WriteId> = self
-            .requests
-            .writes
-            .iter()
-            .filter(|(_, write)| {
-                matches!(write.remote, Remote::Sent { position: at } if at <= position)
-            })
-            .map(|(id, _)| *id)
-            .collect();
-        for id in handed {
+        let handed = self
+            .connection
+            .net
+            .as_ref()
+            .is_some_and(|net| net.protocol == Protocol::A);
+        while let Some(&(at, id)) = self.requests.unsent.front()
+            && at <= position
+        {
+            self.requests.unsent.pop_front();
+            if !handed {
+                continue;
+            }
             if let Some(write) = self.requests.writes.get_mut(&id) {
-                write.remote = Remote::Handed;
+                if matches!(write.remote, Remote::Sent { .. }) {
+                    write.remote = Remote::Handed;
+                }
             }
             self.check_write(id);
         }
@@ -163,7 +193,11 @@ impl Resource {
         }
         if !known {
             // Protocol A forgets a write at its barrier ack; a late refusal has marked its range all the same.
-            return if what == Ack::Refused { Ok(()) } else { Err("ack of an unknown write") };
+            return if what == Ack::Refused {
+                Ok(())
+            } else {
+                Err("ack of an unknown write")
+            };
         }
         if let Some(write) = self.requests.writes.get_mut(&id) {
             write.remote = match what {

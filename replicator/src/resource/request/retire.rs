@@ -14,17 +14,16 @@ use crate::transfer_log::Epoch;
 impl Resource {
     /// Every write of `epoch` is on the peer's disk, as durable as the peer makes it.
     pub(crate) fn retire_epoch(&mut self, epoch: Epoch) {
-        let ids: Vec<WriteId> = self
-            .requests
-            .writes
-            .iter()
-            .filter(|(_, write)| write.epoch == Some(epoch))
-            .map(|(id, _)| *id)
-            .collect();
+        let ids = self.requests.epochs.remove(&epoch).unwrap_or_default();
         for id in ids {
-            let Some(write) = self.requests.writes.get_mut(&id) else { continue };
+            let Some(write) = self.requests.writes.get_mut(&id) else {
+                continue;
+            };
             write.epoch = None;
-            if matches!(write.remote, Remote::Sent { .. } | Remote::Handed | Remote::Received) {
+            if matches!(
+                write.remote,
+                Remote::Sent { .. } | Remote::Handed | Remote::Received
+            ) {
                 write.remote = Remote::Written;
             }
             if write.stage == Stage::Answered {
@@ -37,8 +36,13 @@ impl Resource {
 
     /// Forgets an answered write that nobody confirms any more: its bits are decided, its extents are released.
     pub(super) fn retire_write(&mut self, id: WriteId) {
-        let Some(write) = self.requests.writes.remove(&id) else { return };
-        if write.local == Local::None && write.remote == Remote::None && write.logged.extents.is_none() {
+        let Some(write) = self.requests.writes.remove(&id) else {
+            return;
+        };
+        if write.local == Local::None
+            && write.remote == Remote::None
+            && write.logged.extents.is_none()
+        {
             return; // It never started: nothing was written anywhere.
         }
         let both = write.local == Local::Done && write.remote == Remote::Written;
@@ -54,9 +58,14 @@ impl Resource {
 
     /// Clears the bits that a range covers completely: both disks have it. Returns how many were set.
     pub(crate) fn clear_in_sync(&mut self, number: VolumeNumber, offset: u64, length: u32) -> u64 {
-        let Some(volume) = self.volumes.get_mut(&number) else { return 0 };
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return 0;
+        };
         let bits = bits_covered(offset, u64::from(length), volume.bytes);
-        let cleared = volume.backing.as_mut().map_or(0, |backing| backing.bitmap.clear(bits));
+        let cleared = volume
+            .backing
+            .as_mut()
+            .map_or(0, |backing| backing.bitmap.clear(bits));
         if cleared > 0 {
             self.bits_cleared(number);
         }
@@ -66,6 +75,8 @@ impl Resource {
     /// The link is lost: every write without barrier ack, answered or not, counts as missed by the peer (7.6).
     pub(crate) fn requests_connection_lost(&mut self) {
         self.epochs_connection_lost();
+        self.requests.epochs.clear();
+        self.requests.unsent.clear();
         let ids: Vec<WriteId> = self
             .requests
             .writes
@@ -85,7 +96,9 @@ impl Resource {
     }
 
     fn fail_remote(&mut self, id: WriteId) {
-        let Some(write) = self.requests.writes.get_mut(&id) else { return };
+        let Some(write) = self.requests.writes.get_mut(&id) else {
+            return;
+        };
         write.epoch = None;
         write.remote = Remote::Failed;
         let (volume, offset, length) = (write.volume, write.offset, write.length);
@@ -146,10 +159,15 @@ impl Resource {
     /// How long a refused write may wait for its explanation before the link is given up.
     pub(super) fn refusal_deadline(&self) -> Time {
         const PATIENCE: Duration = Duration::from_secs(6);
-        let refused = self.requests.writes.values().filter(|write| {
-            write.remote == Remote::Refused && write.stage != Stage::Answered
-        });
-        refused.map(|write| write.sent_at + PATIENCE).min().unwrap_or(Time::NEVER)
+        let refused = self
+            .requests
+            .writes
+            .values()
+            .filter(|write| write.remote == Remote::Refused && write.stage != Stage::Answered);
+        refused
+            .map(|write| write.sent_at + PATIENCE)
+            .min()
+            .unwrap_or(Time::NEVER)
     }
 
     /// Next time that this part wants to be woken.

@@ -44,7 +44,9 @@ impl Resource {
         self.requests.writes.insert(id, write);
         self.requests.bytes_in_flight += u64::from(length);
         let range = offset..offset + u64::from(length);
-        let Some(at) = self.volumes.get_mut(&volume) else { return };
+        let Some(at) = self.volumes.get_mut(&volume) else {
+            return;
+        };
         if at.intervals.insert(id, range, IntervalKind::Application) == Admission::Ready {
             self.log_write(id);
         }
@@ -80,18 +82,35 @@ impl Resource {
     }
 
     fn start_local(&mut self, id: WriteId) {
-        let Some(write) = self.requests.writes.get(&id) else { return };
+        let Some(write) = self.requests.writes.get(&id) else {
+            return;
+        };
         let volume = write.volume;
-        let Some(at) = self.volumes.get_mut(&volume) else { return };
+        let Some(at) = self.volumes.get_mut(&volume) else {
+            return;
+        };
         if !at.writes_locally() {
             return;
         }
         at.counters.disk_written_kib += u64::from(write.length) / 1024;
         let (offset, length, fua) = (write.offset, write.length, write.fua);
         let operation = match &write.body {
-            Body::Data(data) => DiskOperation::Write { offset, data: data.clone(), fua },
-            Body::Discard => DiskOperation::Discard { offset, length, fua },
-            Body::Zeroes(unmap) => DiskOperation::Zero { offset, length, unmap: *unmap, fua },
+            Body::Data(data) => DiskOperation::Write {
+                offset,
+                data: data.clone(),
+                fua,
+            },
+            Body::Discard => DiskOperation::Discard {
+                offset,
+                length,
+                fua,
+            },
+            Body::Zeroes(unmap) => DiskOperation::Zero {
+                offset,
+                length,
+                unmap: *unmap,
+                fua,
+            },
         };
         if let Some(write) = self.requests.writes.get_mut(&id) {
             write.local = Local::Pending;
@@ -121,7 +140,11 @@ impl Resource {
 
     /// Whether the remote leg is no longer waited for (7.4).
     fn remote_settled(&self, write: &Write) -> bool {
-        let protocol = self.connection.net.as_ref().map_or(Protocol::C, |net| net.protocol);
+        let protocol = self
+            .connection
+            .net
+            .as_ref()
+            .map_or(Protocol::C, |net| net.protocol);
         match write.remote {
             Remote::None | Remote::Written | Remote::Failed => true,
             Remote::Sent { .. } => false,
@@ -162,9 +185,15 @@ impl Resource {
             return Err(RequestError::Io);
         };
         let local = write.local == Local::Done && volume.state.disk == DiskState::UpToDate;
-        let remote = matches!(write.remote, Remote::Handed | Remote::Received | Remote::Written)
-            && write.peer_counts;
-        if local || remote { Ok(()) } else { Err(RequestError::Io) }
+        let remote = matches!(
+            write.remote,
+            Remote::Handed | Remote::Received | Remote::Written
+        ) && write.peer_counts;
+        if local || remote {
+            Ok(())
+        } else {
+            Err(RequestError::Io)
+        }
     }
 
     /// Whether writes of a volume may be answered: not while I/O is suspended, nor before the generation that protects
@@ -205,7 +234,12 @@ impl Resource {
     }
 
     /// Sets the bits of a range; returns how many were newly set.
-    pub(crate) fn mark_out_of_sync(&mut self, volume: VolumeNumber, offset: u64, length: u32) -> u64 {
+    pub(crate) fn mark_out_of_sync(
+        &mut self,
+        volume: VolumeNumber,
+        offset: u64,
+        length: u32,
+    ) -> u64 {
         let Some(volume) = self.volumes.get_mut(&volume) else {
             return 0;
         };
