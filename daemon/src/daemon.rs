@@ -196,19 +196,29 @@ async fn serve(
     Ok(())
 }
 
-/// Rewrites the proc text after changes.
+/// Rewrites the proc text after changes, and once a second if counters have moved.
 async fn keep_proc_file(node: Arc<Node>, path: PathBuf) {
     let mut changes = node.changes();
+    let mut last = String::new();
     loop {
         changes.borrow_and_update();
         let text = proc::text(&node.last_status(None).resources);
-        if let Err(error) = proc::write_file(&path, &text) {
-            tracing::warn!(path = %path.display(), %error, "cannot write the proc text");
-        }
-        if changes.changed().await.is_err() {
-            return;
+        if text != last {
+            match proc::write_file(&path, &text) {
+                Ok(()) => last = text,
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "cannot write the proc text");
+                }
+            }
         }
         tokio::time::sleep(proc::WRITE_INTERVAL).await;
+        if tokio::time::timeout(proc::REFRESH_INTERVAL, changes.changed())
+            .await
+            .is_err()
+        {
+            // Every loop publishes its counters; what has changed wakes the next round.
+            let _ = node.status(None).await;
+        }
     }
 }
 

@@ -34,6 +34,9 @@ const DOWN_PATIENCE: Duration = Duration::from_secs(10);
 /// Pause between two attempts to demote a device that is held open.
 const DEMOTE_PAUSE: Duration = Duration::from_millis(100);
 
+/// Pause of a `wait` after each change: counters change all the time.
+const WAIT_PAUSE: Duration = Duration::from_millis(20);
+
 /// "Device is held open by someone" (state-machine.md 2.7).
 const DEVICE_IN_USE: i32 = -12;
 
@@ -713,9 +716,9 @@ impl Node {
     ) -> Result<CommandAnswer, CommandAnswer> {
         let wanted = self.volumes(resource, volume)?;
         let mut changes = self.changes();
+        let mut status = self.status(Some(resource)).await?;
         loop {
             changes.borrow_and_update();
-            let status = self.status(Some(resource)).await?;
             let Some(report) = status.resources.first() else {
                 return Err(unknown());
             };
@@ -738,6 +741,8 @@ impl Node {
             }
             // The counter of changes is never closed while the node lives.
             let _ = changes.changed().await;
+            tokio::time::sleep(WAIT_PAUSE).await;
+            status = self.last_status(Some(resource));
         }
     }
 

@@ -9,6 +9,9 @@ use crate::control::messages::{ResourceReport, ResyncReport, VolumeReport};
 /// Least time between two writes of the file.
 pub(crate) const WRITE_INTERVAL: std::time::Duration = std::time::Duration::from_millis(200);
 
+/// Time after which the counters of idle-looking resources are looked at again.
+pub(crate) const REFRESH_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// Total in 4 KiB blocks above which progress is shown in MiB: 4 GiB.
 const BLOCKS_IN_MIB_ABOVE: u64 = (4 << 30) / 4096;
 

@@ -19,7 +19,7 @@ pub(crate) struct ExportFacts {
 }
 
 /// What a loop makes public.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Published {
     pub(crate) report: ResourceReport,
     /// Volumes that clients may use.

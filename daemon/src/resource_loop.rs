@@ -741,7 +741,13 @@ impl<E: Engine> ResourceLoop<E> {
             report,
             exports: exports.collect(),
         };
-        self.publish.send_replace(Arc::new(published));
+        self.publish.send_if_modified(|last| {
+            let changed = **last != published;
+            if changed {
+                *last = Arc::new(published);
+            }
+            changed
+        });
         self.changed = false;
         self.published_at = Some(Instant::now());
     }

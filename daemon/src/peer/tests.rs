@@ -122,7 +122,7 @@ fn partial_writes_are_counted_and_keep_their_order() {
         let mut end = End::new(settings("127.0.0.1:0", address));
         let socket = dialled(&mut end).await;
         let (mut other, _) = listener.accept().await.unwrap();
-        let total = 24 << 20_usize;
+        let total = 2 << 20_usize;
         let pattern: Bytes = (0..total)
             .map(|n| (n / 7) as u8)
             .collect::<Vec<u8>>()
