@@ -272,6 +272,9 @@ impl Resource {
     }
 
     fn log_refusal(&mut self, number: Option<VolumeNumber>, verdict: &Verdict) {
+        if verdict.result == StateResult::InTransientState {
+            return; // It is tried again.
+        }
         let rule = verdict.rule.map_or("", |rule| rule.name);
         let text = format!(
             "{} ({rule}); state = {} wanted = {}",

@@ -284,6 +284,7 @@ impl Resource {
             self.step_commands();
             if core::mem::take(&mut self.state_changed) {
                 self.retry_state_requests();
+                self.retry_attaches();
             }
             if self.deferred.is_empty() && !self.state_changed {
                 self.release_held();

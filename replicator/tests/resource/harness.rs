@@ -1,0 +1,811 @@
+//! A small world for tests: one or two engines, disks in memory with a volatile cache, and byte pipes between them.
+//!
+//! Everything completes at once and in order unless a test holds effects back ([`World::hold`]) or makes them fail
+//! ([`World::fail`]). Time passes only in [`World::advance`] and [`World::run_until`]. Invariants of the engine are
+//! checked after every event. Nothing here can hang: every wait has a limit.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tandem_metadata::{AlGeometry, ByteLen, Flags, Layout, Placement, Superblock, activity_log};
+use tandem_replicator::state::word::{ConnState, DiskState, Role, State};
+use tandem_replicator::{
+    Answer, BackingInfo, CloseHow, Command, CommandId, DialError, DiskOperation, DiskOptions,
+    Effect, Effects, Event, Force, Fua, IoError, Level, MetaKind, MetaOperation, NetOptions,
+    Notification, OpenError, Operation, Protocol, Request, RequestError, RequestId, Resource,
+    ResourceOptions, SocketId, Time, Token, VolumeNumber, VolumeOptions,
+};
+
+/// The only volume of most tests.
+pub const VOLUME: VolumeNumber = VolumeNumber(0);
+
+/// Bytes of a backing device: small, with several activity-log extents.
+pub const DISK_BYTES: u64 = 64 << 20;
+
+/// Events handled in one go before a test is declared to be in a loop.
+const EVENTS_MAX: usize = 200_000;
+
+/// A backing device. Writes are visible at once and durable after a flush, or with FUA.
+#[derive(Clone)]
+pub struct Disk {
+    /// What reads return.
+    pub current: Vec<u8>,
+    /// What survives a loss of power.
+    pub durable: Vec<u8>,
+    unflushed: Vec<(u64, Bytes)>,
+    /// Internal metadata's layout.
+    pub layout: Layout,
+}
+
+impl Disk {
+    /// A device with fresh internal metadata, as `create-md` leaves it.
+    pub fn fresh(bytes: u64) -> Disk {
+        let layout = Layout::new(Placement::Internal, ByteLen(bytes), AlGeometry::DEFAULT).unwrap();
+        let mut disk = Disk::blank(bytes, layout);
+        let block = activity_log::initialized_block();
+        for number in 0..layout.geometry().blocks() {
+            disk.put(layout.activity_log_block(number).0, &block[..]);
+        }
+        let bitmap = vec![0xFF; layout.bitmap_len().0 as usize];
+        disk.put(layout.bitmap_offset().0, &bitmap);
+        disk.set_superblock(&Superblock::fresh(&layout));
+        disk
+    }
+
+    /// A device without metadata.
+    pub fn without_metadata(bytes: u64) -> Disk {
+        let layout = Layout::new(Placement::Internal, ByteLen(bytes), AlGeometry::DEFAULT).unwrap();
+        Disk::blank(bytes, layout)
+    }
+
+    fn blank(bytes: u64, layout: Layout) -> Disk {
+        Disk {
+            current: vec![0; bytes as usize],
+            durable: vec![0; bytes as usize],
+            unflushed: Vec::new(),
+            layout,
+        }
+    }
+
+    fn put(&mut self, offset: u64, bytes: &[u8]) {
+        let range = offset as usize..offset as usize + bytes.len();
+        self.current[range.clone()].copy_from_slice(bytes);
+        self.durable[range].copy_from_slice(bytes);
+    }
+
+    /// The superblock that would be found after a loss of power.
+    pub fn superblock(&self) -> Superblock {
+        let at = self.layout.superblock_offset().0 as usize;
+        Superblock::decode(&self.durable[at..at + 4096]).unwrap()
+    }
+
+    /// Writes a superblock, durable.
+    pub fn set_superblock(&mut self, superblock: &Superblock) {
+        let block = superblock.encode();
+        self.put(self.layout.superblock_offset().0, &block[..]);
+    }
+
+    /// Changes the superblock, durable.
+    pub fn edit_superblock(&mut self, edit: impl FnOnce(&mut Superblock)) {
+        let mut superblock = self.superblock();
+        edit(&mut superblock);
+        self.set_superblock(&superblock);
+    }
+
+    /// The number of set bits on stable storage.
+    pub fn bits_durable(&self) -> u64 {
+        let bits = self.superblock().la_size.0.div_ceil(8);
+        let at = self.layout.bitmap_offset().0 as usize;
+        let len = self.layout.bitmap_len().0 as usize;
+        tandem_metadata::bitmap::count(&self.durable[at..at + len], bits)
+    }
+
+    /// Extents that a replay of the activity log on stable storage finds.
+    pub fn hot_extents(&self) -> Vec<u32> {
+        let at = self.layout.activity_log_offset().0 as usize;
+        let len = self.layout.activity_log_len().0 as usize;
+        let ring = &self.durable[at..at + len];
+        let replay = tandem_metadata::Replay::of(ring, self.layout.geometry()).unwrap();
+        replay.active().into_iter().map(|extent| extent.0).collect()
+    }
+
+    fn write(&mut self, offset: u64, data: &Bytes, fua: Fua) {
+        let range = offset as usize..offset as usize + data.len();
+        self.current[range.clone()].copy_from_slice(data);
+        match fua {
+            Fua::Yes => self.durable[range].copy_from_slice(data),
+            Fua::No => self.unflushed.push((offset, data.clone())),
+        }
+    }
+
+    fn flush(&mut self) {
+        for (offset, data) in std::mem::take(&mut self.unflushed) {
+            let range = offset as usize..offset as usize + data.len();
+            self.durable[range].copy_from_slice(&data);
+        }
+    }
+
+    /// Loss of power: what was not flushed is gone.
+    pub fn cut_power(&mut self) {
+        self.unflushed.clear();
+        self.current = self.durable.clone();
+    }
+
+    fn read(&self, offset: u64, length: u32) -> Bytes {
+        let range = offset as usize..offset as usize + length as usize;
+        Bytes::copy_from_slice(&self.current[range])
+    }
+}
+
+type Matcher = Box<dyn FnMut(&Effect) -> bool>;
+
+/// One node.
+pub struct Node {
+    /// The engine.
+    pub resource: Resource,
+    /// Its disk.
+    pub disk: Disk,
+    /// Answers to commands so far.
+    pub answers: BTreeMap<CommandId, Answer>,
+    /// Replies to requests so far.
+    pub replies: BTreeMap<RequestId, Result<Bytes, RequestError>>,
+    /// Lines of the log.
+    pub log: Vec<String>,
+    /// Handlers that ran.
+    pub handlers: Vec<&'static str>,
+    /// Exit code of every handler.
+    pub handler_exit: i32,
+    /// Whether clients are served, and with which size.
+    pub served: Option<u64>,
+    /// The backing device is open.
+    pub open: bool,
+    /// Every effect, for tests that look at the order.
+    pub history: Vec<Effect>,
+    hold: Option<Matcher>,
+    fail: Option<Matcher>,
+    held: Vec<Effect>,
+    listening: bool,
+}
+
+struct Socket {
+    node: usize,
+    other: SocketId,
+    paused: bool,
+    waiting: Vec<Event>,
+}
+
+/// Two nodes (or one), a network, a clock.
+pub struct World {
+    /// The nodes.
+    pub nodes: Vec<Node>,
+    /// The time of the next event.
+    pub now: Time,
+    events: VecDeque<(usize, Event)>,
+    sockets: BTreeMap<SocketId, Socket>,
+    next_socket: u64,
+    next_command: u64,
+    next_request: u64,
+    /// The network is cut: dials fail, bytes are lost.
+    pub cut: bool,
+}
+
+impl World {
+    /// One node with a fresh disk.
+    pub fn alone() -> World {
+        World::new(1)
+    }
+
+    /// Two nodes with fresh disks.
+    pub fn pair() -> World {
+        World::new(2)
+    }
+
+    fn new(count: usize) -> World {
+        World {
+            nodes: (0..count).map(|at| Node::new(at, DiskOptions::default())).collect(),
+            now: Time(1_000_000_000),
+            events: VecDeque::new(),
+            sockets: BTreeMap::new(),
+            next_socket: 0,
+            next_command: 0,
+            next_request: 0,
+            cut: false,
+        }
+    }
+
+    /// Two nodes, attached, connected; both Secondary with fresh disks.
+    pub fn connected(net: &NetOptions) -> World {
+        let mut world = World::pair();
+        for node in 0..2 {
+            world.ok(node, Command::Attach { volume: VOLUME });
+            world.connect(node, net);
+        }
+        world.run_until("both are connected", |world| {
+            (0..2).all(|node| world.state(node).conn == ConnState::Connected)
+        });
+        world
+    }
+
+    /// The same with the initial sync skipped: both UpToDate, and node 0 Primary.
+    pub fn ready(net: &NetOptions) -> World {
+        let mut world = World::connected(net);
+        world.ok(
+            0,
+            Command::NewCurrentUuid {
+                volume: VOLUME,
+                clear_bitmap: true,
+            },
+        );
+        world.run_until("both are UpToDate", |world| {
+            (0..2).all(|node| {
+                let state = world.state(node);
+                state.disk == DiskState::UpToDate && state.pdsk == DiskState::UpToDate
+            })
+        });
+        world.primary(0);
+        world
+    }
+
+    /// Gives the command `connect`, which is answered at once.
+    pub fn connect(&mut self, node: usize, net: &NetOptions) {
+        self.ok(
+            node,
+            Command::Connect {
+                net: net.clone(),
+                discard_my_data: false,
+                tentative: false,
+            },
+        );
+    }
+
+    /// Promotes a node.
+    pub fn primary(&mut self, node: usize) {
+        self.ok(
+            node,
+            Command::Primary {
+                volume: VOLUME,
+                force: Force::No,
+            },
+        );
+        assert_eq!(self.state(node).role, Role::Primary);
+    }
+
+    /// The state of a node's volume.
+    pub fn state(&self, node: usize) -> State {
+        self.nodes[node].resource.status().volumes[0].state
+    }
+
+    /// Its four UUIDs.
+    pub fn uuids(&self, node: usize) -> [u64; 4] {
+        self.nodes[node].resource.status().volumes[0].uuids.unwrap()
+    }
+
+    /// Its KiB out of sync.
+    pub fn out_of_sync(&self, node: usize) -> u64 {
+        let status = self.nodes[node].resource.status();
+        status.volumes[0].counters.out_of_sync_kib
+    }
+
+    /// From now on effects that match are not carried out until [`World::release`].
+    pub fn hold(&mut self, node: usize, matcher: impl FnMut(&Effect) -> bool + 'static) {
+        self.nodes[node].hold = Some(Box::new(matcher));
+    }
+
+    /// Effects held back.
+    pub fn held(&self, node: usize) -> usize {
+        self.nodes[node].held.len()
+    }
+
+    /// Carries out what was held back, and holds back nothing any more.
+    pub fn release(&mut self, node: usize) {
+        self.nodes[node].hold = None;
+        for effect in std::mem::take(&mut self.nodes[node].held) {
+            self.perform(node, effect);
+        }
+        self.settle();
+    }
+
+    /// From now on I/O effects that match fail.
+    pub fn fail(&mut self, node: usize, matcher: impl FnMut(&Effect) -> bool + 'static) {
+        self.nodes[node].fail = Some(Box::new(matcher));
+    }
+
+    /// Disks work again.
+    pub fn heal_disk(&mut self, node: usize) {
+        self.nodes[node].fail = None;
+    }
+
+    /// Gives a command and handles everything that follows at this moment.
+    pub fn command(&mut self, node: usize, command: Command) -> CommandId {
+        self.next_command += 1;
+        let id = CommandId(self.next_command);
+        self.event(node, Event::Command { id, command });
+        id
+    }
+
+    /// Gives a command and waits (in the world's time) for its answer.
+    pub fn answer(&mut self, node: usize, command: Command) -> Answer {
+        let what = format!("{command:?} is answered");
+        let id = self.command(node, command);
+        self.run_until(&what, |world| world.nodes[node].answers.contains_key(&id));
+        self.nodes[node].answers[&id].clone()
+    }
+
+    /// The same, which must succeed.
+    pub fn ok(&mut self, node: usize, command: Command) {
+        let words = format!("{command:?}");
+        let answer = self.answer(node, command);
+        assert_eq!(answer.exit, 0, "{words}: {answer:?}");
+    }
+
+    /// A client's request, as far as it goes at this moment.
+    pub fn request(&mut self, node: usize, operation: Operation) -> RequestId {
+        self.next_request += 1;
+        let id = RequestId(self.next_request);
+        let request = Request {
+            id,
+            volume: VOLUME,
+            operation,
+        };
+        self.event(node, Event::Request(request));
+        id
+    }
+
+    /// A write of `length` bytes of `fill`.
+    pub fn write(&mut self, node: usize, offset: u64, length: usize, fill: u8) -> RequestId {
+        let data = Bytes::from(vec![fill; length]);
+        let fua = Fua::No;
+        self.request(node, Operation::Write { offset, data, fua })
+    }
+
+    /// The reply to a request, if it came.
+    pub fn reply(&self, node: usize, id: RequestId) -> Option<&Result<Bytes, RequestError>> {
+        self.nodes[node].replies.get(&id)
+    }
+
+    /// A write that must succeed, waited for.
+    pub fn write_ok(&mut self, node: usize, offset: u64, length: usize, fill: u8) {
+        let id = self.write(node, offset, length, fill);
+        self.run_until("a write is answered", |world| world.reply(node, id).is_some());
+        assert_eq!(self.reply(node, id), Some(&Ok(Bytes::new())));
+    }
+
+    /// A read that must succeed, waited for.
+    pub fn read_ok(&mut self, node: usize, offset: u64, length: u32) -> Bytes {
+        let id = self.request(node, Operation::Read { offset, length });
+        self.run_until("a read is answered", |world| world.reply(node, id).is_some());
+        self.reply(node, id).unwrap().clone().unwrap()
+    }
+
+    /// One event and everything that follows at this moment.
+    pub fn event(&mut self, node: usize, event: Event) {
+        self.events.push_back((node, event));
+        self.settle();
+    }
+
+    /// Handles all events that are due now.
+    pub fn settle(&mut self) {
+        for _ in 0..EVENTS_MAX {
+            let Some((node, event)) = self.events.pop_front() else {
+                return;
+            };
+            self.handle(node, event);
+        }
+        panic!("the world does not come to rest: {:?}", self.nodes[0].log);
+    }
+
+    fn handle(&mut self, node: usize, event: Event) {
+        let mut effects = Effects::new();
+        let at = &mut self.nodes[node];
+        let words = format!("{event:?}");
+        at.resource.handle(self.now, event, &mut effects);
+        if let Err(what) = at.resource.check_invariants() {
+            panic!("node {node}, after {words:.300}: {what}; log: {:#?}", at.log);
+        }
+        for effect in effects {
+            let at = &mut self.nodes[node];
+            at.history.push(effect.clone());
+            if at.hold.as_mut().is_some_and(|hold| hold(&effect)) {
+                at.held.push(effect);
+            } else {
+                self.perform(node, effect);
+            }
+        }
+    }
+
+    /// Lets time pass, with all timers on the way.
+    pub fn advance(&mut self, length: Duration) {
+        let end = self.now + length;
+        for _ in 0..EVENTS_MAX {
+            self.settle();
+            let next = self.next_deadline();
+            if next > end {
+                self.now = end;
+                return;
+            }
+            self.now = self.now.max(next);
+            self.timers();
+        }
+        panic!("timers do not come to rest");
+    }
+
+    fn next_deadline(&self) -> Time {
+        let deadlines = self.nodes.iter().map(|node| node.resource.next_deadline());
+        deadlines.flatten().min().unwrap_or(Time::NEVER)
+    }
+
+    fn timers(&mut self) {
+        for node in 0..self.nodes.len() {
+            if self.nodes[node].resource.next_deadline().is_some_and(|at| at <= self.now) {
+                self.events.push_back((node, Event::Timer));
+            }
+        }
+        self.settle();
+    }
+
+    /// Handles events and timers until something holds; fails after two minutes of the world's time.
+    pub fn run_until(&mut self, what: &str, mut done: impl FnMut(&World) -> bool) {
+        let end = self.now + Duration::from_secs(120);
+        for _ in 0..EVENTS_MAX {
+            self.settle();
+            if done(self) {
+                return;
+            }
+            let next = self.next_deadline();
+            if next > end {
+                break;
+            }
+            self.now = self.now.max(next);
+            self.timers();
+        }
+        let states: Vec<String> = (0..self.nodes.len()).map(|at| self.state(at).dump()).collect();
+        let logs: Vec<&Vec<String>> = self.nodes.iter().map(|node| &node.log).collect();
+        panic!("not within two minutes: {what}; {states:#?}; {logs:#?}");
+    }
+
+    /// Cuts the network: both sockets end on both sides, and nothing gets through until [`World::join`].
+    pub fn cut_network(&mut self) {
+        self.cut = true;
+        for (socket, end) in std::mem::take(&mut self.sockets) {
+            let reason = String::from("connection reset");
+            self.events.push_back((end.node, Event::Closed { socket, reason }));
+        }
+        self.settle();
+    }
+
+    /// The network works again.
+    pub fn join(&mut self) {
+        self.cut = false;
+    }
+
+    /// A node loses its power: its engine and what its disk did not flush are gone. It comes back unconfigured.
+    pub fn crash(&mut self, node: usize) {
+        let mut disk = self.nodes[node].disk.clone();
+        disk.cut_power();
+        self.nodes[node] = Node::new(node + 2, DiskOptions::default());
+        self.nodes[node].disk = disk;
+        self.events.retain(|(at, _)| *at != node);
+        let ends: Vec<SocketId> = self
+            .sockets
+            .iter()
+            .filter(|(_, socket)| socket.node == node)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in ends {
+            if let Some(socket) = self.sockets.remove(&id) {
+                self.hang_up(socket.other);
+            }
+        }
+        self.settle();
+    }
+
+    fn hang_up(&mut self, socket: SocketId) {
+        if let Some(end) = self.sockets.remove(&socket) {
+            let reason = String::from("end of stream");
+            for event in end.waiting {
+                self.events.push_back((end.node, event));
+            }
+            self.events.push_back((end.node, Event::Closed { socket, reason }));
+        }
+    }
+
+    fn perform(&mut self, node: usize, effect: Effect) {
+        let fails = self.nodes[node].fail.as_mut().is_some_and(|fail| fail(&effect));
+        match effect {
+            Effect::Disk { token, operation, .. } => self.disk(node, token, &operation, fails),
+            Effect::Meta { token, operation, .. } => self.meta(node, token, &operation, fails),
+            Effect::OpenBacking { token, .. } => self.open(node, token, fails),
+            Effect::CloseBacking { token, .. } => {
+                self.nodes[node].open = false;
+                self.events.push_back((node, Event::BackingClosed { token }));
+            }
+            Effect::RunHandler { token, name, .. } => {
+                let at = &mut self.nodes[node];
+                at.handlers.push(name);
+                let exit = at.handler_exit;
+                self.events.push_back((node, Event::HandlerDone { token, exit }));
+            }
+            Effect::Reply { request, result } => {
+                let old = self.nodes[node].replies.insert(request, result);
+                assert!(old.is_none(), "{request:?} was answered twice");
+            }
+            Effect::Answer { command, answer } => {
+                let old = self.nodes[node].answers.insert(command, answer);
+                assert!(old.is_none(), "{command:?} was answered twice");
+            }
+            Effect::Notify(notification) => self.notified(node, notification),
+            Effect::PauseClients { .. } | Effect::ResumeClients { .. } => {}
+            network => self.network(node, network),
+        }
+    }
+
+    fn notified(&mut self, node: usize, notification: Notification) {
+        match notification {
+            Notification::Log { level, text, .. } => {
+                if level <= Level::Info {
+                    let second = self.now.0 / 1_000_000_000;
+                    self.nodes[node].log.push(format!("{second}s {text}"));
+                }
+            }
+            Notification::Serve { bytes, .. } => self.nodes[node].served = bytes,
+            Notification::StatusChanged => {}
+        }
+    }
+
+    fn open(&mut self, node: usize, token: Token, fails: bool) {
+        let at = &mut self.nodes[node];
+        let result = if fails {
+            Err(OpenError {
+                number: 104,
+                text: String::from("can not open backing device"),
+            })
+        } else {
+            assert!(!at.open, "the backing device is opened twice");
+            at.open = true;
+            Ok(BackingInfo {
+                data_bytes: at.disk.current.len() as u64,
+                meta_bytes: at.disk.current.len() as u64,
+                meta_kind: MetaKind::Internal,
+                logical_block: 512,
+                discard: true,
+                discard_zeroes: true,
+            })
+        };
+        self.events.push_back((node, Event::BackingOpened { token, result }));
+    }
+
+    fn disk(&mut self, node: usize, token: Token, operation: &DiskOperation, fails: bool) {
+        let disk = &mut self.nodes[node].disk;
+        let zeroes = |length: u32| Bytes::from(vec![0; length as usize]);
+        let result = if fails {
+            Err(io_error("data"))
+        } else {
+            match operation {
+                DiskOperation::Read { offset, length } => Ok(disk.read(*offset, *length)),
+                DiskOperation::Write { offset, data, fua } => {
+                    disk.write(*offset, data, *fua);
+                    Ok(Bytes::new())
+                }
+                DiskOperation::Discard { offset, length, fua }
+                | DiskOperation::Zero { offset, length, fua, .. } => {
+                    disk.write(*offset, &zeroes(*length), *fua);
+                    Ok(Bytes::new())
+                }
+                DiskOperation::Flush => {
+                    disk.flush();
+                    Ok(Bytes::new())
+                }
+            }
+        };
+        self.events.push_back((node, Event::DiskDone { token, result }));
+    }
+
+    fn meta(&mut self, node: usize, token: Token, operation: &MetaOperation, fails: bool) {
+        let at = &mut self.nodes[node];
+        assert!(at.open, "metadata I/O on a closed device: {operation:?}");
+        let disk = &mut at.disk;
+        let result = if fails {
+            Err(io_error("metadata"))
+        } else {
+            match operation {
+                MetaOperation::Read { offset, length } => {
+                    assert!(offset % 4096 == 0 && length % 4096 == 0);
+                    Ok(disk.read(*offset, *length))
+                }
+                MetaOperation::Write { offset, data, fua } => {
+                    assert!(offset % 4096 == 0 && data.len() % 4096 == 0);
+                    disk.write(*offset, data, *fua);
+                    Ok(Bytes::new())
+                }
+                MetaOperation::Flush => {
+                    disk.flush();
+                    Ok(Bytes::new())
+                }
+            }
+        };
+        self.events.push_back((node, Event::MetaDone { token, result }));
+    }
+
+    fn network(&mut self, node: usize, effect: Effect) {
+        match effect {
+            Effect::Listen => self.nodes[node].listening = true,
+            Effect::Unlisten => self.nodes[node].listening = false,
+            Effect::Dial { token } => self.dial(node, token),
+            Effect::Send { socket, head, payload } => self.send(socket, head, payload),
+            Effect::Close { socket, how } => self.close(socket, how),
+            Effect::PauseRead { socket } => {
+                if let Some(end) = self.sockets.get_mut(&socket) {
+                    end.paused = true;
+                }
+            }
+            Effect::ResumeRead { socket } => {
+                if let Some(end) = self.sockets.get_mut(&socket) {
+                    end.paused = false;
+                    let node = end.node;
+                    let waiting = std::mem::take(&mut end.waiting);
+                    self.events.extend(waiting.into_iter().map(|event| (node, event)));
+                }
+            }
+            other => panic!("{other:?} is no effect of the network"),
+        }
+    }
+
+    fn dial(&mut self, node: usize, token: Token) {
+        let peer = 1 - node.min(1);
+        let reachable = !self.cut && self.nodes.get(peer).is_some_and(|peer| peer.listening);
+        if !reachable {
+            let result = Err(DialError::Unreachable(String::from("connection refused")));
+            self.events.push_back((node, Event::Dialled { token, result }));
+            return;
+        }
+        let (ours, theirs) = (SocketId(self.next_socket + 1), SocketId(self.next_socket + 2));
+        self.next_socket += 2;
+        for (id, node, other) in [(ours, node, theirs), (theirs, peer, ours)] {
+            let socket = Socket {
+                node,
+                other,
+                paused: false,
+                waiting: Vec::new(),
+            };
+            self.sockets.insert(id, socket);
+        }
+        self.events.push_back((node, Event::Dialled { token, result: Ok(ours) }));
+        self.events.push_back((peer, Event::Accepted { socket: theirs }));
+    }
+
+    fn send(&mut self, socket: SocketId, head: Bytes, payload: Option<Bytes>) {
+        let Some(end) = self.sockets.get(&socket) else {
+            return;
+        };
+        let (node, other) = (end.node, end.other);
+        let mut sent = 0;
+        for bytes in [Some(head), payload].into_iter().flatten() {
+            if bytes.is_empty() {
+                continue;
+            }
+            sent += bytes.len() as u64;
+            let Some(to) = self.sockets.get_mut(&other) else {
+                continue;
+            };
+            let event = Event::Bytes { socket: other, bytes };
+            if to.paused {
+                to.waiting.push(event);
+            } else {
+                self.events.push_back((to.node, event));
+            }
+        }
+        self.events.push_back((node, Event::Sent { socket, bytes: sent }));
+    }
+
+    fn close(&mut self, socket: SocketId, _how: CloseHow) {
+        if let Some(end) = self.sockets.remove(&socket) {
+            let reason = String::from("closed by this node");
+            self.events.push_back((end.node, Event::Closed { socket, reason }));
+            self.hang_up(end.other);
+        }
+    }
+}
+
+impl Node {
+    fn new(seed: usize, options: DiskOptions) -> Node {
+        let mut bytes = [0; 32];
+        bytes[0] = seed as u8 + 1;
+        let resource = Resource::new(ResourceOptions {
+            name: String::from("r0"),
+            volumes: vec![VolumeOptions {
+                number: VOLUME,
+                minor: 0,
+                disk: options,
+            }],
+            seed: bytes,
+        });
+        Node {
+            resource,
+            disk: Disk::fresh(DISK_BYTES),
+            answers: BTreeMap::new(),
+            replies: BTreeMap::new(),
+            log: Vec::new(),
+            handlers: Vec::new(),
+            handler_exit: 0,
+            served: None,
+            open: false,
+            history: Vec::new(),
+            hold: None,
+            fail: None,
+            held: Vec::new(),
+            listening: false,
+        }
+    }
+}
+
+fn io_error(what: &str) -> IoError {
+    IoError {
+        text: format!("input/output error ({what}, made by the test)"),
+    }
+}
+
+/// Options with a protocol.
+pub fn protocol(protocol: Protocol) -> NetOptions {
+    NetOptions {
+        protocol,
+        ..NetOptions::default()
+    }
+}
+
+/// Whether an effect writes this superblock's block.
+pub fn writes_superblock(disk: &Disk) -> impl Fn(&Effect) -> bool + use<> {
+    let at = disk.layout.superblock_offset().0;
+    move |effect| {
+        matches!(effect, Effect::Meta { operation: MetaOperation::Write { offset, .. }, .. } if *offset == at)
+    }
+}
+
+/// Whether an effect writes the activity log.
+pub fn writes_log(disk: &Disk) -> impl Fn(&Effect) -> bool + use<> {
+    let start = disk.layout.activity_log_offset().0;
+    let end = start + disk.layout.activity_log_len().0;
+    move |effect| {
+        matches!(effect, Effect::Meta { operation: MetaOperation::Write { offset, .. }, .. }
+            if (start..end).contains(offset))
+    }
+}
+
+/// Whether an effect writes the bitmap.
+pub fn writes_bitmap(disk: &Disk) -> impl Fn(&Effect) -> bool + use<> {
+    let start = disk.layout.bitmap_offset().0;
+    let end = start + disk.layout.bitmap_len().0;
+    move |effect| {
+        matches!(effect, Effect::Meta { operation: MetaOperation::Write { offset, .. }, .. }
+            if (start..end).contains(offset))
+    }
+}
+
+/// Whether an effect is a write of data.
+pub fn writes_data(effect: &Effect) -> bool {
+    matches!(
+        effect,
+        Effect::Disk {
+            operation: DiskOperation::Write { .. }
+                | DiskOperation::Discard { .. }
+                | DiskOperation::Zero { .. },
+            ..
+        }
+    )
+}
+
+/// Whether an effect makes data durable.
+pub fn flushes_data(effect: &Effect) -> bool {
+    matches!(
+        effect,
+        Effect::Disk {
+            operation: DiskOperation::Flush,
+            ..
+        }
+    )
+}
+
+/// Flags of the superblock on stable storage.
+pub fn durable_flags(world: &World, node: usize) -> Flags {
+    world.nodes[node].disk.superblock().flags
+}

@@ -1,0 +1,177 @@
+//! Roles, generations, and the commands that change them.
+
+use tandem_metadata::Flags;
+use tandem_replicator::state::word::{DiskState, Role};
+use tandem_replicator::{Command, Force};
+
+use crate::harness::{VOLUME, World, durable_flags, writes_superblock};
+
+const ATTACH: Command = Command::Attach { volume: VOLUME };
+
+fn primary(force: Force) -> Command {
+    Command::Primary {
+        volume: VOLUME,
+        force,
+    }
+}
+
+#[test]
+fn inconsistent_data_are_promoted_by_force_only() {
+    let mut world = World::alone();
+    world.ok(0, ATTACH);
+    let answer = world.answer(0, primary(Force::No));
+    assert_eq!((answer.number, answer.exit), (-2, 17));
+    assert!(answer.hint.is_some());
+    world.ok(0, primary(Force::Yes));
+    assert_eq!(world.state(0).disk, DiskState::UpToDate);
+    let [current, bitmap, ..] = world.uuids(0);
+    assert_eq!(current & 1, 1, "the role bit");
+    assert_eq!(bitmap, 4, "a new generation over the just created one");
+    assert!(world.nodes[0].served.is_some());
+    let superblock = world.nodes[0].disk.superblock();
+    assert_eq!(superblock.uuids.current, current);
+    assert!(superblock.flags.contains(Flags::PRIMARY_IND));
+}
+
+#[test]
+fn a_diskless_node_cannot_be_promoted_even_by_force() {
+    let mut world = World::alone();
+    let answer = world.answer(0, primary(Force::Yes));
+    assert_eq!((answer.number, answer.exit), (-2, 17));
+}
+
+#[test]
+fn nobody_is_served_before_the_superblock_says_primary() {
+    let mut world = World::alone();
+    world.ok(0, ATTACH);
+    let superblock = writes_superblock(&world.nodes[0].disk);
+    world.hold(0, superblock);
+    let id = world.command(0, primary(Force::Yes));
+    assert!(world.held(0) > 0);
+    assert!(!world.nodes[0].answers.contains_key(&id));
+    assert_eq!(world.nodes[0].served, None);
+    world.release(0);
+    world.run_until("the promotion is answered", |world| {
+        world.nodes[0].answers.contains_key(&id)
+    });
+    assert!(world.nodes[0].served.is_some());
+}
+
+#[test]
+fn promoting_twice_and_demoting_twice_change_nothing() {
+    let mut world = World::alone();
+    world.ok(0, ATTACH);
+    world.ok(0, primary(Force::Yes));
+    let uuids = world.uuids(0);
+    world.ok(0, primary(Force::Yes));
+    assert_eq!(world.uuids(0), uuids);
+    world.ok(0, Command::Secondary { volume: VOLUME });
+    world.ok(0, Command::Secondary { volume: VOLUME });
+    assert_eq!(world.state(0).role, Role::Secondary);
+    assert_eq!(world.uuids(0)[0], uuids[0] & !1, "only the role bit");
+    assert_eq!(world.nodes[0].served, None);
+    // The bitmap UUID is set: another promotion starts no generation.
+    world.ok(0, primary(Force::No));
+    assert_eq!(world.uuids(0), uuids);
+}
+
+#[test]
+fn an_open_device_cannot_be_demoted() {
+    let mut world = World::alone();
+    world.ok(0, ATTACH);
+    world.ok(0, primary(Force::Yes));
+    world.event(0, tandem_replicator::Event::Opened { volume: VOLUME });
+    let answer = world.answer(0, Command::Secondary { volume: VOLUME });
+    assert_eq!((answer.number, answer.exit), (-12, 11));
+    assert!(answer.info[0].contains("1 client"));
+}
+
+#[test]
+fn a_demotion_clears_the_primary_flag_behind_the_bits() {
+    let mut world = World::alone();
+    world.ok(0, ATTACH);
+    world.ok(0, primary(Force::Yes));
+    assert!(durable_flags(&world, 0).contains(Flags::PRIMARY_IND));
+    world.ok(0, Command::Secondary { volume: VOLUME });
+    assert!(!durable_flags(&world, 0).contains(Flags::PRIMARY_IND));
+}
+
+#[test]
+fn a_generation_that_cannot_be_written_leaves_the_node_without_its_disk() {
+    let mut world = World::alone();
+    world.ok(0, ATTACH);
+    let superblock = writes_superblock(&world.nodes[0].disk);
+    world.fail(0, superblock);
+    world.command(0, primary(Force::Yes));
+    world.run_until("the disk is gone", |world| world.state(0).disk == DiskState::Diskless);
+    assert!(!world.nodes[0].open);
+    let id = world.write(0, 0, 4096, 1);
+    assert!(world.reply(0, id).unwrap().is_err());
+}
+
+#[test]
+fn outdate_is_on_disk_when_it_is_answered() {
+    let mut world = World::alone();
+    world.ok(0, ATTACH);
+    let answer = world.answer(0, Command::Outdate { volume: VOLUME });
+    assert_eq!((answer.number, answer.exit), (-16, 5));
+    world.ok(0, primary(Force::Yes));
+    let answer = world.answer(0, Command::Outdate { volume: VOLUME });
+    assert_eq!((answer.number, answer.exit), (-2, 17));
+    world.ok(0, Command::Secondary { volume: VOLUME });
+    world.ok(0, Command::Outdate { volume: VOLUME });
+    assert_eq!(world.state(0).disk, DiskState::Outdated);
+    let flags = durable_flags(&world, 0);
+    assert!(flags.contains(Flags::CONSISTENT) && !flags.contains(Flags::WAS_UP_TO_DATE));
+    world.crash(0);
+    world.ok(0, ATTACH);
+    assert_eq!(world.state(0).disk, DiskState::Outdated);
+}
+
+#[test]
+fn invalidate_of_a_secondary_alone_sets_every_bit() {
+    let mut world = World::alone();
+    world.ok(0, ATTACH);
+    world.ok(0, primary(Force::Yes));
+    let invalidate = Command::Invalidate { volume: VOLUME };
+    assert_eq!(world.answer(0, invalidate.clone()).exit, 11);
+    world.ok(
+        0,
+        Command::NewCurrentUuid {
+            volume: VOLUME,
+            clear_bitmap: true,
+        },
+    );
+    world.ok(0, Command::Secondary { volume: VOLUME });
+    assert_eq!(world.nodes[0].disk.bits_durable(), 0);
+    world.ok(0, invalidate);
+    assert_eq!(world.state(0).disk, DiskState::Inconsistent);
+    let bytes = world.nodes[0].resource.status().volumes[0].bytes;
+    assert_eq!(world.nodes[0].disk.bits_durable(), bytes / 4096);
+    assert!(!durable_flags(&world, 0).contains(Flags::FULL_SYNC));
+}
+
+#[test]
+fn pause_and_resume_have_their_own_numbers() {
+    let mut world = World::alone();
+    world.ok(0, ATTACH);
+    let pause = Command::PauseSync { volume: VOLUME };
+    let resume = Command::ResumeSync { volume: VOLUME };
+    assert_eq!(world.answer(0, resume.clone()).number, 135);
+    world.ok(0, pause.clone());
+    assert_eq!(world.answer(0, pause).number, 134);
+    world.ok(0, resume);
+}
+
+#[test]
+fn suspended_requests_wait_and_go_on() {
+    let mut world = World::alone();
+    world.ok(0, ATTACH);
+    world.ok(0, primary(Force::Yes));
+    world.ok(0, Command::SuspendIo { volume: VOLUME });
+    let id = world.write(0, 0, 4096, 1);
+    world.advance(std::time::Duration::from_secs(5));
+    assert!(world.reply(0, id).is_none());
+    world.ok(0, Command::ResumeIo { volume: VOLUME });
+    assert!(world.reply(0, id).unwrap().is_ok());
+}
