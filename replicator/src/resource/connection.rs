@@ -32,6 +32,10 @@ pub(crate) struct Connection {
     pub(crate) connect_count: u64,
     /// `connect --discard-my-data`: armed for the next handshake.
     pub(crate) discard_my_data: bool,
+    /// `connect --tentative`: find out what a connection would do, then end it.
+    pub(crate) tentative: bool,
+    /// The peer's P_PROTOCOL said that it only wants to know.
+    pub(crate) peer_dry_run: bool,
     /// Why the last connection ended or the last attempt failed, in words.
     pub(crate) last_error: Option<String>,
     /// Epochs of the writes that this node sends.
@@ -42,6 +46,8 @@ pub(crate) struct Connection {
     pub(crate) last_write_sent: Time,
     /// When the last barrier was sent.
     pub(crate) last_barrier_sent: Time,
+    /// Something arrived, or can be handled now: `step_link` looks.
+    pub(crate) link_work: bool,
     /// Making a link.
     pub(crate) dialling: dialling::Dialling,
     /// Watching a link.
@@ -72,11 +78,14 @@ impl Connection {
             state_sent: false,
             connect_count: 0,
             discard_my_data: false,
+            tentative: false,
+            peer_dry_run: false,
             last_error: None,
             send_epochs: SendEpochs::new(Epoch(1), EPOCH_WRITES_DEFAULT),
             receive_epochs: None,
             last_write_sent: Time::default(),
             last_barrier_sent: Time::default(),
+            link_work: false,
             dialling: dialling::Dialling::default(),
             liveness: liveness::Liveness::default(),
         }

@@ -4,7 +4,7 @@ use alloc::collections::VecDeque;
 use alloc::vec;
 
 use super::plan::{self, Stage};
-use super::{Pending, Resource, link, resync};
+use super::{Pending, Resource, resync};
 use crate::effect::Effect;
 use crate::event::VolumeNumber;
 
@@ -17,8 +17,6 @@ pub(crate) enum Then {
     LocalIoError(VolumeNumber),
     /// A step of a resync.
     Resync(VolumeNumber, resync::AfterHandler),
-    /// A step of the handshake.
-    Link(VolumeNumber, link::AfterHandler),
 }
 
 #[derive(Debug)]
@@ -103,7 +101,6 @@ impl Resource {
             Then::Nothing => {}
             Then::LocalIoError(number) => self.local_io_error_handled(number),
             Then::Resync(number, step) => self.resync_handler_done(number, step, exit),
-            Then::Link(number, step) => self.link_handler_done(number, step, exit),
         }
         self.step_handlers();
     }

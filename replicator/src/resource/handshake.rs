@@ -1,2 +1,829 @@
-//! The handshake of volumes (state-machine.md 4).
-// filled in by link
+//! The handshake: features and authentication of a new connection, then the parameters of the connection and of each
+//! volume (wire-protocol.md 3.2, 3.3, 4; state-machine.md 4, 10.2).
+//!
+//! Both nodes send everything without waiting for each other, and each judges by itself. What a judgement leads to when
+//! generations are compared is in `split`.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+
+use bytes::Bytes;
+use tandem_protocol::ProtocolError;
+use tandem_protocol::auth::{HmacAlgorithm, SharedSecret, Verdict, check_challenge};
+use tandem_protocol::features::{
+    Agreed as AgreedFeatures, Capabilities, Features, TANDEM_CAPABILITIES,
+};
+use tandem_protocol::limits::CHALLENGE_BYTES;
+use tandem_protocol::packet::Packet;
+use tandem_protocol::packets::{
+    ConnectionFeatures, NameField, Protocol as ProtocolPacket, QueueLimits, Sizes,
+    State as StatePacket, SyncParam89, Uuids as UuidsPacket,
+};
+use tandem_protocol::state_word::WireState;
+
+use super::Resource;
+use super::connection::Agreed;
+use super::dialling::Phase;
+use super::link::Link;
+use super::liveness::Liveness;
+use super::plan::{Then, rewrite_bitmap};
+use super::size::SizeChange;
+use super::volume::PeerUuids;
+use crate::effect::Level;
+use crate::event::VolumeNumber;
+use crate::generations::{
+    JUST_CREATED, UUID_FLAG_CRASHED_PRIMARY, UUID_FLAG_DISCARD_MY_DATA, UUID_FLAG_INCONSISTENT,
+    UUID_FLAG_SKIP_INITIAL_SYNC, Uuids, masked,
+};
+use crate::options::{DiskOptions, NetOptions, Protocol};
+use crate::receive_epochs::{Ordering, Overlap, ReceiveEpochs};
+use crate::state::Hardness;
+use crate::state::word::{ConnState, DiskState, Role, State};
+use crate::time::Time;
+
+/// Largest request in bytes that every version 100 node takes.
+const REQUEST_BYTES_MAX: u32 = 1 << 20;
+
+/// Features and authentication under way on the data socket.
+#[derive(Debug)]
+pub(crate) struct Opening {
+    /// The awaited packet has to come until then.
+    pub(super) deadline: Time,
+    awaits: Awaits,
+}
+
+#[derive(Debug)]
+enum Awaits {
+    Features,
+    Challenge {
+        agreed: AgreedFeatures,
+        own: [u8; CHALLENGE_BYTES],
+    },
+    Response {
+        agreed: AgreedFeatures,
+        own: [u8; CHALLENGE_BYTES],
+    },
+}
+
+impl Opening {
+    /// The packet that has to come next.
+    pub(super) fn awaited(&self) -> &'static str {
+        match self.awaits {
+            Awaits::Features => "features",
+            Awaits::Challenge { .. } => "challenge (does it have the shared secret?)",
+            Awaits::Response { .. } => "answer to the challenge",
+        }
+    }
+}
+
+/// How an opening fails.
+enum Failed {
+    /// Trying again may help.
+    Retry(String),
+    /// It cannot: a person has to act.
+    StandAlone(String),
+}
+
+impl Resource {
+    /// Both sockets are there: the features are exchanged.
+    pub(super) fn open(&mut self) {
+        self.connection.dialling.phase = Phase::Opening(Opening {
+            deadline: self.now + self.opening_timeout(),
+            awaits: Awaits::Features,
+        });
+        let own = own_features();
+        self.send_early(Packet::ConnectionFeatures(own));
+        self.connection.link_work = true;
+    }
+
+    /// Sends on the data socket before there is a link.
+    fn send_early(&mut self, packet: Packet) {
+        let now = self.now;
+        if let Some(data) = self.connection.dialling.data.as_mut() {
+            data.send(now, packet.on_connection(), &mut self.effects);
+        }
+    }
+
+    /// Handles what came for the opening.
+    pub(super) fn step_opening(&mut self) {
+        while let Phase::Opening(_) = self.connection.dialling.phase {
+            let Some(data) = self.connection.dialling.data.as_mut() else {
+                return;
+            };
+            let result = match data.next() {
+                Ok(None) => return,
+                Ok(Some(frame)) => self.opening_packet(frame.packet),
+                Err(error) => Err(self.opening_error(&error)),
+            };
+            match result {
+                Ok(()) => {}
+                Err(Failed::Retry(text)) => self.attempt_failed(&text),
+                Err(Failed::StandAlone(text)) => self.refuse_connection(&text),
+            }
+            if self.connection.cstate <= ConnState::Disconnecting {
+                return;
+            }
+        }
+    }
+
+    /// The stream is not what it should be: a wrong packet instead of the features is final, garbage is not (4.6).
+    fn opening_error(&self, error: &ProtocolError) -> Failed {
+        let text = format!("in the handshake: {error}");
+        let features = matches!(
+            &self.connection.dialling.phase,
+            Phase::Opening(Opening {
+                awaits: Awaits::Features,
+                ..
+            })
+        );
+        match error {
+            ProtocolError::Unexpected { .. } | ProtocolError::BadLength { .. } if features => {
+                Failed::StandAlone(text)
+            }
+            _ => Failed::Retry(text),
+        }
+    }
+
+    fn opening_packet(&mut self, packet: Packet) -> Result<(), Failed> {
+        let phase = core::mem::take(&mut self.connection.dialling.phase);
+        let Phase::Opening(opening) = phase else {
+            self.connection.dialling.phase = phase;
+            return Ok(());
+        };
+        let next = match (opening.awaits, packet) {
+            (Awaits::Features, Packet::ConnectionFeatures(peer)) => self.features_came(&peer)?,
+            (Awaits::Challenge { agreed, own }, Packet::AuthChallenge(challenge)) => {
+                self.challenge_came(agreed, own, &challenge)?
+            }
+            (Awaits::Response { agreed, own }, Packet::AuthResponse(response)) => {
+                self.response_came(&own, &response)?;
+                self.establish(agreed);
+                return Ok(());
+            }
+            (Awaits::Challenge { .. }, other) => {
+                let text = format!(
+                    "the peer does not authenticate itself ({} instead of P_AUTH_CHALLENGE): give both nodes the same cram-hmac-alg and shared-secret",
+                    other.command()
+                );
+                return Err(Failed::StandAlone(text));
+            }
+            (_, other) => {
+                let text = format!("{} came in the middle of the handshake", other.command());
+                return Err(Failed::Retry(text));
+            }
+        };
+        if let Some(awaits) = next {
+            self.connection.dialling.phase = Phase::Opening(Opening {
+                deadline: self.now + self.opening_timeout(),
+                awaits,
+            });
+        }
+        Ok(())
+    }
+
+    /// None: the link is established.
+    fn features_came(&mut self, peer: &ConnectionFeatures) -> Result<Option<Awaits>, Failed> {
+        let agreed = own_features()
+            .agree(peer)
+            .map_err(|error| Failed::StandAlone(error.to_string()))?;
+        if let Some(data) = self.connection.dialling.data.as_mut() {
+            data.set_agreed(&agreed);
+        }
+        if self.secret().is_none() {
+            self.establish(agreed);
+            return Ok(None);
+        }
+        let mut own = [0; CHALLENGE_BYTES];
+        self.random.fill(&mut own);
+        self.send_early(Packet::AuthChallenge(Bytes::copy_from_slice(&own)));
+        Ok(Some(Awaits::Challenge { agreed, own }))
+    }
+
+    fn challenge_came(
+        &mut self,
+        agreed: AgreedFeatures,
+        own: [u8; CHALLENGE_BYTES],
+        challenge: &[u8],
+    ) -> Result<Option<Awaits>, Failed> {
+        check_challenge(&own, challenge).map_err(|error| Failed::StandAlone(error.to_string()))?;
+        let Some((algorithm, secret)) = self.secret() else {
+            return Err(Failed::Retry(String::from(
+                "authentication is not configured",
+            )));
+        };
+        let response = algorithm.response(&secret, challenge);
+        self.send_early(Packet::AuthResponse(response.into()));
+        Ok(Some(Awaits::Response { agreed, own }))
+    }
+
+    fn response_came(
+        &mut self,
+        own: &[u8; CHALLENGE_BYTES],
+        response: &[u8],
+    ) -> Result<(), Failed> {
+        let Some((algorithm, secret)) = self.secret() else {
+            return Err(Failed::Retry(String::from(
+                "authentication is not configured",
+            )));
+        };
+        match algorithm.verify(&secret, own, response) {
+            Verdict::Accepted => Ok(()),
+            Verdict::Refused => Err(Failed::StandAlone(String::from(
+                "the peer's authentication is wrong: give both nodes the same shared-secret",
+            ))),
+            Verdict::WrongLength => Err(Failed::Retry(format!(
+                "the peer authenticates with another algorithm than {}: give both nodes the same cram-hmac-alg",
+                algorithm.name()
+            ))),
+        }
+    }
+
+    fn secret(&self) -> Option<(HmacAlgorithm, SharedSecret)> {
+        let (secret, name) = self.connection.net.as_ref()?.secret.as_ref()?;
+        Some((HmacAlgorithm::from_name(name)?, SharedSecret::new(secret)))
+    }
+
+    /// Features and authentication are through: the link exists, and everything about this node is sent.
+    fn establish(&mut self, agreed: AgreedFeatures) {
+        let dialling = &mut self.connection.dialling;
+        let (Some(data), Some(meta)) = (dialling.data.take(), dialling.meta.take()) else {
+            self.attempt_failed("a socket was closed in the handshake");
+            return;
+        };
+        dialling.phase = Phase::Linked;
+        let resolve = dialling.resolve;
+        let tandem = agreed
+            .capabilities
+            .contains(Capabilities(TANDEM_CAPABILITIES.0));
+        let flushes = self
+            .volumes
+            .values()
+            .any(|volume| volume.options.disk_flushes);
+        let net = self.connection.net.as_ref();
+        let protocol_c = net.is_some_and(|net| net.protocol == Protocol::C);
+        let overlap = if tandem && protocol_c {
+            Overlap::Overlapped
+        } else {
+            Overlap::Drain
+        };
+        let ordering = if flushes {
+            Ordering::Flush
+        } else {
+            Ordering::Drain
+        };
+        let connection = &mut self.connection;
+        connection.link = Some(Link::new(data, meta));
+        connection.agreed = Some(Agreed {
+            version: agreed.version,
+            features: agreed.features,
+            tandem,
+        });
+        connection.count += 1;
+        connection.receive_epochs = Some(ReceiveEpochs::new(overlap, ordering));
+        connection.resolve_conflicts = resolve;
+        connection.liveness = Liveness::of_link(self.now);
+        connection.peer_dry_run = false;
+        connection.link_work = true;
+        let text = format!("agreed on protocol version {}", agreed.version);
+        self.log(Level::Debug, None, text);
+        self.introduce_volumes();
+    }
+
+    /// P_PROTOCOL, then the packets of each volume; the state of WFConnection is still shown.
+    fn introduce_volumes(&mut self) {
+        for number in self.volume_numbers() {
+            // What the peer missed while I/O was suspended must be told apart by a generation of its own.
+            self.create_pending_generation(number);
+            let armed = self.connection.discard_my_data;
+            if let Some(volume) = self.volumes.get_mut(&number) {
+                volume.peer.restart_sequence();
+                volume.peer.discard_armed = armed;
+                volume.peer.uuids = None;
+            }
+        }
+        self.send_protocol();
+        self.connection.state_sent = true;
+        for number in self.volume_numbers() {
+            self.send_sync_param(number);
+            self.send_sizes(number, 0);
+            self.send_uuids(number);
+            self.send_state(number);
+        }
+        self.change_connection(
+            |state| state.conn = ConnState::WFReportParams,
+            Hardness::Hard,
+        );
+        self.connection.discard_my_data = false;
+    }
+
+    fn send_protocol(&mut self) {
+        let discard = self.connection.discard_my_data;
+        let tentative = self.connection.tentative;
+        let Some(net) = self.connection.net.as_ref() else {
+            return;
+        };
+        let mut conn_flags = 0;
+        if discard {
+            conn_flags |= ProtocolPacket::DISCARD_MY_DATA;
+        }
+        if tentative {
+            conn_flags |= ProtocolPacket::DRY_RUN;
+        }
+        let packet = ProtocolPacket {
+            protocol: wire_protocol(net.protocol),
+            after_sb_0p: net.after_sb_0pri,
+            after_sb_1p: net.after_sb_1pri,
+            after_sb_2p: net.after_sb_2pri,
+            conn_flags,
+            two_primaries: 0,
+            integrity_alg: String::new(),
+        };
+        self.send(None, Packet::Protocol(packet));
+    }
+
+    /// P_SYNC_PARAM89. A diskless node says the defaults.
+    fn send_sync_param(&mut self, number: VolumeNumber) {
+        let Some(net) = self.connection.net.as_ref() else {
+            return;
+        };
+        let Some(volume) = self.volumes.get(&number) else {
+            return;
+        };
+        let defaults = DiskOptions::default();
+        let options = if volume.backing.is_some() {
+            &volume.options
+        } else {
+            &defaults
+        };
+        let name = |text: &str| NameField::new(text).unwrap_or(NameField::NONE);
+        let packet = SyncParam89 {
+            resync_rate: options.resync_rate,
+            verify_alg: name(&net.verify_alg),
+            csums_alg: name(&net.csums_alg),
+            c_plan_ahead: options.c_plan_ahead,
+            c_delay_target: options.c_delay_target,
+            c_fill_target: options.c_fill_target,
+            c_max_rate: options.c_max_rate,
+        };
+        self.send(Some(number), Packet::SyncParam89(packet));
+    }
+
+    /// P_SIZES.
+    fn send_sizes(&mut self, number: VolumeNumber, dds_flags: u16) {
+        let agreed = self.connection.agreed;
+        let Some(volume) = self.volumes.get(&number) else {
+            return;
+        };
+        let info = volume
+            .backing
+            .as_ref()
+            .filter(|_| volume.state.disk >= DiskState::Negotiating)
+            .map(|backing| backing.info);
+        let block = info.map_or(512, |info| info.logical_block);
+        let limits = QueueLimits {
+            physical_block_size: block.max(4096),
+            logical_block_size: block,
+            alignment_offset: 0,
+            io_min: block.max(4096),
+            io_opt: 0,
+            discard_enabled: u8::from(info.is_some_and(|info| info.discard)),
+            discard_zeroes_data: u8::from(info.is_some_and(|info| info.discard_zeroes)),
+            write_same_capable: 0,
+            pad: 0,
+        };
+        let with_limits = agreed.is_some_and(|agreed| agreed.features.contains(Features::WSAME));
+        let packet = Sizes {
+            d_size: if info.is_some() {
+                volume.capacity_bytes() / 512
+            } else {
+                0
+            },
+            u_size: volume.options.size / 512,
+            c_size: volume.bytes / 512,
+            max_bio_size: REQUEST_BYTES_MAX,
+            queue_order_type: 0,
+            dds_flags,
+            limits: with_limits.then_some(limits),
+        };
+        self.send(Some(number), Packet::Sizes(packet));
+    }
+
+    /// P_UUIDS; nothing without a disk.
+    pub(crate) fn send_uuids(&mut self, number: VolumeNumber) {
+        self.send_uuids_with(number, 0);
+    }
+
+    /// P_UUIDS that tells the peer to take this generation over without a resync (3.10). It still shows the bitmap UUID
+    /// that is dropped right after.
+    pub(crate) fn send_uuids_skip_initial_sync(&mut self, number: VolumeNumber) {
+        self.send_uuids_with(number, UUID_FLAG_SKIP_INITIAL_SYNC);
+    }
+
+    fn send_uuids_with(&mut self, number: VolumeNumber, more: u64) {
+        if self.connection.link.is_none() {
+            return;
+        }
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        if volume.state.disk < DiskState::Negotiating {
+            return;
+        }
+        let attached_as = volume
+            .backing
+            .as_ref()
+            .and_then(|backing| backing.attached_as);
+        let negotiating = volume.state.disk == DiskState::Negotiating;
+        let inconsistent =
+            negotiating && attached_as.is_some_and(|result| result.disk == DiskState::Inconsistent);
+        let mut flags = more;
+        for (set, flag) in [
+            (volume.peer.discard_armed, UUID_FLAG_DISCARD_MY_DATA),
+            (volume.crashed_primary, UUID_FLAG_CRASHED_PRIMARY),
+            (inconsistent, UUID_FLAG_INCONSISTENT),
+        ] {
+            if set {
+                flags |= flag;
+            }
+        }
+        let bits = volume.bits_set();
+        volume.peer.bits_sent = bits;
+        let set = volume.generations.uuids;
+        let skips = more & UUID_FLAG_SKIP_INITIAL_SYNC != 0;
+        let packet = UuidsPacket {
+            current: set.current,
+            bitmap: if skips { JUST_CREATED } else { set.bitmap },
+            history: set.history,
+            dirty_bits: bits,
+            flags,
+        };
+        self.send(Some(number), Packet::Uuids(packet));
+    }
+
+    /// P_STATE with the state of now.
+    pub(crate) fn send_state(&mut self, number: VolumeNumber) {
+        if let Some(state) = self.volumes.get(&number).map(|volume| volume.state) {
+            self.send_state_snapshot(number, &state);
+        }
+    }
+
+    /// P_STATE with the state that a change led to.
+    pub(crate) fn send_state_snapshot(&mut self, number: VolumeNumber, state: &State) {
+        let packet = StatePacket {
+            state: WireState(state.pack_volume()),
+        };
+        self.send(Some(number), Packet::State(packet));
+    }
+
+    /// A disk was attached while connected: the peer compares (2.9 no. 14).
+    pub(crate) fn start_late_attach(&mut self, number: VolumeNumber) {
+        self.send_sizes(number, 0);
+        self.send_uuids(number);
+        self.send_state(number);
+    }
+
+    /// P_PROTOCOL: the options of the connection have to be the same on both nodes (4.5).
+    pub(super) fn on_protocol(&mut self, peer: &ProtocolPacket) -> Result<(), String> {
+        let Some(net) = self.connection.net.as_ref() else {
+            return Err(String::from("this node has no network options"));
+        };
+        if self
+            .connection
+            .link
+            .as_ref()
+            .is_some_and(|link| link.protocol_known)
+        {
+            return Err(String::from("it comes once only"));
+        }
+        if let Some(difference) = protocol_difference(net, peer) {
+            let text = format!("{difference}: make the net section of both nodes equal");
+            self.refuse_connection(&text);
+            return Ok(());
+        }
+        self.connection.peer_dry_run = peer.conn_flags & ProtocolPacket::DRY_RUN != 0;
+        if let Some(link) = self.connection.link.as_mut() {
+            link.protocol_known = true;
+        }
+        Ok(())
+    }
+
+    /// P_PROTOCOL_UPDATE: an administrator of the peer changed its net options.
+    pub(super) fn on_protocol_update(&mut self, peer: &ProtocolPacket) -> Result<(), String> {
+        if !peer.integrity_alg.is_empty() {
+            return Err(format!(
+                "data-integrity-alg {} is not supported",
+                peer.integrity_alg
+            ));
+        }
+        let protocol = match peer.protocol {
+            1 => Protocol::A,
+            2 => Protocol::B,
+            3 => Protocol::C,
+            other => return Err(format!("there is no protocol number {other}")),
+        };
+        if peer.two_primaries != 0 {
+            let text = String::from("the peer allows two Primaries now; this node does not");
+            self.log(Level::Warn, None, text);
+        }
+        if let Some(net) = self.connection.net.as_mut() {
+            net.protocol = protocol;
+            net.after_sb_0pri = mirrored(peer.after_sb_0p);
+            net.after_sb_1pri = peer.after_sb_1p;
+            net.after_sb_2pri = peer.after_sb_2p;
+        }
+        self.status_changed = true;
+        let text =
+            String::from("the peer changed the options of the connection; this node follows");
+        self.log(Level::Info, None, text);
+        Ok(())
+    }
+
+    /// P_SYNC_PARAM89: the algorithms have to agree, the settings of the rate are taken over (4.1).
+    pub(super) fn on_sync_param(
+        &mut self,
+        number: VolumeNumber,
+        peer: &SyncParam89,
+    ) -> Result<(), String> {
+        let verify = peer.verify_alg.name().ok_or("verify-alg is not a name")?;
+        let csums = peer.csums_alg.name().ok_or("csums-alg is not a name")?;
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return Ok(());
+        };
+        let Some(net) = self.connection.net.as_mut() else {
+            return Ok(());
+        };
+        let pairs = [
+            ("verify-alg", &net.verify_alg, verify),
+            ("csums-alg", &net.csums_alg, csums),
+        ];
+        let differs = pairs
+            .into_iter()
+            .find(|(_, own, theirs)| own.as_str() != *theirs);
+        if let Some((option, own, theirs)) = differs {
+            if volume.state.conn == ConnState::WFReportParams {
+                let text = format!(
+                    "{option} is '{own}' here and '{theirs}' on the peer: make the net section of both nodes equal"
+                );
+                self.refuse_connection(&text);
+                return Ok(());
+            }
+            net.verify_alg = String::from(verify);
+            net.csums_alg = String::from(csums);
+        }
+        if volume.backing.is_some() {
+            let options = &mut volume.options;
+            options.resync_rate = peer.resync_rate;
+            options.c_plan_ahead = peer.c_plan_ahead;
+            options.c_delay_target = peer.c_delay_target;
+            options.c_fill_target = peer.c_fill_target;
+            // A rate of 0 would stop every resync: nobody can have meant that.
+            if peer.c_max_rate > 0 {
+                options.c_max_rate = peer.c_max_rate;
+            }
+        }
+        Ok(())
+    }
+
+    /// P_SIZES (10.2).
+    pub(super) fn on_sizes(&mut self, number: VolumeNumber, peer: &Sizes) -> Result<(), String> {
+        let bytes = |sectors: u64| sectors.checked_mul(512).ok_or("a size beyond every device");
+        let (disk, user, current) = (
+            bytes(peer.d_size)?,
+            bytes(peer.u_size)?,
+            bytes(peer.c_size)?,
+        );
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return Ok(());
+        };
+        volume.peer.disk_bytes = disk;
+        volume.peer.current_bytes = current;
+        volume.peer.max_request = REQUEST_BYTES_MAX;
+        if volume.state.disk >= DiskState::Negotiating && volume.backing.is_some() {
+            self.sizes_with_disk(number, peer, user, current);
+        } else {
+            self.sizes_without_disk(number, disk, user, current);
+        }
+        Ok(())
+    }
+
+    fn sizes_with_disk(&mut self, number: VolumeNumber, peer: &Sizes, user: u64, current: u64) {
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        let state = volume.state;
+        let connecting = state.conn == ConnState::WFReportParams;
+        let own = volume.options.size;
+        let wanted = match (own, user) {
+            (own, user) if connecting && own != 0 && user != 0 => own.min(user),
+            (own, user) if connecting => own.max(user),
+            (_, user) => user,
+        };
+        volume.options.size = wanted;
+        let size = volume.agreed_bytes(volume.capacity_bytes(), volume.bytes);
+        let unknown = state.conn < ConnState::Connected || state.pdsk == DiskState::Diskless;
+        if size < volume.bytes && state.disk >= DiskState::Outdated && unknown {
+            let have = volume.bytes;
+            volume.options.size = own;
+            let text = format!(
+                "the peer's disk is too small: both nodes together offer {size} bytes, the device of volume {} has {have}",
+                number.0
+            );
+            self.refuse_connection(&text);
+            return;
+        }
+        let change = if size > 0 {
+            self.apply_size(number, size)
+        } else {
+            SizeChange::Same
+        };
+        if state.conn > ConnState::WFReportParams {
+            let bytes = self.volumes.get(&number).map_or(0, |volume| volume.bytes);
+            if bytes != current {
+                self.send_sizes(number, peer.dds_flags);
+            }
+        }
+        if change == SizeChange::Grew && state.conn >= ConnState::Connected {
+            self.grew(number, &state, peer.dds_flags);
+        }
+    }
+
+    /// The device grew while connected: the new area is synchronised (10.2 step 6).
+    fn grew(&mut self, number: VolumeNumber, state: &State, dds_flags: u16) {
+        let usable = state.disk >= DiskState::Inconsistent && state.pdsk >= DiskState::Inconsistent;
+        if !usable {
+            if let Some(volume) = self.volumes.get_mut(&number) {
+                volume.grew_while_detached = true;
+            }
+        } else if state.conn == ConnState::Connected && dds_flags & Sizes::DDS_NO_RESYNC == 0 {
+            self.resync_grown_area(number);
+        }
+    }
+
+    fn sizes_without_disk(&mut self, number: VolumeNumber, disk: u64, user: u64, current: u64) {
+        let Some(volume) = self.volumes.get(&number) else {
+            return;
+        };
+        let offered = [current, user, disk].into_iter().find(|bytes| *bytes != 0);
+        let Some(offered) = offered.filter(|bytes| *bytes != volume.bytes) else {
+            return;
+        };
+        if volume.bytes != 0 && disk == 0 {
+            return;
+        }
+        if offered < volume.bytes && volume.state.role == Role::Primary {
+            let text = format!(
+                "the peer's device has {offered} bytes, this Primary without a disk has {}",
+                volume.bytes
+            );
+            self.refuse_connection(&text);
+            return;
+        }
+        self.apply_size(number, offered);
+    }
+
+    /// P_UUIDS (3.11).
+    pub(super) fn on_uuids(
+        &mut self,
+        number: VolumeNumber,
+        packet: &UuidsPacket,
+    ) -> Result<(), String> {
+        let version = self.connection.version();
+        let set = Uuids {
+            current: packet.current,
+            bitmap: packet.bitmap,
+            history: packet.history,
+        };
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return Ok(());
+        };
+        volume.peer.uuids = Some(PeerUuids {
+            set,
+            bits: packet.dirty_bits,
+            flags: packet.flags,
+        });
+        let state = volume.state;
+        if volume.generations.refuses_peer_data(&state, &set) {
+            let text = format!(
+                "this Primary has no disk and its application saw the data of generation {:016X}, the peer has {:016X}",
+                masked(volume.generations.exposed),
+                masked(set.current)
+            );
+            self.refuse_connection(&text);
+            return Ok(());
+        }
+        if volume
+            .generations
+            .may_skip_initial_sync(&state, version, packet.flags)
+        {
+            self.take_over_generation(number, &set);
+        } else {
+            volume.generations.expose_peer(&state, &set);
+        }
+        Ok(())
+    }
+
+    /// The initial sync is skipped: the peer's generation is this node's too, and no block differs.
+    fn take_over_generation(&mut self, number: VolumeNumber, set: &Uuids) {
+        let now = self.now;
+        if let Some(volume) = self.volumes.get_mut(&number) {
+            volume.generations.skip_initial_sync(set, volume.state.role);
+            volume.superblock_changed(now);
+            if let Some(backing) = volume.backing.as_mut() {
+                backing.bitmap.clear_all();
+            }
+        }
+        self.log_generations(number, "accepted the peer's generation without a resync");
+        self.start_plan(number, rewrite_bitmap(), Then::Nothing);
+        let up_to_date = |state: &mut State| {
+            state.disk = DiskState::UpToDate;
+            state.pdsk = DiskState::UpToDate;
+        };
+        self.change_state(number, up_to_date, Hardness::Hard);
+    }
+}
+
+fn own_features() -> ConnectionFeatures {
+    ConnectionFeatures::own(Features::KERNEL_8_4, TANDEM_CAPABILITIES)
+}
+
+fn wire_protocol(protocol: Protocol) -> u32 {
+    match protocol {
+        Protocol::A => 1,
+        Protocol::B => 2,
+        Protocol::C => 3,
+    }
+}
+
+fn letter(protocol: u32) -> char {
+    match protocol {
+        1 => 'A',
+        2 => 'B',
+        3 => 'C',
+        _ => '?',
+    }
+}
+
+/// A policy of the peer from this node's point of view: discard-local there is discard-remote here.
+fn mirrored(policy: u32) -> u32 {
+    match policy {
+        5 => 6,
+        6 => 5,
+        other => other,
+    }
+}
+
+/// The first option in which the two nodes differ, in words.
+fn protocol_difference(net: &NetOptions, peer: &ProtocolPacket) -> Option<String> {
+    let own = wire_protocol(net.protocol);
+    if own != peer.protocol {
+        return Some(format!(
+            "protocol is {} here and {} on the peer",
+            letter(own),
+            letter(peer.protocol)
+        ));
+    }
+    let policies = [
+        (
+            "after-sb-0pri",
+            net.after_sb_0pri,
+            mirrored(peer.after_sb_0p),
+        ),
+        ("after-sb-1pri", net.after_sb_1pri, peer.after_sb_1p),
+        ("after-sb-2pri", net.after_sb_2pri, peer.after_sb_2p),
+    ];
+    for (option, own, theirs) in policies {
+        if own != theirs {
+            let (own, theirs) = (policy_name(own), policy_name(theirs));
+            return Some(format!("{option} is {own} here and {theirs} on the peer"));
+        }
+    }
+    if peer.two_primaries != 0 {
+        return Some(String::from(
+            "allow-two-primaries is not set here (and not supported), but on the peer it is",
+        ));
+    }
+    if !peer.integrity_alg.is_empty() {
+        return Some(format!(
+            "data-integrity-alg is not set here, on the peer it is '{}'",
+            peer.integrity_alg
+        ));
+    }
+    None
+}
+
+fn policy_name(number: u32) -> &'static str {
+    match number {
+        0 => "disconnect",
+        1 => "discard-younger-primary",
+        2 => "discard-older-primary",
+        3 => "discard-zero-changes",
+        4 => "discard-least-changes",
+        5 => "discard-local",
+        6 => "discard-remote",
+        7 => "consensus",
+        8 => "discard-secondary",
+        9 => "call-pri-lost-after-sb",
+        10 => "violently-as0p",
+        _ => "an unknown policy",
+    }
+}

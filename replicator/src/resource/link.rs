@@ -1,113 +1,670 @@
-//! The link: framing, routing of packets, and what is sent.
-// filled in by link
+//! The two sockets of a link: what is sent, what arrives, and how a link ends (wire-protocol.md 1.1, 1.5;
+//! state-machine.md 2.11).
+//!
+//! Invariants:
+//! - A frame is handled only while the link is up: after [`Resource::link_lost`] nothing that still arrives counts.
+//! - The meta socket is read before the data socket, so that acknowledgements and pings never wait behind data; what
+//!   the peer sent on the data socket before it closed it is handled all the same.
+//! - A new connection begins only when no disk I/O that an earlier one caused is under way.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec;
 
 use bytes::Bytes;
-use tandem_protocol::packet::Packet;
+use tandem_protocol::command::SocketUse;
+use tandem_protocol::features::Agreed;
+use tandem_protocol::packet::{Frame, Packet};
+use tandem_protocol::packets::BLOCK_ID_SYNCER;
+use tandem_protocol::{Framer, ProtocolError, Socket};
 
 use super::Resource;
-use crate::event::{DialError, IoError, SocketId, VolumeNumber};
-use crate::state::word::{ConnState, State};
+use super::dialling::{Afterwards, Phase};
+use super::request::remote::Ack;
+use super::split::Waiting;
+use crate::effect::{CloseHow, Effect, Effects, Level};
+use crate::event::{IoError, SocketId, VolumeNumber};
+use crate::state::Hardness;
+use crate::state::word::ConnState;
 use crate::time::Time;
 
-/// The two sockets of a connection.
+/// Bytes of the data socket that wait to be handled before it is not read any more: two packets of the largest size.
+const DATA_BUFFERED_MAX: usize = 2 << 20;
+
+/// One TCP connection to the peer.
 #[derive(Debug)]
-pub(crate) struct Link {
-    /// Data socket.
-    pub(crate) data: SocketId,
-    /// Meta socket.
-    pub(crate) meta: SocketId,
+pub(crate) struct Stream {
+    /// Its name.
+    pub(super) id: SocketId,
+    framer: Framer,
+    /// Bytes handed to the socket since it exists.
+    pub(super) queued: u64,
+    /// Bytes of them that the operating system took.
+    pub(super) taken: u64,
+    /// When it last took bytes, or was handed the first of those that it has not taken.
+    pub(super) progress: Time,
+    /// Timeouts without progress in a row.
+    pub(super) stalled: u32,
+    paused: bool,
+    /// The peer closed it, in words.
+    ended: Option<String>,
 }
 
-/// What follows a durable sequence of the link's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum AfterPlan {}
+impl Stream {
+    /// One that this node opened.
+    pub(super) fn dialled(id: SocketId, kind: Socket, now: Time) -> Stream {
+        Stream::new(id, Framer::dialled(kind), now)
+    }
 
-/// What follows a handler of the link's.
+    /// One that the peer opened.
+    pub(super) fn accepted(id: SocketId, now: Time) -> Stream {
+        Stream::new(id, Framer::accepted(), now)
+    }
+
+    fn new(id: SocketId, framer: Framer, now: Time) -> Stream {
+        Stream {
+            id,
+            framer,
+            queued: 0,
+            taken: 0,
+            progress: now,
+            stalled: 0,
+            paused: false,
+            ended: None,
+        }
+    }
+
+    pub(super) fn push(&mut self, bytes: Bytes) {
+        self.framer.push(bytes);
+    }
+
+    pub(super) fn next(&mut self) -> Result<Option<Frame>, ProtocolError> {
+        self.framer.next()
+    }
+
+    pub(super) fn buffered(&self) -> usize {
+        self.framer.buffered()
+    }
+
+    pub(super) fn set_agreed(&mut self, agreed: &Agreed) {
+        self.framer.set_agreed(agreed);
+    }
+
+    /// Puts a frame on its way. A frame that cannot be encoded is a bug of ours: it is not sent, and named.
+    pub(super) fn send(
+        &mut self,
+        now: Time,
+        frame: Frame,
+        effects: &mut Effects,
+    ) -> Option<ProtocolError> {
+        match frame.encode(frame.packet.header_kind()) {
+            Ok(encoded) => {
+                if self.queued == self.taken {
+                    self.progress = now;
+                    self.stalled = 0;
+                }
+                let payload = encoded.payload.as_ref().map_or(0, Bytes::len);
+                self.queued += (encoded.head.len() + payload) as u64;
+                effects.push(Effect::Send {
+                    socket: self.id,
+                    head: encoded.head,
+                    payload: encoded.payload,
+                });
+                None
+            }
+            Err(error) => Some(error),
+        }
+    }
+
+    /// The operating system took bytes.
+    pub(super) fn took(&mut self, now: Time, bytes: u64) {
+        self.taken = self.taken.saturating_add(bytes).min(self.queued);
+        self.progress = now;
+        self.stalled = 0;
+    }
+
+    /// Whether bytes wait to be taken.
+    pub(super) fn is_sending(&self) -> bool {
+        self.queued > self.taken
+    }
+}
+
+/// An established link: features and authentication are through.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(super) data: Stream,
+    pub(super) meta: Stream,
+    /// The peer's P_PROTOCOL came and agrees with our options.
+    pub(super) protocol_known: bool,
+    /// A handshake that waits for a write of the whole bitmap: the data socket is not read meanwhile.
+    pub(super) waiting: Option<Waiting>,
+    /// A volume got as far as Connected.
+    pub(super) was_connected: bool,
+    /// One socket ended, and the end of the other (or an answer on it) is awaited until then.
+    closing: Option<Closing>,
+}
+
+#[derive(Debug)]
+struct Closing {
+    until: Time,
+    failure: ConnState,
+    text: String,
+}
+
+/// What follows a plan of this part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum AfterHandler {}
+pub(crate) enum AfterPlan {
+    /// The handshake decided on a full sync; all bits are written.
+    FullSync,
+}
+
+impl Link {
+    pub(super) fn new(data: Stream, meta: Stream) -> Link {
+        Link {
+            data,
+            meta,
+            protocol_known: false,
+            waiting: None,
+            was_connected: false,
+            closing: None,
+        }
+    }
+
+    fn stream(&mut self, socket: SocketId) -> Option<(Socket, &mut Stream)> {
+        if self.data.id == socket {
+            Some((Socket::Data, &mut self.data))
+        } else if self.meta.id == socket {
+            Some((Socket::Meta, &mut self.meta))
+        } else {
+            None
+        }
+    }
+
+    pub(super) fn closing_deadline(&self) -> Time {
+        self.closing
+            .as_ref()
+            .map_or(Time::NEVER, |closing| closing.until)
+    }
+}
 
 impl Resource {
-    /// Sends a packet on the socket that its kind belongs to. Returns the count of bytes on that socket behind it.
-    pub(crate) fn send(&mut self, _volume: Option<VolumeNumber>, _packet: Packet) -> u64 {
-        0
+    /// Sends a packet to the peer on the socket where it belongs; without a link it is dropped. Returns the count of bytes
+    /// handed to that socket so far: [`Resource::writes_sent`] is told when the data socket has taken as many.
+    pub(crate) fn send(&mut self, volume: Option<VolumeNumber>, packet: Packet) -> u64 {
+        let now = self.now;
+        let Some(link) = self.connection.link.as_mut() else {
+            return 0;
+        };
+        let stream = match packet.command().socket() {
+            SocketUse::Only(Socket::Meta) => &mut link.meta,
+            SocketUse::Only(Socket::Data) | SocketUse::Both => &mut link.data,
+        };
+        let frame = Frame {
+            volume: volume.map_or(0, |number| number.0),
+            packet,
+        };
+        let error = stream.send(now, frame, &mut self.effects);
+        let queued = stream.queued;
+        if let Some(error) = error {
+            let text = format!("{error}: this is a bug, please report it");
+            self.log(Level::Error, volume, text);
+        }
+        queued
     }
 
-    /// P_STATE with the current state of a volume.
-    pub(crate) fn send_state(&mut self, _volume: VolumeNumber) {}
-
-    /// P_STATE with the state after a particular change.
-    pub(crate) fn send_state_snapshot(&mut self, _volume: VolumeNumber, _state: &State) {}
-
-    /// P_UUIDS.
-    pub(crate) fn send_uuids(&mut self, _volume: VolumeNumber) {}
-
-    /// P_UUIDS with the flag "skip the initial sync" (3.10).
-    pub(crate) fn send_uuids_skip_initial_sync(&mut self, _volume: VolumeNumber) {}
-
-    /// A peer's request ended: paused reading of the data socket may go on, if `may_receive_data` says so.
-    pub(crate) fn receiving_may_go_on(&mut self) {}
-
-    /// A disk was attached while connected: P_SIZES, P_UUIDS, P_STATE.
-    pub(crate) fn start_late_attach(&mut self, _volume: VolumeNumber) {}
-
-    /// The link is lost: `reason` is the failure state, `text` the words for the log.
-    pub(crate) fn link_lost(&mut self, _reason: ConnState, _text: &str) {}
-
-    /// StandAlone → Unconnected happened: listen and dial.
-    pub(crate) fn receiver_starts(&mut self) {}
-
-    /// Disconnecting or StandAlone was reached: close everything and end StandAlone. May be called again.
-    pub(crate) fn receiver_stops(&mut self) {}
-
-    /// A failure state was reached: clean up (2.11) and connect again. May be called again.
-    pub(crate) fn receiver_restarts(&mut self) {}
-
-    /// Bytes from the peer.
-    pub(crate) fn on_bytes(&mut self, _socket: SocketId, _bytes: Bytes) {}
-
-    /// The system took bytes.
-    pub(crate) fn on_sent(&mut self, _socket: SocketId, _bytes: u64) {}
-
-    /// A stream came in.
-    pub(crate) fn on_accepted(&mut self, _socket: SocketId) {}
-
-    /// A dial ended.
-    pub(crate) fn on_dialled(&mut self, _result: Result<SocketId, DialError>) {}
-
-    /// The listening socket could not be made.
-    pub(crate) fn on_listen_failed(&mut self, _reason: &str) {}
-
-    /// A stream ended.
-    pub(crate) fn on_closed(&mut self, _socket: SocketId, _reason: &str) {}
-
-    /// A ping soon, to find a dead peer early (9.1).
-    pub(crate) fn ping_now(&mut self) {}
-
-    /// Timers of dialling and liveness.
-    pub(crate) fn tick_link(&mut self) {}
-
-    /// When they want to be called.
-    pub(crate) fn next_link_deadline(&self) -> Time {
-        Time::NEVER
+    /// Bytes arrived.
+    pub(crate) fn on_bytes(&mut self, socket: SocketId, bytes: Bytes) {
+        let now = self.now;
+        match self
+            .connection
+            .link
+            .as_mut()
+            .and_then(|link| link.stream(socket))
+        {
+            Some((_, stream)) => {
+                stream.push(bytes);
+                self.connection.liveness.received = now;
+                self.connection.link_work = true;
+            }
+            None => self.early_bytes(socket, bytes),
+        }
     }
 
-    /// A plan of the link's ended.
+    /// The operating system took bytes that were sent.
+    pub(crate) fn on_sent(&mut self, socket: SocketId, bytes: u64) {
+        let now = self.now;
+        match self
+            .connection
+            .link
+            .as_mut()
+            .and_then(|link| link.stream(socket))
+        {
+            Some((kind, stream)) => {
+                stream.took(now, bytes);
+                let taken = stream.taken;
+                if kind == Socket::Data {
+                    self.writes_sent(taken);
+                }
+            }
+            None => self.early_sent(socket, bytes),
+        }
+    }
+
+    /// A socket ended.
+    pub(crate) fn on_closed(&mut self, socket: SocketId, reason: &str) {
+        match self
+            .connection
+            .link
+            .as_mut()
+            .and_then(|link| link.stream(socket))
+        {
+            Some((_, stream)) => {
+                stream.ended = Some(String::from(reason));
+                self.connection.link_work = true;
+            }
+            None => self.early_closed(socket, reason),
+        }
+    }
+
+    /// Disconnecting or StandAlone was reached: [`Resource::step_link`] looks at the state and ends the connection.
+    pub(crate) fn receiver_stops(&mut self) {
+        self.connection.link_work = true;
+    }
+
+    /// A failure state was reached: [`Resource::step_link`] looks at the state and cleans up.
+    pub(crate) fn receiver_restarts(&mut self) {
+        self.connection.link_work = true;
+    }
+
+    /// The data path can take data again.
+    pub(crate) fn receiving_may_go_on(&mut self) {
+        self.connection.link_work = true;
+    }
+
+    /// Whether [`Resource::step_link`] has something to do.
+    pub(crate) fn link_has_work(&self) -> bool {
+        self.connection.link_work
+    }
+
+    /// Handles what arrived, and carries on the clean-up of a link that was lost.
+    pub(crate) fn step_link(&mut self) {
+        if core::mem::take(&mut self.connection.link_work) {
+            self.step_opening();
+            while let Some((socket, frame)) = self.next_frame() {
+                match socket {
+                    Socket::Meta => self.on_meta_frame(frame),
+                    Socket::Data => self.on_data_frame(frame),
+                }
+                self.run_deferred();
+            }
+        }
+        let gone = self.connection.cstate.is_failure()
+            || self.connection.cstate == ConnState::Disconnecting;
+        if gone {
+            // What follows the change of state comes first, as the data generation that protects a missed write (2.11).
+            self.run_deferred();
+            self.clean_up();
+        }
+    }
+
+    /// The link is up and not being torn down.
+    fn is_reading(&self) -> bool {
+        self.connection.link.is_some() && self.connection.cstate == ConnState::WFReportParams
+    }
+
+    fn next_frame(&mut self) -> Option<(Socket, Frame)> {
+        if !self.is_reading() {
+            return None;
+        }
+        match self.connection.link.as_mut()?.meta.next() {
+            Ok(Some(frame)) => return Some((Socket::Meta, frame)),
+            Ok(None) => {}
+            Err(error) => {
+                self.link_lost(ConnState::ProtocolError, &format!("meta socket: {error}"));
+                return None;
+            }
+        }
+        if !self.data_may_be_read() {
+            return None;
+        }
+        match self.connection.link.as_mut()?.data.next() {
+            Ok(Some(frame)) => return Some((Socket::Data, frame)),
+            Ok(None) => self.judge_ends(),
+            Err(error) => {
+                self.link_lost(ConnState::ProtocolError, &format!("data socket: {error}"))
+            }
+        }
+        None
+    }
+
+    /// Whether the next packet of the data socket may be handled; pauses or resumes reading.
+    fn data_may_be_read(&mut self) -> bool {
+        let allowed = self.may_receive_data();
+        let Some(link) = self.connection.link.as_mut() else {
+            return false;
+        };
+        let goes_on = allowed && link.waiting.is_none();
+        let stream = &mut link.data;
+        let socket = stream.id;
+        if goes_on && core::mem::take(&mut stream.paused) {
+            self.effects.push(Effect::ResumeRead { socket });
+        } else if !goes_on && !stream.paused && stream.buffered() >= DATA_BUFFERED_MAX {
+            stream.paused = true;
+            self.effects.push(Effect::PauseRead { socket });
+        }
+        goes_on
+    }
+
+    /// Everything that came is handled: sockets that ended count now.
+    ///
+    /// The peer closes both: while a disconnect was asked for, its answer may still be on its way on the other socket,
+    /// and in a handshake its reason may be (the data socket ends after what was sent on it). Both get ping-timeout.
+    fn judge_ends(&mut self) {
+        let timeout = self
+            .connection
+            .net
+            .as_ref()
+            .map(|net| net.ping_timeout)
+            .unwrap_or_default();
+        let until = self.now + timeout;
+        let asked = self.awaits_disconnect();
+        let handshake = self.connection.state_sent;
+        let Some(link) = self.connection.link.as_mut() else {
+            return;
+        };
+        let (failure, text, waits) = match (&link.data.ended, &link.meta.ended) {
+            (None, None) => return,
+            (Some(data), Some(_)) => (ConnState::BrokenPipe, format!("data socket: {data}"), false),
+            (Some(data), None) => (ConnState::BrokenPipe, format!("data socket: {data}"), asked),
+            (None, Some(meta)) => (
+                ConnState::NetworkFailure,
+                format!("meta socket: {meta}"),
+                handshake,
+            ),
+        };
+        if !waits {
+            self.link_lost(failure, &text);
+        } else if link.closing.is_none() {
+            link.closing = Some(Closing {
+                until,
+                failure,
+                text,
+            });
+        }
+    }
+
+    /// The other socket had its time.
+    pub(super) fn tick_closing(&mut self) {
+        let now = self.now;
+        let due = self
+            .connection
+            .link
+            .as_mut()
+            .and_then(|link| link.closing.take_if(|closing| closing.until <= now));
+        if let Some(closing) = due {
+            self.link_lost(closing.failure, &closing.text);
+        }
+    }
+
+    /// The peer was asked to agree to a disconnect.
+    fn awaits_disconnect(&self) -> bool {
+        self.state_requests
+            .iter()
+            .any(|request| request.asked && request.volume.is_none())
+    }
+
+    /// The link cannot be used any more: `failure` is one of Timeout to ProtocolError, `text` says why. The clean-up
+    /// follows before `handle` returns, then the next connection is made.
+    pub(crate) fn link_lost(&mut self, failure: ConnState, text: &str) {
+        if !self.is_reading() {
+            return;
+        }
+        self.connection.last_error = Some(String::from(text));
+        self.log(
+            Level::Warn,
+            None,
+            format!("lost the connection to the peer: {text}"),
+        );
+        self.change_connection(|state| state.conn = failure, Hardness::Hard);
+    }
+
+    /// Ends the connection for good (StandAlone) because trying again cannot help: a person has to act.
+    pub(crate) fn refuse_connection(&mut self, text: &str) {
+        if self.connection.cstate <= ConnState::Disconnecting {
+            return;
+        }
+        self.connection.last_error = Some(String::from(text));
+        let name = &self.name;
+        let line = format!(
+            "gave up the connection to the peer: {text}; then type: tandem adm connect {name}"
+        );
+        self.log(Level::Error, None, line);
+        self.change_connection(
+            |state| state.conn = ConnState::Disconnecting,
+            Hardness::Hard,
+        );
+    }
+
+    /// 2.11, in its order; what waits for disk I/O goes on with every call.
+    fn clean_up(&mut self) {
+        if !matches!(self.connection.dialling.phase, Phase::Draining(_)) {
+            let link = self.connection.link.take();
+            self.abandon_attempt(CloseHow::Linger);
+            let again = link.as_ref().is_some_and(|link| link.was_connected);
+            let afterwards = if again {
+                Afterwards::Again
+            } else {
+                Afterwards::Pause
+            };
+            self.connection.dialling.phase = Phase::Draining(afterwards);
+            if let Some(link) = link {
+                // What was sent last (an answer, a reason) still has to arrive.
+                self.close(link.data.id, CloseHow::Linger);
+                self.close(link.meta.id, CloseHow::Linger);
+                self.forget_link();
+            }
+        }
+        if self.peer_io_in_flight() {
+            return;
+        }
+        let Phase::Draining(afterwards) = self.connection.dialling.phase else {
+            return;
+        };
+        self.connection.dialling.phase = Phase::Idle;
+        if self.connection.cstate == ConnState::Disconnecting {
+            self.change_connection(|state| state.conn = ConnState::StandAlone, Hardness::Hard);
+            return;
+        }
+        self.change_connection(|state| state.conn = ConnState::Unconnected, Hardness::Hard);
+        self.next_attempt(afterwards);
+    }
+
+    fn forget_link(&mut self) {
+        self.connection.state_sent = false;
+        self.state_requests_connection_lost();
+        for number in self.volume_numbers() {
+            self.resync_connection_lost(number);
+            if let Some(volume) = self.volumes.get_mut(&number) {
+                volume.peer.uuids = None;
+                volume.peer.discard_armed = false;
+            }
+        }
+        self.requests_connection_lost();
+        self.peer_io_connection_lost();
+        for number in self.volume_numbers() {
+            self.write_after_link_loss(number);
+        }
+    }
+
+    /// Superblock and bitmap after a loss (2.11 step 3): the bits of what the peer misses.
+    fn write_after_link_loss(&mut self, number: VolumeNumber) {
+        use super::plan::{Pages, Stage, Then};
+        let Some(volume) = self.volumes.get(&number) else {
+            return;
+        };
+        let Some(backing) = volume.backing.as_ref() else {
+            return;
+        };
+        let mut stages = vec![];
+        if backing.bitmap.changed_pages() > 0 {
+            stages.push(Stage::FlushData);
+            stages.push(Stage::BitmapPages(Pages::AllChanged));
+        }
+        if volume.is_superblock_dirty() {
+            stages.push(Stage::Superblock);
+        }
+        if !stages.is_empty() {
+            self.start_plan(number, stages, Then::Nothing);
+        }
+    }
+
+    /// A packet of the meta socket.
+    fn on_meta_frame(&mut self, frame: Frame) {
+        let number = VolumeNumber(frame.volume);
+        let of_resync = |block_id: &[u8; 8]| *block_id == BLOCK_ID_SYNCER;
+        let result = match frame.packet {
+            Packet::Ping => {
+                self.send(None, Packet::PingAck);
+                Ok(())
+            }
+            Packet::PingAck => {
+                self.ping_answered();
+                Ok(())
+            }
+            Packet::RecvAck(ack) => self.on_write_ack(number, &ack, Ack::Received),
+            Packet::WriteAck(ack) => self.on_write_ack(number, &ack, Ack::Written),
+            Packet::RsWriteAck(ack) if of_resync(&ack.block_id) => self.on_resync_ack(number, &ack),
+            Packet::RsWriteAck(ack) => self.on_write_ack(number, &ack, Ack::WrittenInSync),
+            Packet::NegAck(ack) if of_resync(&ack.block_id) => self.on_resync_neg_ack(number, &ack),
+            Packet::NegAck(ack) => self.on_write_ack(number, &ack, Ack::Refused),
+            Packet::NegDreply(ack) => self.on_read_refused(number, &ack),
+            Packet::NegRsDreply(ack) => self.on_resync_refused(number, &ack),
+            Packet::RsIsInSync(ack) => self.on_resync_in_sync(number, &ack),
+            Packet::RsCancel(ack) => self.on_resync_cancelled(number, &ack),
+            Packet::BarrierAck(ack) => {
+                self.on_barrier_ack(&ack);
+                Ok(())
+            }
+            Packet::StateChgReply(reply) => {
+                self.on_state_change_reply(Some(number), reply.code);
+                Ok(())
+            }
+            Packet::ConnStChgReply(reply) => {
+                self.on_state_change_reply(None, reply.code);
+                Ok(())
+            }
+            Packet::DelayProbe(_) => Ok(()),
+            Packet::Superseded(_) | Packet::RetryWrite(_) => {
+                Err("an answer that exists with two Primaries only")
+            }
+            Packet::OvResult(_) => Err("a result of a verify that is not running"),
+            _ => Err("a packet that does not belong on the meta socket"),
+        };
+        if let Err(text) = result {
+            self.link_lost(ConnState::ProtocolError, text);
+        }
+    }
+
+    /// A packet of the data socket.
+    fn on_data_frame(&mut self, frame: Frame) {
+        let number = VolumeNumber(frame.volume);
+        let command = frame.packet.command();
+        let known = self
+            .connection
+            .link
+            .as_ref()
+            .is_some_and(|link| link.protocol_known);
+        if !known && !matches!(frame.packet, Packet::Protocol(_)) {
+            let text = if matches!(frame.packet, Packet::AuthChallenge(_)) {
+                String::from(
+                    "the peer wants authentication, but this node has no cram-hmac-alg and shared-secret",
+                )
+            } else {
+                format!("{command} came where P_PROTOCOL was expected")
+            };
+            self.link_lost(ConnState::ProtocolError, &text);
+            return;
+        }
+        if !command.is_connection_level()
+            && !matches!(frame.packet, Packet::UnplugRemote | Packet::DelayProbe(_))
+            && !self.volumes.contains_key(&number)
+        {
+            self.unknown_volume(number, &frame.packet);
+            return;
+        }
+        if let Err(text) = self.route_data(number, frame.packet) {
+            self.link_lost(ConnState::ProtocolError, &format!("{command}: {text}"));
+        }
+    }
+
+    /// 2.3 of the wire's specification: parameters of a volume that is not configured here are skipped.
+    fn unknown_volume(&mut self, number: VolumeNumber, packet: &Packet) {
+        let command = packet.command();
+        let text = format!(
+            "{command} for volume {}, which is not configured on this node",
+            number.0
+        );
+        match packet {
+            Packet::SyncParam89(_) | Packet::Sizes(_) | Packet::Uuids(_) | Packet::State(_) => {
+                self.log(Level::Warn, None, text);
+            }
+            _ => self.link_lost(ConnState::ProtocolError, &text),
+        }
+    }
+
+    fn route_data(&mut self, number: VolumeNumber, packet: Packet) -> Result<(), String> {
+        let words = |result: Result<(), &'static str>| result.map_err(ToString::to_string);
+        match packet {
+            Packet::Protocol(protocol) => self.on_protocol(&protocol),
+            Packet::ProtocolUpdate(protocol) => self.on_protocol_update(&protocol),
+            Packet::SyncParam89(param) => self.on_sync_param(number, &param),
+            Packet::Sizes(sizes) => self.on_sizes(number, &sizes),
+            Packet::Uuids(uuids) => self.on_uuids(number, &uuids),
+            Packet::State(state) => self.on_state(number, state.state),
+            Packet::StateChgReq(change) => {
+                self.on_state_change_request(number, &change);
+                Ok(())
+            }
+            Packet::ConnStChgReq(change) => {
+                self.on_connection_change_request(&change);
+                Ok(())
+            }
+            Packet::Data(data) => words(self.on_peer_data(number, data)),
+            Packet::Trim(trim) => words(self.on_peer_trim(number, trim)),
+            Packet::Zeroes(zeroes) => words(self.on_peer_zeroes(number, zeroes)),
+            Packet::Wsame(wsame) => words(self.on_peer_wsame(number, wsame)),
+            Packet::Barrier(barrier) => {
+                self.on_barrier(barrier);
+                Ok(())
+            }
+            Packet::OutOfSync(range) => words(self.on_out_of_sync(number, range)),
+            Packet::DataRequest(request) => words(self.on_data_request(number, request)),
+            Packet::DataReply(reply) => words(self.on_data_reply(number, reply)),
+            Packet::SyncUuid(uuid) => words(self.on_sync_uuid(number, uuid.uuid)),
+            Packet::Bitmap(chunk) => words(self.on_bitmap(number, chunk)),
+            Packet::CompressedBitmap(chunk) => words(self.on_compressed_bitmap(number, chunk)),
+            Packet::RsDataRequest(request) => words(self.on_resync_request(number, request)),
+            Packet::RsThinReq(request) => words(self.on_resync_thin_request(number, request)),
+            Packet::CsumRsRequest(request) => words(self.on_resync_csum_request(number, request)),
+            Packet::RsDataReply(reply) => words(self.on_resync_reply(number, reply)),
+            Packet::RsDeallocated(range) => words(self.on_resync_deallocated(number, range)),
+            Packet::OvRequest(_) | Packet::OvReply(_) => {
+                Err(String::from("online verify is not running"))
+            }
+            Packet::UnplugRemote | Packet::DelayProbe(_) => Ok(()),
+            _ => Err(String::from("unexpected on an established link")),
+        }
+    }
+
+    /// A plan of this part ended.
     pub(crate) fn link_plan_done(
         &mut self,
-        _volume: VolumeNumber,
+        number: VolumeNumber,
         step: AfterPlan,
-        _result: Result<(), IoError>,
+        result: Result<(), IoError>,
     ) {
-        match step {}
-    }
-
-    /// A handler of the link's ended.
-    pub(crate) fn link_handler_done(
-        &mut self,
-        _volume: VolumeNumber,
-        step: AfterHandler,
-        _exit: i32,
-    ) {
-        match step {}
+        match step {
+            AfterPlan::FullSync => self.all_bits_are_set(number, result),
+        }
     }
 }

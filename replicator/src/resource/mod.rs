@@ -75,8 +75,8 @@ pub(crate) enum Pending {
     Peer(VolumeNumber, peer_io::Io),
     /// I/O of a resync, as source or as target.
     Resync(VolumeNumber, resync::Io),
-    /// A dial.
-    Dial,
+    /// A dial of an attempt to connect.
+    Dial(u64),
     /// The handler that is running.
     Handler,
 }
@@ -91,7 +91,7 @@ impl Pending {
             | Pending::Flush(volume, _)
             | Pending::Peer(volume, _)
             | Pending::Resync(volume, _) => Some(*volume),
-            Pending::Close(_) | Pending::Dial | Pending::Handler => None,
+            Pending::Close(_) | Pending::Dial(_) | Pending::Handler => None,
         }
     }
 }
@@ -199,8 +199,8 @@ impl Resource {
             Event::Sent { socket, bytes } => self.on_sent(socket, bytes),
             Event::Accepted { socket } => self.on_accepted(socket),
             Event::Dialled { token, result } => {
-                if let Some(Pending::Dial) = self.pending.remove(&token) {
-                    self.on_dialled(result);
+                if let Some(Pending::Dial(attempt)) = self.pending.remove(&token) {
+                    self.on_dialled(attempt, result);
                 }
             }
             Event::ListenFailed { reason } => self.on_listen_failed(&reason),
@@ -280,16 +280,17 @@ impl Resource {
     fn settle(&mut self) {
         for _ in 0..SETTLE_ROUNDS_MAX {
             self.run_deferred();
+            self.step_link();
             self.step_detaches();
             self.step_commands();
             if core::mem::take(&mut self.state_changed) {
                 self.retry_state_requests();
                 self.retry_attaches();
             }
-            if self.deferred.is_empty() && !self.state_changed {
+            if self.is_settled() {
                 self.release_held();
             }
-            if self.deferred.is_empty() && !self.state_changed {
+            if self.is_settled() {
                 return;
             }
         }
@@ -298,6 +299,10 @@ impl Resource {
             None,
             String::from("the engine does not come to rest: this is a bug, please report it"),
         );
+    }
+
+    fn is_settled(&self) -> bool {
+        self.deferred.is_empty() && !self.state_changed && !self.link_has_work()
     }
 
     /// A fresh token that waits for `what`.

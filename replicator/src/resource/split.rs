@@ -1,2 +1,450 @@
-//! Split brain (state-machine.md 5).
-// filled in by link
+//! P_STATE, the comparison of generations that it starts, and what is done about the result: resync, split brain,
+//! refusal (state-machine.md 4.2 to 4.6, 5).
+
+use alloc::format;
+use alloc::string::String;
+
+use tandem_protocol::features::Features;
+use tandem_protocol::state_word::WireState;
+
+use super::Resource;
+use super::handlers;
+use super::link::AfterPlan;
+use super::plan::{Then, rewrite_bitmap};
+use crate::effect::Level;
+use crate::event::{IoError, VolumeNumber};
+use crate::generations::decide::{Question, peer_disk_seen};
+use crate::generations::{
+    Action, Comparison, Correction, Decision, Demotion, Link as ComparedLink, Method, Party,
+    Policies, Reason, RefusalOutcome, ResolveConflicts, Standing, UUID_FLAG_CRASHED_PRIMARY,
+    UUID_FLAG_DISCARD_MY_DATA, compare, decide, refusal_outcome,
+};
+use crate::state::word::{ConnState, DiskState, Role, State};
+use crate::state::{Hardness, evaluate};
+
+/// A handshake that waits until all bits are on disk.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Waiting {
+    volume: VolumeNumber,
+    report: Report,
+    conn: ConnState,
+}
+
+/// What the peer says of itself.
+#[derive(Clone, Copy, Debug)]
+struct Report {
+    /// As it was sent.
+    sent: State,
+    /// Its disk as it counts here.
+    disk: DiskState,
+}
+
+/// What the comparison leads to.
+enum Outcome {
+    /// This connection state.
+    Conn(ConnState),
+    /// This connection state, once all bits are on disk.
+    AfterFullBitmap(ConnState),
+    /// The handshake is refused.
+    Refused(Reason),
+}
+
+impl Resource {
+    /// P_STATE.
+    pub(super) fn on_state(&mut self, number: VolumeNumber, word: WireState) -> Result<(), String> {
+        let sent = State::unpack(word.0).map_err(|error| format!("{error}"))?;
+        let Some(volume) = self.volumes.get(&number) else {
+            return Ok(());
+        };
+        let own = volume.state;
+        if own.conn <= ConnState::TearDown {
+            return Ok(());
+        }
+        let flags = volume.peer.uuids.map(|uuids| uuids.flags);
+        if sent.disk == DiskState::Negotiating && flags.is_none() {
+            return Err(String::from(
+                "a disk is being attached, but its P_UUIDS did not come before",
+            ));
+        }
+        let mut report = Report {
+            sent,
+            disk: peer_disk_seen(sent.disk, flags.unwrap_or(0)),
+        };
+        if self.target_finished(number, &own, &mut report) {
+            return Ok(());
+        }
+        let late = own.pdsk == DiskState::UpToDate
+            && report.disk == DiskState::Inconsistent
+            && own.conn == ConnState::Connected
+            && sent.conn > ConnState::SyncSource;
+        if late {
+            report.disk = DiskState::UpToDate;
+        }
+        let conn = match (own.conn, sent.conn) {
+            (_, ConnState::Ahead) => ConnState::Behind,
+            (ConnState::WFReportParams, _) => ConnState::Connected,
+            (conn, _) => conn,
+        };
+        if !self.must_compare(number, &report) {
+            return self.accept_report(number, report, conn);
+        }
+        match self.compare_with_peer(number, &report) {
+            Outcome::Conn(conn) => self.accept_report(number, report, conn),
+            Outcome::AfterFullBitmap(conn) => {
+                self.set_all_bits(
+                    number,
+                    Waiting {
+                        volume: number,
+                        report,
+                        conn,
+                    },
+                );
+                Ok(())
+            }
+            Outcome::Refused(reason) => self.refuse_report(number, report, reason),
+        }
+    }
+
+    /// Whether the packet only says that the target of a resync is done (4.6 step 3 of the wire's specification).
+    fn target_finished(&mut self, number: VolumeNumber, own: &State, report: &mut Report) -> bool {
+        let source = matches!(own.pdsk, DiskState::Inconsistent | DiskState::Consistent)
+            && report.disk == DiskState::UpToDate
+            && own.conn > ConnState::Connected
+            && own.disk == DiskState::UpToDate;
+        if !source {
+            return false;
+        }
+        let conn = report.sent.conn;
+        if conn >= ConnState::StartingSyncS && conn <= ConnState::WFSyncUUID {
+            report.disk = DiskState::Inconsistent;
+            return false;
+        }
+        if own.conn >= ConnState::SyncSource && conn == ConnState::Connected {
+            self.resync_target_finished(number);
+            return true;
+        }
+        false
+    }
+
+    /// 4.2.
+    fn must_compare(&self, number: VolumeNumber, report: &Report) -> bool {
+        let Some(volume) = self.volumes.get(&number) else {
+            return false;
+        };
+        let own = &volume.state;
+        let both = volume.peer.uuids.is_some()
+            && report.sent.disk >= DiskState::Negotiating
+            && own.disk >= DiskState::Negotiating;
+        let connected = own.conn == ConnState::Connected;
+        let attaching =
+            report.sent.disk == DiskState::Negotiating || own.disk == DiskState::Negotiating;
+        let starting = report.sent.conn >= ConnState::StartingSyncS
+            && report.sent.conn <= ConnState::WFBitMapT;
+        both && (own.conn < ConnState::Connected
+            || (connected && (attaching || starting))
+            || volume.consider_resync)
+    }
+
+    /// The peer's report becomes part of this node's state.
+    fn accept_report(
+        &mut self,
+        number: VolumeNumber,
+        report: Report,
+        conn: ConnState,
+    ) -> Result<(), String> {
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return Ok(());
+        };
+        let own = volume.state;
+        volume.consider_resync = false;
+        let attached = volume
+            .backing
+            .as_ref()
+            .and_then(|backing| backing.attached_as);
+        let sent = report.sent;
+        let change = |state: &mut State| {
+            state.conn = conn;
+            state.peer = sent.role;
+            state.pdsk = report.disk;
+            state.peer_isp = sent.aftr_isp || sent.user_isp;
+            let decided = matches!(conn, ConnState::Connected | ConnState::WFBitMapS);
+            if let (DiskState::Negotiating, true, Some(attached)) = (state.disk, decided, attached)
+            {
+                state.disk = attached.disk;
+            }
+        };
+        // Only a new connection may be refused by the rules; everything else is a fact.
+        let new = own.conn < ConnState::Connected;
+        let hardness = if new { Hardness::Soft } else { Hardness::Hard };
+        let result = self.change_state(number, change, hardness);
+        if new && !result.is_success() {
+            let text = format!(
+                "the states of the two nodes do not fit together: {}",
+                result.message()
+            );
+            self.refuse_connection(&text);
+            return Ok(());
+        }
+        if new {
+            self.volume_connected();
+        }
+        if let Some(volume) = self.volumes.get_mut(&number) {
+            volume.peer.discard_armed = false;
+        }
+        let undecided = sent.conn <= ConnState::Connected && sent.disk != DiskState::Negotiating;
+        if !new && conn > ConnState::Connected && undecided {
+            self.send_uuids(number);
+            self.send_state(number);
+        }
+        Ok(())
+    }
+
+    fn volume_connected(&mut self) {
+        if let Some(link) = self.connection.link.as_mut() {
+            link.was_connected = true;
+        }
+        if self.connection.last_error.take().is_some() {
+            self.status_changed = true;
+        }
+    }
+
+    /// 4.3 and 4.4.
+    fn compare_with_peer(&mut self, number: VolumeNumber, report: &Report) -> Outcome {
+        let Some(comparison) = self.compare_generations(number, report) else {
+            return Outcome::Refused(Reason::Unrelated);
+        };
+        let Some(question) = self.question(number, report, comparison) else {
+            return Outcome::Refused(Reason::Unrelated);
+        };
+        let Decision {
+            action,
+            handlers: names,
+            demote,
+            log,
+        } = decide(&question);
+        for line in log {
+            self.log(Level::Info, Some(number), line);
+        }
+        for handler in names {
+            self.run_handler(handler.name(), Some(number), handlers::Then::Nothing);
+        }
+        if demote {
+            self.change_state(number, |state| state.role = Role::Secondary, Hardness::Soft);
+        }
+        match action {
+            Action::Connected => Outcome::Conn(ConnState::Connected),
+            Action::Source(Method::Bitmap) => Outcome::Conn(ConnState::WFBitMapS),
+            Action::Target(Method::Bitmap) => Outcome::Conn(ConnState::WFBitMapT),
+            Action::Source(Method::Full) => Outcome::AfterFullBitmap(ConnState::WFBitMapS),
+            Action::Target(Method::Full) => Outcome::AfterFullBitmap(ConnState::WFBitMapT),
+            Action::Refuse(reason) => Outcome::Refused(reason),
+        }
+    }
+
+    fn compare_generations(&mut self, number: VolumeNumber, report: &Report) -> Option<Comparison> {
+        let now = self.now;
+        let agreed = self.connection.agreed?;
+        let link = ComparedLink {
+            protocol: agreed.version,
+            write_same: agreed.features.contains(Features::WSAME),
+            resolve_conflicts: self.resolve_conflicts(),
+        };
+        let volume = self.volumes.get_mut(&number)?;
+        let peer = volume.peer.uuids?;
+        let own = Party {
+            uuids: volume.generations.uuids,
+            crashed_primary: volume.crashed_primary,
+            role: volume.state.role,
+        };
+        let other = Party {
+            uuids: peer.set,
+            crashed_primary: peer.flags & UUID_FLAG_CRASHED_PRIMARY != 0,
+            role: report.sent.role,
+        };
+        let comparison = compare(&own, &other, &link);
+        let lines = [
+            format!("self {}", own.uuids.log(volume.peer.bits_sent, 0)),
+            format!("peer {}", other.uuids.log(peer.bits, peer.flags)),
+            comparison.log(),
+        ];
+        match comparison.correction {
+            Some(Correction::Own(uuids)) => {
+                volume.generations.uuids = uuids;
+                volume.superblock_changed(now);
+            }
+            Some(Correction::Peer(uuids)) => {
+                volume.peer.uuids = Some(super::volume::PeerUuids { set: uuids, ..peer })
+            }
+            None => {}
+        }
+        for line in lines {
+            self.log(Level::Info, Some(number), line);
+        }
+        Some(comparison)
+    }
+
+    fn resolve_conflicts(&self) -> ResolveConflicts {
+        if self.connection.resolve_conflicts {
+            ResolveConflicts::Here
+        } else {
+            ResolveConflicts::There
+        }
+    }
+
+    fn question(
+        &self,
+        number: VolumeNumber,
+        report: &Report,
+        comparison: Comparison,
+    ) -> Option<Question> {
+        let volume = self.volumes.get(&number)?;
+        let peer = volume.peer.uuids?;
+        let attached = volume
+            .backing
+            .as_ref()
+            .and_then(|backing| backing.attached_as);
+        let disk = match (volume.state.disk, attached) {
+            (DiskState::Negotiating, Some(attached)) => attached.disk,
+            (disk, _) => disk,
+        };
+        let secondary = State {
+            role: Role::Secondary,
+            ..volume.state
+        };
+        let context = self.rule_context(number);
+        let demotes = evaluate(&volume.state, secondary, &context, Hardness::Soft).is_allowed();
+        Some(Question {
+            comparison,
+            own: Standing {
+                role: volume.state.role,
+                disk,
+                changes: volume.peer.bits_sent,
+                bitmap_uuid: volume.generations.uuids.bitmap,
+                discard_my_data: volume.peer.discard_armed,
+            },
+            peer: Standing {
+                role: report.sent.role,
+                disk: report.disk,
+                changes: peer.bits,
+                bitmap_uuid: peer.set.bitmap,
+                discard_my_data: peer.flags & UUID_FLAG_DISCARD_MY_DATA != 0,
+            },
+            own_disk_now: volume.state.disk,
+            own_bits_now: volume.bits_set(),
+            resolve_conflicts: self.resolve_conflicts(),
+            policies: self
+                .connection
+                .net
+                .as_ref()
+                .map(Policies::from_options)
+                .unwrap_or_default(),
+            demotion: if demotes {
+                Demotion::Possible
+            } else {
+                Demotion::Refused
+            },
+            tentative: self.connection.tentative,
+            peer_dry_run: self.connection.peer_dry_run,
+        })
+    }
+
+    /// "Refuse" of 4.4.
+    fn refuse_report(
+        &mut self,
+        number: VolumeNumber,
+        mut report: Report,
+        reason: Reason,
+    ) -> Result<(), String> {
+        let Some(volume) = self.volumes.get(&number) else {
+            return Ok(());
+        };
+        let dry_run = self.connection.peer_dry_run;
+        match refusal_outcome(volume.state.disk, report.sent.disk, dry_run) {
+            RefusalOutcome::FailOwnDisk => {
+                let text = format!("the disk cannot be attached to this peer: {reason}");
+                self.log(Level::Error, Some(number), text);
+                self.change_state(
+                    number,
+                    |state| state.disk = DiskState::Failed,
+                    Hardness::Hard,
+                );
+                let conn = self
+                    .volumes
+                    .get(&number)
+                    .map_or(ConnState::Connected, |at| at.state.conn);
+                self.accept_report(number, report, conn.max(ConnState::Connected))
+            }
+            RefusalOutcome::PeerDiskless => {
+                let text = format!("the attach on the peer was aborted: {reason}");
+                self.log(Level::Warn, Some(number), text);
+                report.disk = DiskState::Diskless;
+                let conn = self
+                    .volumes
+                    .get(&number)
+                    .map_or(ConnState::Connected, |at| at.state.conn);
+                self.accept_report(number, report, conn.max(ConnState::Connected))
+            }
+            RefusalOutcome::ProtocolError => Err(format!("{reason}")),
+            RefusalOutcome::StandAlone => {
+                let text = self.refusal_text(number, reason);
+                self.refuse_connection(&text);
+                Ok(())
+            }
+        }
+    }
+
+    /// Why, and what to do about it.
+    fn refusal_text(&self, number: VolumeNumber, reason: Reason) -> String {
+        let name = &self.name;
+        let volume = number.0;
+        match reason {
+            Reason::SplitBrain => format!(
+                "volume {volume}: split brain: both nodes have changes that the other one lacks; on the node whose changes are to be given up type: tandem adm secondary {name} and tandem adm connect --discard-my-data {name}; on the other one (if it is StandAlone)"
+            ),
+            Reason::Unrelated => format!(
+                "volume {volume}: {reason}; to give up the data of one node, type there: tandem adm invalidate {name}"
+            ),
+            _ => format!("volume {volume}: {reason}"),
+        }
+    }
+
+    /// A full sync: every bit is on disk before the handshake goes on (4.4 step 10).
+    fn set_all_bits(&mut self, number: VolumeNumber, waiting: Waiting) {
+        if let Some(link) = self.connection.link.as_mut() {
+            link.waiting = Some(waiting);
+        }
+        if let Some(backing) = self
+            .volumes
+            .get_mut(&number)
+            .and_then(|at| at.backing.as_mut())
+        {
+            backing.bitmap.set_all();
+        }
+        self.start_plan(number, rewrite_bitmap(), Then::Link(AfterPlan::FullSync));
+    }
+
+    /// All bits are on disk, or cannot be written.
+    pub(super) fn all_bits_are_set(&mut self, number: VolumeNumber, result: Result<(), IoError>) {
+        let waiting = self
+            .connection
+            .link
+            .as_mut()
+            .and_then(|link| link.waiting.take_if(|waiting| waiting.volume == number));
+        // Without one the link that asked for it is gone: more bits than needed do no harm.
+        let Some(waiting) = waiting else {
+            return;
+        };
+        self.connection.link_work = true;
+        if let Err(error) = result {
+            let text = format!(
+                "volume {}: the bitmap cannot be written: {}",
+                number.0, error.text
+            );
+            self.refuse_connection(&text);
+            return;
+        }
+        if let Err(text) = self.accept_report(number, waiting.report, waiting.conn) {
+            self.link_lost(ConnState::ProtocolError, &text);
+        }
+    }
+}

@@ -207,7 +207,7 @@ impl Resource {
     }
 
     /// N6 of 3.3.
-    fn create_pending_generation(&mut self, number: VolumeNumber) {
+    pub(crate) fn create_pending_generation(&mut self, number: VolumeNumber) {
         let random = self.random.next_u64();
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;

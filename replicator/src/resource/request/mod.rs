@@ -28,7 +28,7 @@ use crate::time::Time;
 use crate::transfer_log::Epoch;
 
 mod log;
-mod remote;
+pub(crate) mod remote;
 mod retire;
 mod writes;
 

@@ -2,6 +2,7 @@
 // filled in by sync
 
 use bytes::Bytes;
+use tandem_protocol::packets::{BlockAck, BlockDesc, BlockRequest, Data, HashedRequest};
 
 use super::Resource;
 use crate::event::{IoError, VolumeNumber};
@@ -100,4 +101,112 @@ impl Resource {
     pub(crate) fn resync_deadline(&self) -> Time {
         Time::NEVER
     }
+
+    // Packets, called by `link`. Errors are protocol errors.
+
+    /// P_RS_WRITE_ACK of a resync block.
+    pub(crate) fn on_resync_ack(
+        &mut self,
+        _volume: VolumeNumber,
+        _ack: &BlockAck,
+    ) -> Result<(), &'static str> {
+        Ok(())
+    }
+
+    /// P_NEG_ACK of a resync block.
+    pub(crate) fn on_resync_neg_ack(
+        &mut self,
+        _volume: VolumeNumber,
+        _ack: &BlockAck,
+    ) -> Result<(), &'static str> {
+        Ok(())
+    }
+
+    /// P_NEG_RS_DREPLY.
+    pub(crate) fn on_resync_refused(
+        &mut self,
+        _volume: VolumeNumber,
+        _ack: &BlockAck,
+    ) -> Result<(), &'static str> {
+        Ok(())
+    }
+
+    /// P_RS_IS_IN_SYNC.
+    pub(crate) fn on_resync_in_sync(
+        &mut self,
+        _volume: VolumeNumber,
+        _ack: &BlockAck,
+    ) -> Result<(), &'static str> {
+        Ok(())
+    }
+
+    /// P_RS_CANCEL.
+    pub(crate) fn on_resync_cancelled(
+        &mut self,
+        _volume: VolumeNumber,
+        _ack: &BlockAck,
+    ) -> Result<(), &'static str> {
+        Ok(())
+    }
+
+    /// P_SYNC_UUID.
+    pub(crate) fn on_sync_uuid(
+        &mut self,
+        _volume: VolumeNumber,
+        _uuid: u64,
+    ) -> Result<(), &'static str> {
+        Ok(())
+    }
+
+    /// P_RS_DATA_REQUEST.
+    pub(crate) fn on_resync_request(
+        &mut self,
+        _volume: VolumeNumber,
+        _request: BlockRequest,
+    ) -> Result<(), &'static str> {
+        Ok(())
+    }
+
+    /// P_RS_THIN_REQ.
+    pub(crate) fn on_resync_thin_request(
+        &mut self,
+        _volume: VolumeNumber,
+        _request: BlockRequest,
+    ) -> Result<(), &'static str> {
+        Ok(())
+    }
+
+    /// P_CSUM_RS_REQUEST.
+    pub(crate) fn on_resync_csum_request(
+        &mut self,
+        _volume: VolumeNumber,
+        _request: HashedRequest,
+    ) -> Result<(), &'static str> {
+        Ok(())
+    }
+
+    /// P_RS_DATA_REPLY.
+    pub(crate) fn on_resync_reply(
+        &mut self,
+        _volume: VolumeNumber,
+        _reply: Data,
+    ) -> Result<(), &'static str> {
+        Ok(())
+    }
+
+    /// P_RS_DEALLOCATED.
+    pub(crate) fn on_resync_deallocated(
+        &mut self,
+        _volume: VolumeNumber,
+        _range: BlockDesc,
+    ) -> Result<(), &'static str> {
+        Ok(())
+    }
+
+    /// P_STATE says that the peer, the target, is done (own conn SyncSource or above, peer's disk UpToDate, peer's conn
+    /// Connected): the resync ends here too if no more bits are set than failed (wire-protocol.md 4.6 step 3).
+    pub(crate) fn resync_target_finished(&mut self, _volume: VolumeNumber) {}
+
+    /// A ping was answered: see `pings_answered` (liveness.rs). What the peer sent on the meta socket before is handled.
+    pub(crate) fn resync_ping_answered(&mut self) {}
 }
