@@ -13,5 +13,7 @@ pub mod node;
 pub mod pair;
 pub mod process;
 pub mod proxy;
+pub mod record;
+pub mod tool;
 pub mod verdict;
 pub mod wait;

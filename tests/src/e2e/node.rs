@@ -1,16 +1,25 @@
 //! One node: a daemon of its own under a directory of its own, and the commands of its administrator.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::process::{self, Ended};
 use super::wait;
 
 /// How long any command may take.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long a state may take to be reached, on a loaded machine.
+pub const STATE_LIMIT: Duration = Duration::from_secs(40);
+
+/// Lines of a log that a failure shows.
+const LOG_LINES: usize = 200;
 
 /// The binary under test: `TANDEM_BIN`, or the one that was built beside this test.
 ///
@@ -26,7 +35,7 @@ pub fn binary() -> PathBuf {
         .skip(1)
         .map(|dir| dir.join("tandem"))
         .find(|path| path.is_file());
-    found.expect("the binary `tandem` is not built: cargo build -p tandem-cli")
+    found.expect("the binary `tandem` is not built; next: cargo build -p tandem-cli")
 }
 
 /// What a node's configuration says.
@@ -36,6 +45,8 @@ pub struct Settings {
     pub disk_bytes: u64,
     /// Volumes.
     pub volumes: u16,
+    /// Where the metadata lie.
+    pub meta: Meta,
     /// Lines of the `net` section.
     pub net: String,
     /// Lines of the `disk` section.
@@ -44,16 +55,58 @@ pub struct Settings {
     pub handlers: String,
 }
 
+/// Where the metadata of the volumes lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meta {
+    /// At the end of the disk.
+    Internal,
+    /// In a file of their own.
+    External,
+}
+
 impl Default for Settings {
     fn default() -> Settings {
         Settings {
             disk_bytes: 16 << 20,
             volumes: 1,
+            meta: Meta::Internal,
             net: String::from("protocol C; ping-timeout 20; connect-int 1;"),
             disk: String::from("c-plan-ahead 0; resync-rate 400M;"),
             handlers: String::new(),
         }
     }
+}
+
+impl Settings {
+    /// With further lines of the `net` section.
+    #[must_use]
+    pub fn with_net(mut self, lines: &str) -> Settings {
+        self.net = format!("{} {lines}", self.net);
+        self
+    }
+
+    /// With this rate of resync, such as `4M`.
+    #[must_use]
+    pub fn with_resync_rate(mut self, rate: &str) -> Settings {
+        self.disk = format!("c-plan-ahead 0; resync-rate {rate};");
+        self
+    }
+
+    /// With disks of this size.
+    #[must_use]
+    pub fn with_disk_bytes(mut self, bytes: u64) -> Settings {
+        self.disk_bytes = bytes;
+        self
+    }
+}
+
+/// Whether files may grow, in a node's daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FileLimit {
+    /// As far as the filesystem goes.
+    None,
+    /// A write beyond this many bytes fails, as on a full filesystem.
+    Bytes(u64),
 }
 
 /// A node, its own name, and what it knows of its peer.
@@ -67,6 +120,20 @@ pub struct Node {
 }
 
 impl Node {
+    /// A node without configuration.
+    ///
+    /// # Panics
+    /// When the directory cannot be written.
+    pub fn bare(dir: &Path, name: &str) -> Node {
+        let root = dir.join(name);
+        fs::create_dir_all(root.join("etc")).expect("a directory of the test");
+        Node {
+            name: name.to_owned(),
+            root,
+            daemon: None,
+        }
+    }
+
     /// Writes the configuration of a node: its own address, and the peer's as this node shall see it.
     ///
     /// # Panics
@@ -78,17 +145,12 @@ impl Node {
         peer: SocketAddr,
         settings: &Settings,
     ) -> Node {
-        let root = dir.join(name);
-        fs::create_dir_all(root.join("etc")).expect("a directory of the test");
-        let node = Node {
-            name: name.to_owned(),
-            root,
-            daemon: None,
-        };
+        let node = Node::bare(dir, name);
         for volume in 0..settings.volumes {
-            let file = fs::File::create(node.disk(volume)).expect("a disk file");
-            file.set_len(settings.disk_bytes)
-                .expect("a sparse disk file");
+            make_file(&node.disk(volume), settings.disk_bytes);
+            if settings.meta == Meta::External {
+                make_file(&node.meta_disk(volume), 4 << 20);
+            }
         }
         node.configure(own, peer, settings);
         node
@@ -106,8 +168,14 @@ impl Node {
         };
         let mut volumes = String::new();
         for volume in 0..settings.volumes {
+            let meta = match settings.meta {
+                Meta::Internal => String::from("meta-disk internal"),
+                Meta::External => {
+                    format!("flexible-meta-disk {}", self.meta_disk(volume).display())
+                }
+            };
             volumes.push_str(&format!(
-                "  volume {volume} {{\n    device /dev/drbd{volume} minor {volume};\n    disk {};\n    meta-disk internal;\n  }}\n",
+                "  volume {volume} {{\n    device /dev/drbd{volume} minor {volume};\n    disk {};\n    {meta};\n  }}\n",
                 self.disk(volume).display()
             ));
         }
@@ -116,6 +184,14 @@ impl Node {
              on {} {{ address {own}; }}\n  on {other} {{ address {peer}; }}\n}}\n",
             settings.net, settings.disk, settings.handlers, self.name
         );
+        self.write_config(&text);
+    }
+
+    /// Writes this text as the configuration file.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn write_config(&self, text: &str) {
         fs::write(self.root.join("etc/drbd.conf"), text).expect("a configuration file");
     }
 
@@ -124,9 +200,19 @@ impl Node {
         self.root.join(format!("disk{volume}.img"))
     }
 
+    /// The metadata file of a volume with external metadata.
+    pub fn meta_disk(&self, volume: u16) -> PathBuf {
+        self.root.join(format!("meta{volume}.img"))
+    }
+
     /// The NBD socket.
     pub fn socket(&self) -> PathBuf {
         self.root.join("run/tandem/nbd.sock")
+    }
+
+    /// The control socket.
+    pub fn control_socket(&self) -> PathBuf {
+        self.root.join("run/tandem/control.sock")
     }
 
     /// The NBD URI of a volume.
@@ -139,31 +225,61 @@ impl Node {
     /// # Panics
     /// When it does not come up.
     pub fn start(&mut self) {
+        self.start_with(FileLimit::None);
+    }
+
+    /// As [`Node::start`], but the daemon's writes beyond `bytes` of a file fail.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn start_with_file_limit(&mut self, bytes: u64) {
+        self.start_with(FileLimit::Bytes(bytes));
+    }
+
+    fn start_with(&mut self, limit: FileLimit) {
         let log = fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(self.log_path());
         let log = log.expect("a log file");
-        let child = Command::new(binary())
+        let mut command = match limit {
+            FileLimit::None => Command::new(binary()),
+            FileLimit::Bytes(bytes) => {
+                // The signal of an overstepped limit is ignored: the write fails, the process lives.
+                let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$@\"", bytes / 512);
+                let mut shell = Command::new("/bin/sh");
+                shell.args(["-c", &script, "sh"]).arg(binary());
+                shell
+            }
+        };
+        command
             .arg("daemon")
             .arg("--root")
             .arg(&self.root)
             .env("__DRBD_NODE__", &self.name)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("the daemon starts");
-        self.daemon = Some(child);
-        let control = self.root.join("run/tandem/control.sock");
+            .stderr(log);
+        if std::env::var_os("RUST_LOG").is_none() {
+            command.env("RUST_LOG", "info,tandem_daemon=debug");
+        }
+        let mut child = command.spawn().expect("the daemon starts");
+        let control = self.control_socket();
         let up = || {
+            if let Some(status) = child.try_wait().expect("wait for the daemon") {
+                panic!(
+                    "the daemon of {} ended at once: {status}\n{}",
+                    self.name,
+                    self.logs()
+                );
+            }
             std::os::unix::net::UnixStream::connect(&control)
                 .ok()
                 .map(drop)
         };
-        wait::until("the daemon's control socket", COMMAND_LIMIT, up, || {
-            self.log()
-        });
+        let explain = || self.logs();
+        wait::until("the daemon's control socket", STATE_LIMIT, up, explain);
+        self.daemon = Some(child);
     }
 
     /// SIGKILL. The kernel keeps what was written.
@@ -174,9 +290,28 @@ impl Node {
         }
     }
 
+    /// SIGKILL, and up again as after a reboot.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn crash_and_come_back(&mut self) {
+        self.kill();
+        self.start();
+        self.must(&["up", "r0"]);
+    }
+
     /// The id of the daemon, while it runs.
     pub fn pid(&self) -> Option<u32> {
         self.daemon.as_ref().map(Child::id)
+    }
+
+    /// Whether the daemon that was started still runs.
+    ///
+    /// # Panics
+    /// When none was started.
+    pub fn is_alive(&mut self) -> bool {
+        let child = self.daemon.as_mut().expect("the daemon was started");
+        child.try_wait().expect("wait for the daemon").is_none()
     }
 
     /// Sends the daemon a signal by name, such as `STOP`.
@@ -196,7 +331,8 @@ impl Node {
     pub fn wait_for_end(&mut self) -> Option<i32> {
         let mut child = self.daemon.take().expect("the daemon runs");
         let ended = || child.try_wait().expect("wait for the daemon");
-        wait::until("the daemon's end", COMMAND_LIMIT, ended, String::new).code()
+        let explain = || self.logs();
+        wait::until("the daemon's end", STATE_LIMIT, ended, explain).code()
     }
 
     /// Where the daemon's log goes.
@@ -204,12 +340,26 @@ impl Node {
         self.root.join("daemon.log")
     }
 
-    /// The daemon's log so far (its last 200 lines).
+    /// The daemon's whole log so far.
+    pub fn whole_log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// The daemon's log so far (its last lines) under its name, and its last status.
     pub fn log(&self) -> String {
-        let text = fs::read_to_string(self.log_path()).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        let tail = &lines[lines.len().saturating_sub(200)..];
-        format!("--- log of {}\n{}\n", self.name, tail.join("\n"))
+        log_of(&self.root)
+    }
+
+    /// The logs of this node and of the other nodes of the test.
+    pub fn logs(&self) -> String {
+        let mut text = self.log();
+        let others = self.root.parent().and_then(|dir| fs::read_dir(dir).ok());
+        for entry in others.into_iter().flatten().flatten() {
+            if entry.path() != self.root && entry.path().is_dir() {
+                text.push_str(&log_of(&entry.path()));
+            }
+        }
+        text
     }
 
     /// `tandem adm ARGS`, whatever its exit code.
@@ -232,9 +382,30 @@ impl Node {
             "{}: adm {args:?}: {}\n{}",
             self.name,
             ended.all(),
-            self.log()
+            self.logs()
         );
         ended.stdout
+    }
+
+    /// `tandem adm ARGS`, which must end with exit code `code` and say each of `words`, in any letter case.
+    ///
+    /// # Panics
+    /// When it does otherwise.
+    pub fn refused(&self, args: &[&str], code: i32, words: &[&str]) -> Ended {
+        let ended = self.adm(args);
+        let all = ended.all().to_lowercase();
+        let missing: Vec<_> = words
+            .iter()
+            .filter(|words| !all.contains(&words.to_lowercase()))
+            .collect();
+        assert!(
+            ended.code == Some(code) && missing.is_empty(),
+            "{}: adm {args:?} must end with exit {code} and say {words:?} (missing: {missing:?}): {}\n{}",
+            self.name,
+            ended.all(),
+            self.logs()
+        );
+        ended
     }
 
     /// One of the words that `role`, `cstate` and `dstate` print for the first volume.
@@ -248,6 +419,39 @@ impl Node {
             .to_owned()
     }
 
+    /// The status of r0 as JSON.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn status(&self) -> Value {
+        let text = self.must(&["status", "--json", "r0"]);
+        let all: Value = serde_json::from_str(&text)
+            .unwrap_or_else(|error| panic!("{}: status is no JSON: {error}\n{text}", self.name));
+        let first = all
+            .get(0)
+            .unwrap_or_else(|| panic!("status without a resource\n{text}"));
+        first.clone()
+    }
+
+    /// The text of `/proc/drbd`.
+    ///
+    /// # Panics
+    /// When the command fails.
+    pub fn proc(&self) -> String {
+        self.must(&["proc"])
+    }
+
+    /// A counter of `/proc/drbd`, such as `oos`.
+    ///
+    /// # Panics
+    /// When it is not there.
+    pub fn counter(&self, minor: u32, name: &str) -> u64 {
+        let text = self.proc();
+        let counters = proc_counters(&text);
+        let found = counters.get(&minor).and_then(|counters| counters.get(name));
+        *found.unwrap_or_else(|| panic!("no {name} of minor {minor} in\n{text}"))
+    }
+
     /// Waits until `cstate` and `dstate` of the first volume are these.
     ///
     /// # Panics
@@ -255,26 +459,93 @@ impl Node {
     pub fn wait_state(&self, cstate: &str, dstate: &str) {
         let reached =
             || (self.word("cstate") == cstate && self.word("dstate") == dstate).then_some(());
-        let explain = || {
-            format!(
-                "{} is {} {}\n{}",
-                self.name,
-                self.word("cstate"),
-                self.word("dstate"),
-                self.log()
-            )
-        };
-        wait::until(
-            &format!("{cstate} {dstate} on {}", self.name),
-            COMMAND_LIMIT,
-            reached,
-            explain,
-        );
+        let what = format!("{cstate} {dstate} on {}", self.name);
+        wait::until(&what, STATE_LIMIT, reached, || self.logs());
+    }
+
+    /// Waits until a command prints one of these words for the first volume, and returns it.
+    ///
+    /// # Panics
+    /// When it does not in time.
+    pub fn wait_word(&self, command: &str, words: &[&str]) -> String {
+        let reached = || Some(self.word(command)).filter(|word| words.contains(&word.as_str()));
+        let what = format!("{command} {} on {}", words.join(" or "), self.name);
+        wait::until(&what, STATE_LIMIT, reached, || self.logs())
+    }
+
+    /// Waits until the daemon's log contains `words`.
+    ///
+    /// # Panics
+    /// When it does not in time.
+    pub fn wait_log(&self, words: &str) {
+        let said = || self.whole_log().contains(words).then_some(());
+        let what = format!("{words:?} in the log of {}", self.name);
+        wait::until(&what, STATE_LIMIT, said, || self.logs());
     }
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+fn make_file(path: &Path, bytes: u64) {
+    let file = fs::File::create(path).expect("a disk file");
+    file.set_len(bytes).expect("a sparse disk file");
+}
+
+fn log_of(root: &Path) -> String {
+    let name = root.file_name().unwrap_or_default().display();
+    let status = fs::read_to_string(root.join("run/tandem/proc")).unwrap_or_default();
+    let text = fs::read_to_string(root.join("daemon.log")).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    let tail = &lines[lines.len().saturating_sub(LOG_LINES)..];
+    let status: Vec<&str> = status.lines().skip(2).collect();
+    format!(
+        "--- log of {name}\n{}\n--- last status of {name}\n{}\n",
+        tail.join("\n"),
+        status.join("\n")
+    )
+}
+
+/// The counters of each minor in a text of `/proc/drbd`.
+fn proc_counters(text: &str) -> BTreeMap<u32, BTreeMap<String, u64>> {
+    let mut all = BTreeMap::new();
+    let mut minor = None;
+    for line in text.lines() {
+        let head = line
+            .split_once(": cs:")
+            .map(|(number, _)| number.trim().parse().ok());
+        if let Some(number) = head {
+            minor = number;
+        } else if let (Some(minor), true) = (minor, line.trim_start().starts_with("ns:")) {
+            let fields = line.split_whitespace().filter_map(|field| {
+                let (name, value) = field.split_once(':')?;
+                Some((name.to_owned(), value.parse().ok()?))
+            });
+            all.insert(minor, fields.collect());
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_read_from_the_text_of_proc() {
+        let text = "version: 8.4.11-1 (api:1/proto:86-101)\nbuild\n\n \
+            0: cs:SyncSource ro:Primary/Secondary ds:UpToDate/Inconsistent C r-----\n    \
+            ns:648576 nr:0 dw:0 dr:649200 al:0 bm:0 lo:0 pe:3 ua:0 ap:0 ep:1 wo:f oos:400000\n\t\
+            [===========>........] sync'ed: 62.3% (400000/1048576)K\n\t\
+            finish: 0:00:33 speed: 12,000 (12,008) K/sec\n\n \
+            5: cs:Unconfigured\n";
+        let counters = proc_counters(text);
+        assert_eq!(counters.keys().copied().collect::<Vec<u32>>(), vec![0]);
+        assert_eq!(counters[&0]["oos"], 400_000);
+        assert_eq!(counters[&0]["ns"], 648_576);
+        assert!(!counters[&0].contains_key("wo"));
     }
 }

@@ -4,6 +4,9 @@ use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// How long an ended process' outputs may stay open without a word: its own last words arrive at once, also on a busy machine.
+const OUTPUT_LIMIT: Duration = Duration::from_secs(2);
+
 /// How a process ended.
 #[derive(Clone, Debug)]
 pub struct Ended {
@@ -16,6 +19,11 @@ pub struct Ended {
 }
 
 impl Ended {
+    /// Whether either output contains `words`.
+    pub fn says(&self, words: &str) -> bool {
+        self.stdout.contains(words) || self.stderr.contains(words)
+    }
+
     /// Both outputs, for messages.
     pub fn all(&self) -> String {
         format!("exit {:?}\n{}{}", self.code, self.stdout, self.stderr)
@@ -79,9 +87,39 @@ fn drain(mut pipe: impl Read + Send + 'static) -> Output {
 fn collect(output: Option<Output>) -> String {
     let mut text = String::new();
     if let Some(output) = output {
-        while let Ok(piece) = output.recv_timeout(Duration::from_millis(200)) {
+        while let Ok(piece) = output.recv_timeout(OUTPUT_LIMIT) {
             text.push_str(&piece);
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn outputs_and_exit_code_are_those_of_the_process() {
+        let ended = run(
+            &mut shell("echo out; echo err >&2; exit 3"),
+            Duration::from_secs(10),
+        );
+        assert_eq!(
+            (ended.code, ended.stdout.as_str(), ended.stderr.as_str()),
+            (Some(3), "out\n", "err\n")
+        );
+        assert!(ended.says("out") && ended.says("err") && !ended.says("exit"));
+    }
+
+    #[test]
+    #[should_panic(expected = "did not end within")]
+    fn a_process_that_does_not_end_is_killed() {
+        run(&mut shell("exec sleep 600"), Duration::from_millis(50));
+    }
 }

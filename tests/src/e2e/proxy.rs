@@ -110,7 +110,10 @@ fn accept(listener: &TcpListener, ip: IpAddr, target: SocketAddr, shared: &Arc<S
 }
 
 /// Connects to `target` from `ip`, as the node expects of its peer.
-fn connect_from(ip: IpAddr, target: SocketAddr) -> std::io::Result<TcpStream> {
+///
+/// # Errors
+/// Those of the sockets; nobody listens.
+pub fn connect_from(ip: IpAddr, target: SocketAddr) -> std::io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
     socket.bind(&SocketAddr::new(ip, 0).into())?;
     socket.connect_timeout(&target.into(), Duration::from_secs(1))?;
