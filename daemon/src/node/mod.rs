@@ -1,0 +1,340 @@
+//! The resources of this node, and what an administrator can do to them.
+
+mod commands;
+mod configure;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tandem_replicator::{Answer, Command, Force};
+use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use crate::control::messages::{
+    Body, Call, CommandAnswer, HandlerReport, ResourceDefinition, SCHEMA, StatusReport,
+    VersionReport,
+};
+use crate::report::Published;
+use crate::resource_loop::{LoopHandle, Message, SpawnError, Surroundings};
+
+/// How a loop is started; tests put their own engine behind it.
+pub(crate) type Spawner =
+    fn(Arc<ResourceDefinition>, Surroundings) -> Result<LoopHandle, SpawnError>;
+
+/// How long a loop may take for a report before the last one is shown instead.
+const REPORT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long clients get to be let go when the daemon ends.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a resource gets to go down when the daemon ends.
+const DOWN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// "Device is held open by someone" (state-machine.md 2.7).
+const DEVICE_IN_USE: i32 = -12;
+
+/// A resource that is up.
+struct Running {
+    definition: Arc<ResourceDefinition>,
+    handle: LoopHandle,
+    /// Listeners of its NBD sockets and the task that passes its changes on.
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// All resources of this node.
+pub(crate) struct Node {
+    surroundings: Surroundings,
+    spawner: Spawner,
+    resources: Mutex<BTreeMap<String, Running>>,
+    /// Commands that add or remove resources come one at a time.
+    changing: tokio::sync::Mutex<()>,
+    changes: watch::Sender<u64>,
+    stopping: AtomicBool,
+    stop: Notify,
+}
+
+impl Node {
+    /// A node without resources.
+    pub(crate) fn new(surroundings: Surroundings, spawner: Spawner) -> Arc<Node> {
+        Arc::new(Node {
+            surroundings,
+            spawner,
+            resources: Mutex::default(),
+            changing: tokio::sync::Mutex::default(),
+            changes: watch::Sender::new(0),
+            stopping: AtomicBool::new(false),
+            stop: Notify::new(),
+        })
+    }
+
+    fn resources(&self) -> MutexGuard<'_, BTreeMap<String, Running>> {
+        self.resources
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the daemon is on its way down.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Waits until somebody has asked the daemon to end.
+    pub(crate) async fn stop_wanted(&self) {
+        self.stop.notified().await;
+    }
+
+    /// What every loop has made public, by name.
+    pub(crate) fn published(&self) -> Vec<Arc<Published>> {
+        self.resources()
+            .values()
+            .map(|running| running.handle.published.borrow().clone())
+            .collect()
+    }
+
+    /// Told after every change of any resource.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Told when handlers begin and end.
+    pub(crate) fn handler_reports(&self) -> broadcast::Receiver<HandlerReport> {
+        self.surroundings.handler_reports.subscribe()
+    }
+
+    /// Where messages for a resource go.
+    pub(crate) fn inbox(&self, resource: &str) -> Option<mpsc::Sender<Message>> {
+        self.resources()
+            .get(resource)
+            .map(|running| running.handle.inbox.clone())
+    }
+
+    fn definition(&self, resource: &str) -> Result<Arc<ResourceDefinition>, CommandAnswer> {
+        let resources = self.resources();
+        resources
+            .get(resource)
+            .map(|running| Arc::clone(&running.definition))
+            .ok_or_else(unknown)
+    }
+
+    /// Carries out everything but `watch`.
+    pub(crate) async fn execute(self: &Arc<Node>, call: Call) -> Body {
+        match call {
+            Call::Ping | Call::Version => Body::Version(self.version()),
+            Call::Show { resource } => match self.definition(&resource) {
+                Ok(definition) => {
+                    Body::Definition(Box::new(ResourceDefinition::clone(&definition)))
+                }
+                Err(answer) => Body::Answer(answer),
+            },
+            Call::Status { resource } => match self.status(resource.as_deref()).await {
+                Ok(report) => Body::Status(report),
+                Err(answer) => Body::Answer(answer),
+            },
+            other => Body::Answer(self.change(other).await.unwrap_or_else(|refusal| refusal)),
+        }
+    }
+
+    fn version(&self) -> VersionReport {
+        let places = &self.surroundings.places;
+        let mut nbd = vec![format!(
+            "nbd+unix:///?socket={}",
+            places.nbd_socket().display()
+        )];
+        nbd.extend(
+            self.surroundings
+                .nbd_tcp
+                .map(|address| format!("nbd://{address}")),
+        );
+        VersionReport {
+            schema: SCHEMA,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            run_dir: places.run_dir().display().to_string(),
+            nbd,
+        }
+    }
+
+    /// The status as it is now, or as it was published last by a loop that does not answer at once.
+    pub(crate) async fn status(
+        &self,
+        resource: Option<&str>,
+    ) -> Result<StatusReport, CommandAnswer> {
+        let inboxes: Vec<mpsc::Sender<Message>> = {
+            let resources = self.resources();
+            if resource.is_some_and(|name| !resources.contains_key(name)) {
+                return Err(unknown());
+            }
+            let wanted = resources
+                .iter()
+                .filter(|(name, _)| resource.is_none_or(|one| one == *name));
+            wanted
+                .map(|(_, running)| running.handle.inbox.clone())
+                .collect()
+        };
+        let asked = inboxes.into_iter().map(|inbox| async move {
+            let (done, published) = oneshot::channel();
+            if inbox.send(Message::Report(done)).await.is_ok() {
+                let _ = published.await;
+            }
+        });
+        let all = async {
+            for asking in asked {
+                asking.await;
+            }
+        };
+        let _ = tokio::time::timeout(REPORT_PATIENCE, all).await;
+        Ok(self.last_status(resource))
+    }
+
+    /// The status as it was published last.
+    pub(crate) fn last_status(&self, resource: Option<&str>) -> StatusReport {
+        let published = self.published();
+        let wanted = published
+            .iter()
+            .filter(|one| resource.is_none_or(|name| name == one.report.name));
+        StatusReport {
+            schema: SCHEMA,
+            resources: wanted.map(|published| published.report.clone()).collect(),
+        }
+    }
+
+    async fn down(&self, resource: &str, force: Force) -> Result<CommandAnswer, CommandAnswer> {
+        let _changing = self.changing.lock().await;
+        if self.definition(resource).is_err() {
+            return Ok(CommandAnswer::success());
+        }
+        let answer = match self
+            .ask(resource, |answer| Message::Command {
+                command: Command::Down { force },
+                answer,
+            })
+            .await
+        {
+            Ok(answer) => from_engine(answer),
+            // Its loop has failed: nothing is left that could be taken down.
+            Err(_) => CommandAnswer::success(),
+        };
+        if answer.is_success() {
+            self.remove(resource).await;
+        }
+        Ok(answer)
+    }
+
+    /// Ends the loop of a resource that is down and forgets it.
+    async fn remove(&self, name: &str) {
+        let Some(running) = self.resources().remove(name) else {
+            return;
+        };
+        for task in &running.tasks {
+            task.abort();
+        }
+        for volume in &running.definition.volumes {
+            let path = self
+                .surroundings
+                .places
+                .nbd_volume_socket(name, volume.number);
+            if let Err(error) = std::fs::remove_file(&path) {
+                tracing::debug!(path = %path.display(), %error, "cannot remove a socket");
+            }
+        }
+        let _ = running.handle.inbox.send(Message::Quit).await;
+        let thread = running.handle.thread;
+        let ended = tokio::task::spawn_blocking(move || thread.join().is_ok());
+        if tokio::time::timeout(DOWN_PATIENCE, ended).await.is_err() {
+            tracing::error!(
+                resource = name,
+                "its loop does not end: a disk does not answer"
+            );
+        }
+        self.changes.send_modify(|count| *count += 1);
+        tracing::info!(resource = name, "resource is down");
+    }
+
+    /// Asks a loop and waits for its answer.
+    async fn ask<T>(
+        &self,
+        resource: &str,
+        message: impl FnOnce(oneshot::Sender<T>) -> Message,
+    ) -> Result<T, CommandAnswer> {
+        let inbox = self.inbox(resource).ok_or_else(unknown)?;
+        let (sender, answer) = oneshot::channel();
+        let sent = inbox.send(message(sender)).await.is_ok();
+        match answer.await {
+            Ok(answer) if sent => Ok(answer),
+            _ => Err(self.loop_ended(resource)),
+        }
+    }
+
+    fn loop_ended(&self, resource: &str) -> CommandAnswer {
+        let failed = self
+            .resources()
+            .get(resource)
+            .and_then(|running| running.handle.published.borrow().report.failed.clone());
+        CommandAnswer::failure(0, "The resource has failed", 20)
+            .with_info(failed.unwrap_or_else(|| "its loop has ended".to_owned()))
+            .with_hint(format!(
+                "tandemadm down {resource} && tandemadm up {resource}"
+            ))
+    }
+
+    async fn command(
+        &self,
+        resource: &str,
+        command: Command,
+    ) -> Result<CommandAnswer, CommandAnswer> {
+        self.ask(resource, |answer| Message::Command { command, answer })
+            .await
+            .map(from_engine)
+    }
+
+    /// Ends everything in order: clients are let go, resources are taken down.
+    pub(crate) async fn stop_everything(&self) {
+        self.stopping.store(true, Ordering::Release);
+        let names: Vec<String> = self.resources().keys().cloned().collect();
+        for name in &names {
+            let text = "tandemd is stopping".to_owned();
+            let released = self.ask(name, |done| Message::ReleaseClients { text, done });
+            if tokio::time::timeout(RELEASE_PATIENCE, released)
+                .await
+                .is_err()
+            {
+                tracing::warn!(resource = %name, "clients with unanswered requests are cut off");
+            }
+        }
+        for name in &names {
+            match tokio::time::timeout(DOWN_PATIENCE, self.down(name, Force::Yes)).await {
+                Ok(Ok(answer)) if answer.is_success() => {}
+                Ok(Ok(answer) | Err(answer)) => {
+                    tracing::warn!(resource = %name, number = answer.number, "not taken down: {}", answer.text);
+                }
+                Err(_) => {
+                    tracing::warn!(resource = %name, "not taken down within {DOWN_PATIENCE:?}")
+                }
+            }
+        }
+    }
+}
+
+fn unknown() -> CommandAnswer {
+    CommandAnswer::failure(158, "Unknown resource", 10).with_info("unknown resource")
+}
+
+fn from_engine(answer: Answer) -> CommandAnswer {
+    let Answer {
+        number,
+        text,
+        info,
+        hint,
+        exit,
+    } = answer;
+    CommandAnswer {
+        number,
+        text,
+        info,
+        hint,
+        exit,
+        volume: None,
+    }
+}
