@@ -75,6 +75,8 @@ pub(crate) struct Attach {
     /// The activity log as read.
     log: BTreeMap<u64, Bytes>,
     failure: Option<Answer>,
+    /// Size of the device before: a failed attach leaves it.
+    bytes_before: u64,
 }
 
 #[derive(Debug)]
@@ -114,6 +116,7 @@ impl Resource {
             in_flight: 0,
             log: BTreeMap::new(),
             failure: None,
+            bytes_before: volume.bytes,
         });
         let token = self.token(Pending::Attach(number, Io::Open));
         self.effects.push(Effect::OpenBacking {
@@ -518,9 +521,6 @@ impl Resource {
             result if result.is_success() => {
                 if let Some(volume) = self.volumes.get_mut(&number) {
                     volume.generations.mark_role(volume.state.role);
-                    if volume.state.role == Role::Primary {
-                        volume.generations.expose_own();
-                    }
                 }
                 self.log_generations(number, "attached");
                 self.set_attach_phase(number, Phase::Finishing);
@@ -578,6 +578,7 @@ impl Resource {
             return false;
         };
         let answer = attach.failure.take();
+        volume.bytes = attach.bytes_before;
         self.forget_disk(number);
         if let Some(answer) = answer {
             self.attach_over(number, answer);

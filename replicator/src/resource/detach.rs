@@ -143,6 +143,17 @@ impl Resource {
         }
     }
 
+    /// The disk became Diskless. If it did so at once (a link that was lost in the handshake about it), its backing
+    /// is closed now.
+    pub(super) fn disk_released(&mut self, number: VolumeNumber) {
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        if volume.backing.is_some() && volume.detach.is_none() {
+            self.begin_draining(number);
+        }
+    }
+
     /// Whether an I/O of the volume's disk or metadata is in flight.
     pub(super) fn disk_io_in_flight(&self, number: VolumeNumber) -> bool {
         self.pending

@@ -141,7 +141,7 @@ impl Resource {
             }
             state::Deferred::StartFullSync => self.start_full_sync(number),
             state::Deferred::DiskFailed => self.disk_failed(number),
-            state::Deferred::DiskReleased => {}
+            state::Deferred::DiskReleased => self.disk_released(number),
             state::Deferred::ResyncGrownArea => {
                 if let Some(volume) = self.volumes.get_mut(&number) {
                     volume.grew_while_detached = false;

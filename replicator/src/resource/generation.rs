@@ -139,7 +139,7 @@ impl Resource {
             .volumes
             .values()
             .filter(|volume| {
-                volume.is_superblock_dirty()
+                volume.wants_superblock_write()
                     && volume.backing.as_ref().is_some_and(|backing| {
                         backing
                             .superblock_dirty
@@ -208,6 +208,11 @@ impl Volume {
                 .backing
                 .as_ref()
                 .is_some_and(|backing| backing.superblock_dirty.is_some() && !backing.meta_failed)
+    }
+
+    /// The same, and no plan is going to write it anyway.
+    fn wants_superblock_write(&self) -> bool {
+        self.is_superblock_dirty() && !self.plans.will_write_superblock()
     }
 
     /// Computes the flags of the state (3.8).

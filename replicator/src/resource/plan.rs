@@ -21,7 +21,7 @@ use super::change::{Deferred, DiskFault};
 use super::generation::FlagValue;
 use super::volume::Backing;
 use super::{Pending, Resource, attach, commands, link, resync};
-use crate::activity_log::Batch;
+use crate::activity_log::{Batch, Ticket};
 use crate::bitmap::{PAGE_BYTES, PageChange, WriteOutcome};
 use crate::effect::{DiskOperation, Effect, MetaOperation};
 use crate::event::{Fua, IoError, VolumeNumber};
@@ -47,6 +47,8 @@ pub(crate) enum Stage {
     BitmapPages(Pages),
     /// From here on one demotion less keeps the primary flag on disk.
     ReleasePrimary,
+    /// Waits until this transaction of the activity log is on disk: what stood in for the log may go.
+    LogCommitted(Ticket),
     /// Changes a flag of the superblock in memory: it reaches the disk with the next stage that writes it.
     Flag(Flags, FlagValue),
 }
@@ -114,6 +116,8 @@ struct Running {
     pages: VecDeque<u32>,
     /// Pages of the current stage that wait for a write of the other lane.
     waits: BTreeSet<u32>,
+    /// The transaction that the current stage waits for.
+    log: Option<Ticket>,
     error: Option<IoError>,
 }
 
@@ -147,6 +151,20 @@ impl Plans {
                     .as_ref()
                     .is_some_and(|running| running.plan.then == then)
         })
+    }
+
+    /// A plan that runs or waits will still take a snapshot of the superblock.
+    pub(crate) fn will_write_superblock(&self) -> bool {
+        let writes = |plan: &Plan| {
+            let superblock = |stage: &Stage| matches!(stage, Stage::Superblock);
+            plan.stages.iter().any(superblock)
+        };
+        self.main.waiting.iter().any(writes)
+            || self
+                .main
+                .running
+                .as_ref()
+                .is_some_and(|at| writes(&at.plan))
     }
 
     fn lane(&mut self, lane: Lane) -> &mut Queue {
@@ -245,6 +263,7 @@ impl Resource {
             io: 0,
             pages: VecDeque::new(),
             waits: BTreeSet::new(),
+            log: None,
             error: None,
         });
         self.advance(number, lane);
@@ -261,17 +280,26 @@ impl Resource {
                 .backing
                 .as_ref()
                 .is_none_or(|backing| backing.meta_failed);
+            let committed = volume
+                .backing
+                .as_ref()
+                .map(|backing| backing.activity_log.committed());
             let Some(running) = volume.plans.lane(lane).running.as_mut() else {
                 return;
             };
             if running.io > 0 {
                 return;
             }
+            if running.log <= committed {
+                running.log = None;
+            }
             if running.error.is_none() && gone {
                 let text = String::from("metadata cannot be written any more");
                 running.error = Some(IoError { text });
             }
-            if running.error.is_none() && !(running.waits.is_empty() && running.pages.is_empty()) {
+            let waits =
+                !running.waits.is_empty() || !running.pages.is_empty() || running.log.is_some();
+            if running.error.is_none() && waits {
                 return;
             }
             let stage = match running.error {
@@ -339,6 +367,11 @@ impl Resource {
                     backing.primary_holds = backing.primary_holds.saturating_sub(1);
                 }
                 volume.refresh_disk_flags();
+            }
+            Stage::LogCommitted(ticket) => {
+                if let Some(running) = volume.plans.lane(lane).running.as_mut() {
+                    running.log = Some(ticket);
+                }
             }
             Stage::Flag(flag, value) => volume.set_disk_flag(flag, value),
         }
@@ -461,7 +494,11 @@ impl Resource {
     ) {
         match then {
             Then::Nothing => {}
-            Then::LogWritten => self.log_written(number, result),
+            Then::LogWritten => {
+                self.log_written(number, result);
+                // A plan of the main lane may wait for this transaction.
+                self.advance(number, Lane::Main);
+            }
             Then::Generation => self.generation_written(number),
             Then::Handler => self.handler_may_run(),
             Then::Attach(step) => self.attach_plan_done(number, step, result),

@@ -119,9 +119,13 @@ fn a_failed_write_of_the_only_disk_fails_the_request_and_detaches() {
     let mut world = primary_alone();
     world.fail(0, writes_data);
     let id = world.write(0, 0, 4096, 1);
-    world.run_until("the write is answered", |world| world.reply(0, id).is_some());
+    world.run_until("the write is answered", |world| {
+        world.reply(0, id).is_some()
+    });
     assert!(world.reply(0, id).unwrap().is_err());
-    world.run_until("the disk is gone", |world| world.state(0).disk == DiskState::Diskless);
+    world.run_until("the disk is gone", |world| {
+        world.state(0).disk == DiskState::Diskless
+    });
     assert!(!world.nodes[0].open);
     // The primary flag stays: its activity log is applied at the next attach.
     assert!(durable_flags(&world, 0).contains(Flags::PRIMARY_IND));
@@ -137,7 +141,9 @@ fn a_failed_write_of_the_activity_log_detaches_and_answers_everyone() {
         ids.iter().all(|id| world.reply(0, *id).is_some())
     });
     assert!(ids.iter().all(|id| world.reply(0, *id).unwrap().is_err()));
-    world.run_until("the disk is gone", |world| world.state(0).disk == DiskState::Diskless);
+    world.run_until("the disk is gone", |world| {
+        world.state(0).disk == DiskState::Diskless
+    });
 }
 
 #[test]
@@ -156,7 +162,9 @@ fn the_handler_runs_when_the_policy_says_so() {
     );
     world.fail(0, writes_data);
     world.write(0, 0, 4096, 1);
-    world.run_until("the disk is gone", |world| world.state(0).disk == DiskState::Diskless);
+    world.run_until("the disk is gone", |world| {
+        world.state(0).disk == DiskState::Diskless
+    });
     assert!(world.nodes[0].handlers.contains(&"local-io-error"));
     assert!(world.nodes[0].handlers.contains(&"pri-on-incon-degr"));
 }
@@ -192,7 +200,9 @@ fn a_bitmap_that_cannot_be_written_at_the_detach_leaves_the_full_sync_flag() {
     let bitmap = writes_bitmap(&world.nodes[0].disk);
     world.fail(0, bitmap);
     world.command(0, Command::Secondary { volume: VOLUME });
-    world.run_until("the disk is gone", |world| world.state(0).disk == DiskState::Diskless);
+    world.run_until("the disk is gone", |world| {
+        world.state(0).disk == DiskState::Diskless
+    });
     assert!(durable_flags(&world, 0).contains(Flags::FULL_SYNC));
     world.heal_disk(0);
     world.ok(0, ATTACH);
@@ -218,7 +228,13 @@ fn no_metadata_is_touched_after_the_disk_is_closed() {
     world.nodes[0].history.clear();
     world.advance(std::time::Duration::from_secs(30));
     let touched = world.nodes[0].history.iter().any(|effect| {
-        matches!(effect, Effect::Meta { operation: MetaOperation::Write { .. }, .. })
+        matches!(
+            effect,
+            Effect::Meta {
+                operation: MetaOperation::Write { .. },
+                ..
+            }
+        )
     });
     assert!(!touched);
 }

@@ -203,7 +203,9 @@ impl World {
 
     fn new(count: usize) -> World {
         World {
-            nodes: (0..count).map(|at| Node::new(at, DiskOptions::default())).collect(),
+            nodes: (0..count)
+                .map(|at| Node::new(at, DiskOptions::default()))
+                .collect(),
             now: Time(1_000_000_000),
             events: VecDeque::new(),
             sockets: BTreeMap::new(),
@@ -367,14 +369,18 @@ impl World {
     /// A write that must succeed, waited for.
     pub fn write_ok(&mut self, node: usize, offset: u64, length: usize, fill: u8) {
         let id = self.write(node, offset, length, fill);
-        self.run_until("a write is answered", |world| world.reply(node, id).is_some());
+        self.run_until("a write is answered", |world| {
+            world.reply(node, id).is_some()
+        });
         assert_eq!(self.reply(node, id), Some(&Ok(Bytes::new())));
     }
 
     /// A read that must succeed, waited for.
     pub fn read_ok(&mut self, node: usize, offset: u64, length: u32) -> Bytes {
         let id = self.request(node, Operation::Read { offset, length });
-        self.run_until("a read is answered", |world| world.reply(node, id).is_some());
+        self.run_until("a read is answered", |world| {
+            world.reply(node, id).is_some()
+        });
         self.reply(node, id).unwrap().clone().unwrap()
     }
 
@@ -401,7 +407,10 @@ impl World {
         let words = format!("{event:?}");
         at.resource.handle(self.now, event, &mut effects);
         if let Err(what) = at.resource.check_invariants() {
-            panic!("node {node}, after {words:.300}: {what}; log: {:#?}", at.log);
+            panic!(
+                "node {node}, after {words:.300}: {what}; log: {:#?}",
+                at.log
+            );
         }
         for effect in effects {
             let at = &mut self.nodes[node];
@@ -437,7 +446,11 @@ impl World {
 
     fn timers(&mut self) {
         for node in 0..self.nodes.len() {
-            if self.nodes[node].resource.next_deadline().is_some_and(|at| at <= self.now) {
+            if self.nodes[node]
+                .resource
+                .next_deadline()
+                .is_some_and(|at| at <= self.now)
+            {
                 self.events.push_back((node, Event::Timer));
             }
         }
@@ -459,7 +472,9 @@ impl World {
             self.now = self.now.max(next);
             self.timers();
         }
-        let states: Vec<String> = (0..self.nodes.len()).map(|at| self.state(at).dump()).collect();
+        let states: Vec<String> = (0..self.nodes.len())
+            .map(|at| self.state(at).dump())
+            .collect();
         let logs: Vec<&Vec<String>> = self.nodes.iter().map(|node| &node.log).collect();
         panic!("not within two minutes: {what}; {states:#?}; {logs:#?}");
     }
@@ -469,7 +484,8 @@ impl World {
         self.cut = true;
         for (socket, end) in std::mem::take(&mut self.sockets) {
             let reason = String::from("connection reset");
-            self.events.push_back((end.node, Event::Closed { socket, reason }));
+            self.events
+                .push_back((end.node, Event::Closed { socket, reason }));
         }
         self.settle();
     }
@@ -506,25 +522,35 @@ impl World {
             for event in end.waiting {
                 self.events.push_back((end.node, event));
             }
-            self.events.push_back((end.node, Event::Closed { socket, reason }));
+            self.events
+                .push_back((end.node, Event::Closed { socket, reason }));
         }
     }
 
     fn perform(&mut self, node: usize, effect: Effect) {
-        let fails = self.nodes[node].fail.as_mut().is_some_and(|fail| fail(&effect));
+        let fails = self.nodes[node]
+            .fail
+            .as_mut()
+            .is_some_and(|fail| fail(&effect));
         match effect {
-            Effect::Disk { token, operation, .. } => self.disk(node, token, &operation, fails),
-            Effect::Meta { token, operation, .. } => self.meta(node, token, &operation, fails),
+            Effect::Disk {
+                token, operation, ..
+            } => self.disk(node, token, &operation, fails),
+            Effect::Meta {
+                token, operation, ..
+            } => self.meta(node, token, &operation, fails),
             Effect::OpenBacking { token, .. } => self.open(node, token, fails),
             Effect::CloseBacking { token, .. } => {
                 self.nodes[node].open = false;
-                self.events.push_back((node, Event::BackingClosed { token }));
+                self.events
+                    .push_back((node, Event::BackingClosed { token }));
             }
             Effect::RunHandler { token, name, .. } => {
                 let at = &mut self.nodes[node];
                 at.handlers.push(name);
                 let exit = at.handler_exit;
-                self.events.push_back((node, Event::HandlerDone { token, exit }));
+                self.events
+                    .push_back((node, Event::HandlerDone { token, exit }));
             }
             Effect::Reply { request, result } => {
                 let old = self.nodes[node].replies.insert(request, result);
@@ -572,7 +598,8 @@ impl World {
                 discard_zeroes: true,
             })
         };
-        self.events.push_back((node, Event::BackingOpened { token, result }));
+        self.events
+            .push_back((node, Event::BackingOpened { token, result }));
     }
 
     fn disk(&mut self, node: usize, token: Token, operation: &DiskOperation, fails: bool) {
@@ -587,8 +614,17 @@ impl World {
                     disk.write(*offset, data, *fua);
                     Ok(Bytes::new())
                 }
-                DiskOperation::Discard { offset, length, fua }
-                | DiskOperation::Zero { offset, length, fua, .. } => {
+                DiskOperation::Discard {
+                    offset,
+                    length,
+                    fua,
+                }
+                | DiskOperation::Zero {
+                    offset,
+                    length,
+                    fua,
+                    ..
+                } => {
                     disk.write(*offset, &zeroes(*length), *fua);
                     Ok(Bytes::new())
                 }
@@ -598,7 +634,8 @@ impl World {
                 }
             }
         };
-        self.events.push_back((node, Event::DiskDone { token, result }));
+        self.events
+            .push_back((node, Event::DiskDone { token, result }));
     }
 
     fn meta(&mut self, node: usize, token: Token, operation: &MetaOperation, fails: bool) {
@@ -624,7 +661,8 @@ impl World {
                 }
             }
         };
-        self.events.push_back((node, Event::MetaDone { token, result }));
+        self.events
+            .push_back((node, Event::MetaDone { token, result }));
     }
 
     fn network(&mut self, node: usize, effect: Effect) {
@@ -632,7 +670,11 @@ impl World {
             Effect::Listen => self.nodes[node].listening = true,
             Effect::Unlisten => self.nodes[node].listening = false,
             Effect::Dial { token } => self.dial(node, token),
-            Effect::Send { socket, head, payload } => self.send(socket, head, payload),
+            Effect::Send {
+                socket,
+                head,
+                payload,
+            } => self.send(socket, head, payload),
             Effect::Close { socket, how } => self.close(socket, how),
             Effect::PauseRead { socket } => {
                 if let Some(end) = self.sockets.get_mut(&socket) {
@@ -644,7 +686,8 @@ impl World {
                     end.paused = false;
                     let node = end.node;
                     let waiting = std::mem::take(&mut end.waiting);
-                    self.events.extend(waiting.into_iter().map(|event| (node, event)));
+                    self.events
+                        .extend(waiting.into_iter().map(|event| (node, event)));
                 }
             }
             other => panic!("{other:?} is no effect of the network"),
@@ -656,10 +699,14 @@ impl World {
         let reachable = !self.cut && self.nodes.get(peer).is_some_and(|peer| peer.listening);
         if !reachable {
             let result = Err(DialError::Unreachable(String::from("connection refused")));
-            self.events.push_back((node, Event::Dialled { token, result }));
+            self.events
+                .push_back((node, Event::Dialled { token, result }));
             return;
         }
-        let (ours, theirs) = (SocketId(self.next_socket + 1), SocketId(self.next_socket + 2));
+        let (ours, theirs) = (
+            SocketId(self.next_socket + 1),
+            SocketId(self.next_socket + 2),
+        );
         self.next_socket += 2;
         for (id, node, other) in [(ours, node, theirs), (theirs, peer, ours)] {
             let socket = Socket {
@@ -670,8 +717,15 @@ impl World {
             };
             self.sockets.insert(id, socket);
         }
-        self.events.push_back((node, Event::Dialled { token, result: Ok(ours) }));
-        self.events.push_back((peer, Event::Accepted { socket: theirs }));
+        self.events.push_back((
+            node,
+            Event::Dialled {
+                token,
+                result: Ok(ours),
+            },
+        ));
+        self.events
+            .push_back((peer, Event::Accepted { socket: theirs }));
     }
 
     fn send(&mut self, socket: SocketId, head: Bytes, payload: Option<Bytes>) {
@@ -688,20 +742,30 @@ impl World {
             let Some(to) = self.sockets.get_mut(&other) else {
                 continue;
             };
-            let event = Event::Bytes { socket: other, bytes };
+            let event = Event::Bytes {
+                socket: other,
+                bytes,
+            };
             if to.paused {
                 to.waiting.push(event);
             } else {
                 self.events.push_back((to.node, event));
             }
         }
-        self.events.push_back((node, Event::Sent { socket, bytes: sent }));
+        self.events.push_back((
+            node,
+            Event::Sent {
+                socket,
+                bytes: sent,
+            },
+        ));
     }
 
     fn close(&mut self, socket: SocketId, _how: CloseHow) {
         if let Some(end) = self.sockets.remove(&socket) {
             let reason = String::from("closed by this node");
-            self.events.push_back((end.node, Event::Closed { socket, reason }));
+            self.events
+                .push_back((end.node, Event::Closed { socket, reason }));
             self.hang_up(end.other);
         }
     }
@@ -756,9 +820,7 @@ pub fn protocol(protocol: Protocol) -> NetOptions {
 /// Whether an effect writes this superblock's block.
 pub fn writes_superblock(disk: &Disk) -> impl Fn(&Effect) -> bool + use<> {
     let at = disk.layout.superblock_offset().0;
-    move |effect| {
-        matches!(effect, Effect::Meta { operation: MetaOperation::Write { offset, .. }, .. } if *offset == at)
-    }
+    move |effect| matches!(effect, Effect::Meta { operation: MetaOperation::Write { offset, .. }, .. } if *offset == at)
 }
 
 /// Whether an effect writes the activity log.

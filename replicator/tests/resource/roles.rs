@@ -103,7 +103,9 @@ fn a_generation_that_cannot_be_written_leaves_the_node_without_its_disk() {
     let superblock = writes_superblock(&world.nodes[0].disk);
     world.fail(0, superblock);
     world.command(0, primary(Force::Yes));
-    world.run_until("the disk is gone", |world| world.state(0).disk == DiskState::Diskless);
+    world.run_until("the disk is gone", |world| {
+        world.state(0).disk == DiskState::Diskless
+    });
     assert!(!world.nodes[0].open);
     let id = world.write(0, 0, 4096, 1);
     assert!(world.reply(0, id).unwrap().is_err());

@@ -6,7 +6,7 @@ use alloc::vec;
 use tandem_metadata::Flags;
 
 use super::{AfterPlan, Running};
-use crate::activity_log::ActivityLog;
+use crate::activity_log::{ActivityLog, LogMode};
 use crate::command::{Answer, Force};
 use crate::event::{CommandId, VolumeNumber};
 use crate::options::DiskOptions;
@@ -283,20 +283,38 @@ impl Resource {
             backing.activity_log.describe_all();
         }
         let all_set = backing.bitmap.is_all_set() && !connected;
-        let mut stages = vec![Stage::Superblock];
+        let flag = if updates {
+            FlagValue::Clear
+        } else {
+            FlagValue::Set
+        };
+        let mut stages = vec![Stage::Flag(Flags::AL_DISABLED, flag), Stage::Superblock];
         if updates && !all_set {
-            backing.activity_log.resume();
-            stages.insert(0, Stage::Flag(Flags::AL_DISABLED, FlagValue::Clear));
-        } else if !updates {
-            // The flag is on disk before the log stops: only it says that every block is suspect after a crash.
-            stages.insert(0, Stage::Flag(Flags::AL_DISABLED, FlagValue::Set));
+            // The flag stands in for the log until the log says everything itself.
+            let described = backing.activity_log.resume();
+            stages.insert(0, Stage::LogCommitted(described));
         }
         volume.io_holds.remove(&IoHold::Options);
         if let Some(Running::Options(reconfiguring)) = self.commands.running.get_mut(&id) {
             reconfiguring.written = true;
         }
         self.write_log(number);
-        self.start_plan(number, stages, Then::Command(AfterPlan::Answer(id)));
+        self.start_plan(number, stages, Then::Command(AfterPlan::OptionsWritten(id)));
+    }
+
+    /// The flag that stands in for the log is on disk: the log may stop.
+    pub(super) fn log_options_written(&mut self, number: VolumeNumber) {
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        let updates = volume.options.al_updates;
+        let Some(backing) = volume.backing.as_mut() else {
+            return;
+        };
+        if !updates && backing.activity_log.mode() == LogMode::Logging {
+            let through = backing.activity_log.suspend();
+            self.start_committed(number, through);
+        }
     }
 }
 

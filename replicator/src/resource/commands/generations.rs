@@ -150,15 +150,17 @@ impl Resource {
         };
         volume.io_holds.insert(IoHold::Bitmap);
         let updates = volume.options.al_updates;
+        let mut stages = rewrite_bitmap();
         if let Some(backing) = volume.backing.as_mut() {
             if updates {
-                // The full bitmap stood in for the log; it does so no longer.
-                backing.activity_log.resume();
+                // The full bitmap stood in for the log; it does so until the log says everything itself.
+                let described = backing.activity_log.resume();
+                stages.insert(0, Stage::LogCommitted(described));
             }
             backing.bitmap.clear_all();
         }
         self.write_log(number);
-        rewrite_bitmap()
+        stages
     }
 
     /// Step 4 of 3.10: the peer takes over this generation, and both disks are UpToDate.

@@ -27,6 +27,8 @@ pub(crate) enum AfterPlan {
     Promoted(CommandId),
     /// The bitmap was rewritten by a command that held clients off.
     BitmapWritten(CommandId),
+    /// New options of the activity log are on disk.
+    OptionsWritten(CommandId),
 }
 
 /// A command under way.
@@ -138,6 +140,10 @@ impl Resource {
         match step {
             AfterPlan::Answer(id) => self.answer(id, written(result)),
             AfterPlan::Promoted(id) => self.promotion_written(id, volume),
+            AfterPlan::OptionsWritten(id) => {
+                self.log_options_written(volume);
+                self.answer(id, written(result));
+            }
             AfterPlan::BitmapWritten(id) => {
                 self.command_bitmap_written(volume);
                 self.answer(id, written(result));
