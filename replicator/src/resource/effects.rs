@@ -6,7 +6,7 @@ use alloc::vec;
 
 use super::change::{Deferred, Receiver};
 use super::{Resource, handlers, plan};
-use crate::effect::{Effect, Level, Notification};
+use crate::effect::{Effect, Notification};
 use crate::event::VolumeNumber;
 use crate::generations::UUID_FLAG_CRASHED_PRIMARY;
 use crate::options::OnIoError;
@@ -204,16 +204,5 @@ impl Resource {
         for work in stalled.unwrap_or_default().into_iter().rev() {
             self.deferred.push_front(work);
         }
-    }
-
-    /// A line for the log about a durable sequence that failed.
-    pub(super) fn log_disk_error(
-        &mut self,
-        number: VolumeNumber,
-        what: &str,
-        error: &crate::event::IoError,
-    ) {
-        let text = alloc::format!("{what}: {}", error.text);
-        self.log(Level::Error, Some(number), text);
     }
 }

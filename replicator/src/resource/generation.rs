@@ -294,11 +294,6 @@ impl Volume {
             };
         }
     }
-
-    /// The role of this node, for the generations.
-    pub(crate) fn role(&self) -> Role {
-        self.state.role
-    }
 }
 
 /// The new value of a flag.

@@ -135,12 +135,6 @@ pub(crate) struct Plans {
 }
 
 impl Plans {
-    /// Nothing is under way.
-    pub(crate) fn is_idle(&self) -> bool {
-        let idle = |queue: &Queue| queue.running.is_none() && queue.waiting.is_empty();
-        idle(&self.main) && idle(&self.log)
-    }
-
     /// A plan with this continuation runs or waits.
     pub(crate) fn has(&self, then: Then) -> bool {
         let queues = [&self.main, &self.log];

@@ -63,12 +63,11 @@ pub(crate) struct Commands {
 impl Resource {
     /// A command enters.
     pub(super) fn on_command(&mut self, id: CommandId, command: Command) {
-        if let Some(volume) = volume_of(&command) {
-            if !self.volumes.contains_key(&volume) {
-                let answer = Answer::failure(Failure::MinorUnknown).with_info("unknown minor");
-                self.answer(id, answer);
-                return;
-            }
+        let unknown = |volume: &VolumeNumber| !self.volumes.contains_key(volume);
+        if volume_of(&command).is_some_and(|volume| unknown(&volume)) {
+            let answer = Answer::failure(Failure::MinorUnknown).with_info("unknown minor");
+            self.answer(id, answer);
+            return;
         }
         match command {
             Command::Attach { volume } => self.command_attach(id, volume),

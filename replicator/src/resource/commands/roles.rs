@@ -194,10 +194,8 @@ impl Resource {
             volume.generation_pending = true;
             self.new_current_uuid(number);
         }
-        if let Some(volume) = self.volumes.get_mut(&number) {
-            if has_disk {
-                volume.generations.mark_role(Role::Primary);
-            }
+        if has_disk && let Some(volume) = self.volumes.get_mut(&number) {
+            volume.generations.mark_role(Role::Primary);
         }
         self.write_superblock_soon(number);
         if self.connection.link.is_some() && state.conn >= ConnState::WFReportParams {

@@ -1,0 +1,193 @@
+//! Roles and disks of two connected nodes.
+
+use tandem_replicator::state::word::{ConnState, DiskState, Role};
+use tandem_replicator::{Command, Effect, Force, NetOptions, Protocol};
+
+use crate::harness::{VOLUME, World, protocol, writes_data, writes_superblock};
+
+fn secondary() -> Command {
+    Command::Secondary { volume: VOLUME }
+}
+
+fn primary(force: Force) -> Command {
+    Command::Primary {
+        volume: VOLUME,
+        force,
+    }
+}
+
+fn detach() -> Command {
+    Command::Detach {
+        volume: VOLUME,
+        force: Force::No,
+    }
+}
+
+#[test]
+fn two_fresh_nodes_connect_and_nobody_can_be_promoted_without_force() {
+    let mut world = World::connected(&NetOptions::default());
+    for node in 0..2 {
+        let state = world.state(node);
+        assert_eq!(state.disk, DiskState::Inconsistent);
+        assert_eq!(state.pdsk, DiskState::Inconsistent);
+        assert_eq!(state.peer, Role::Secondary);
+    }
+    let answer = world.answer(0, primary(Force::No));
+    assert_eq!((answer.number, answer.exit), (-2, 17));
+}
+
+#[test]
+fn skipping_the_initial_sync_makes_both_up_to_date_with_one_generation() {
+    let world = World::ready(&NetOptions::default());
+    let (ours, theirs) = (world.uuids(0), world.uuids(1));
+    assert_eq!(ours[0] & !1, theirs[0] & !1);
+    assert_eq!((ours[1], theirs[1]), (0, 0));
+    assert_eq!((world.out_of_sync(0), world.out_of_sync(1)), (0, 0));
+    assert_eq!(world.state(1).peer, Role::Primary);
+}
+
+#[test]
+fn a_second_primary_is_refused() {
+    let mut world = World::ready(&NetOptions::default());
+    let answer = world.answer(1, primary(Force::No));
+    assert_eq!((answer.number, answer.exit), (-1, 11));
+    assert_eq!(world.state(1).role, Role::Secondary);
+}
+
+#[test]
+fn the_roles_switch_without_a_new_generation() {
+    let mut world = World::ready(&NetOptions::default());
+    let before = world.uuids(0);
+    world.write_ok(0, 0, 4096, 1);
+    world.ok(0, secondary());
+    world.primary(1);
+    assert_eq!(world.uuids(1)[0], before[0]);
+    assert_eq!(world.uuids(0)[0], before[0] & !1);
+    assert_eq!(world.uuids(0)[1], 0);
+    world.write_ok(1, 4096, 4096, 2);
+    assert_eq!(&world.read_ok(1, 0, 8192)[4095..4097], &[1, 2]);
+    assert_eq!(world.nodes[0].disk.current[4096], 2);
+}
+
+#[test]
+fn a_write_is_on_both_disks_when_it_is_answered() {
+    for letter in [Protocol::A, Protocol::B, Protocol::C] {
+        let mut world = World::ready(&protocol(letter));
+        world.write_ok(0, 1 << 20, 8192, 9);
+        world.settle();
+        assert_eq!(world.nodes[0].disk.current[1 << 20], 9);
+        assert_eq!(world.nodes[1].disk.current[1 << 20], 9, "{letter:?}");
+        assert_eq!(world.out_of_sync(0), 0);
+    }
+}
+
+#[test]
+fn the_generation_is_durable_before_a_write_that_the_peer_misses_is_answered() {
+    let mut world = World::ready(&NetOptions::default());
+    let before = world.uuids(0);
+    let superblock = writes_superblock(&world.nodes[0].disk);
+    world.hold(0, superblock);
+    // In flight at the peer when the link goes.
+    world.hold(1, writes_data);
+    let id = world.write(0, 0, 4096, 1);
+    assert!(world.reply(0, id).is_none());
+    world.cut_network();
+    assert!(world.held(0) > 0);
+    assert!(world.reply(0, id).is_none());
+    let late = world.write(0, 4096, 4096, 2);
+    assert!(world.reply(0, late).is_none());
+    world.release(0);
+    assert!(world.reply(0, id).unwrap().is_ok());
+    assert!(world.reply(0, late).unwrap().is_ok());
+    let superblock = world.nodes[0].disk.superblock();
+    assert_eq!(superblock.uuids.bitmap, before[0]);
+    assert_ne!(superblock.uuids.current, before[0]);
+    assert_eq!(world.out_of_sync(0), 8);
+}
+
+#[test]
+fn a_secondary_starts_no_generation_when_the_link_is_lost() {
+    let mut world = World::ready(&NetOptions::default());
+    let before = world.uuids(1);
+    world.cut_network();
+    assert_eq!(world.uuids(1), before);
+    assert_eq!(world.state(1).pdsk, DiskState::DUnknown);
+    assert_ne!(world.uuids(0)[1], 0);
+}
+
+#[test]
+fn a_secondary_detaches_with_the_consent_of_the_primary_which_goes_on_alone() {
+    let mut world = World::ready(&NetOptions::default());
+    world.ok(1, detach());
+    assert_eq!(world.state(1).disk, DiskState::Diskless);
+    world.run_until("the Primary knows", |world| {
+        world.state(0).pdsk == DiskState::Diskless
+    });
+    assert_ne!(world.uuids(0)[1], 0, "a new generation");
+    world.write_ok(0, 0, 4096, 1);
+    assert_eq!(world.out_of_sync(0), 4);
+    assert_eq!(world.state(0).conn, ConnState::Connected);
+}
+
+#[test]
+fn the_last_up_to_date_disk_of_a_primary_is_not_detached() {
+    let mut world = World::ready(&NetOptions::default());
+    world.ok(1, detach());
+    let answer = world.answer(0, detach());
+    assert_eq!((answer.number, answer.exit), (-2, 17));
+    world.write_ok(0, 0, 4096, 1);
+}
+
+#[test]
+fn a_diskless_primary_works_on_the_disk_of_its_peer() {
+    let mut world = World::ready(&NetOptions::default());
+    world.write_ok(0, 0, 4096, 1);
+    world.ok(0, detach());
+    world.run_until("the Secondary knows", |world| {
+        world.state(1).pdsk == DiskState::Diskless
+    });
+    world.write_ok(0, 4096, 4096, 2);
+    assert_eq!(&world.read_ok(0, 0, 8192)[4095..4097], &[1, 2]);
+    assert_eq!(world.nodes[1].disk.current[4096], 2);
+    let [_, bitmap, ..] = world.uuids(1);
+    assert_ne!(bitmap, 0, "the only disk of a Primary starts a generation");
+    assert_eq!(world.out_of_sync(1), 4);
+    // Its disk is not what the application saw last.
+    let answer = world.answer(1, secondary());
+    assert_eq!(answer.exit, 0);
+}
+
+#[test]
+fn a_disk_error_of_the_primary_is_not_seen_by_its_clients() {
+    let mut world = World::ready(&NetOptions::default());
+    world.write_ok(0, 0, 4096, 1);
+    world.fail(0, |effect| matches!(effect, Effect::Disk { .. }));
+    world.write_ok(0, 4096, 4096, 2);
+    world.run_until("the disk is gone", |world| {
+        world.state(0).disk == DiskState::Diskless
+    });
+    assert_eq!(&world.read_ok(0, 0, 8192)[4095..4097], &[1, 2]);
+}
+
+#[test]
+fn both_nodes_go_down_while_connected() {
+    let mut world = World::ready(&NetOptions::default());
+    world.write_ok(0, 0, 4096, 1);
+    world.ok(0, Command::Down { force: Force::No });
+    assert_eq!(world.state(0).conn, ConnState::StandAlone);
+    assert!(!world.nodes[0].open);
+    world.ok(1, Command::Down { force: Force::No });
+    assert!(!world.nodes[1].open);
+}
+
+#[test]
+fn the_down_of_a_diskless_primary_s_peer_is_refused() {
+    let mut world = World::ready(&NetOptions::default());
+    world.ok(0, detach());
+    world.run_until("the Secondary knows", |world| {
+        world.state(1).pdsk == DiskState::Diskless
+    });
+    let answer = world.answer(1, Command::Down { force: Force::No });
+    assert_eq!((answer.number, answer.exit), (-10, 11), "{answer:?}");
+    assert!(answer.info.iter().any(|line| line == "failed to disconnect"));
+}
