@@ -1,0 +1,299 @@
+//! A pair of two kinds: one Tandem node on this host, one kernel node in a machine.
+
+use std::cell::RefCell;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::machine::{Machine, free_port};
+use super::node::KernelNode;
+use crate::e2e::client::Client;
+use crate::e2e::node::{COMMAND_LIMIT, Node, Settings};
+
+/// Which node dials the other; both listen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dial {
+    /// Both, as usual.
+    Both,
+    /// Nobody answers where Tandem dials.
+    OnlyKernel,
+    /// Nobody answers where the kernel dials.
+    OnlyTandem,
+}
+
+/// What differs from the ordinary.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Lines of both `net` sections.
+    pub net: String,
+    /// Further lines of Tandem's.
+    pub tandem_net: String,
+    /// Further lines of the kernel's.
+    pub kernel_net: String,
+    /// Lines of both `disk` sections.
+    pub disk: String,
+    /// Further lines of the kernel's `disk` section.
+    pub kernel_disk: String,
+    /// Bytes of Tandem's backing file.
+    pub tandem_bytes: u64,
+    /// Bytes of the kernel's backing disk.
+    pub kernel_bytes: u64,
+    /// Who dials.
+    pub dial: Dial,
+}
+
+impl Default for Setup {
+    fn default() -> Setup {
+        Setup {
+            net: String::from("protocol C;"),
+            tandem_net: String::new(),
+            kernel_net: String::new(),
+            disk: String::from("c-plan-ahead 0; resync-rate 400M;"),
+            kernel_disk: String::new(),
+            tandem_bytes: 8 << 20,
+            kernel_bytes: 8 << 20,
+            dial: Dial::Both,
+        }
+    }
+}
+
+/// Short times between attempts, patient answers: an emulated processor is slow.
+const TIMES: &str = "connect-int 1; ping-timeout 30; socket-check-timeout 3;";
+
+/// The pair.
+#[derive(Debug)]
+pub struct Couple<'m> {
+    /// The kernel's node.
+    pub kernel: KernelNode<'m>,
+    /// Tandem's node.
+    pub tandem: Node,
+    /// How they were configured.
+    pub setup: Setup,
+    /// Tandem's address, and where it finds the kernel.
+    addresses: (SocketAddr, SocketAddr),
+    /// Where the kernel finds Tandem.
+    tandem_port_seen: u16,
+    machine: &'m Machine,
+    announced: RefCell<Vec<&'static str>>,
+    /// Everything of the Tandem node lies here; removed at the end.
+    _dir: TempDir,
+}
+
+impl<'m> Couple<'m> {
+    /// Configures both nodes; no metadata yet, Tandem's daemon does not run yet.
+    ///
+    /// # Panics
+    /// When something cannot be made.
+    pub fn configured(machine: &'m Machine, setup: Setup) -> Couple<'m> {
+        let kernel = KernelNode::create(machine, setup.kernel_bytes);
+        let own = free_port();
+        let seen_by_kernel = match setup.dial {
+            Dial::OnlyTandem => free_port(),
+            Dial::Both | Dial::OnlyKernel => own,
+        };
+        let peer = match setup.dial {
+            Dial::OnlyKernel => free_port(),
+            Dial::Both | Dial::OnlyTandem => machine.forward(kernel.guest_port()),
+        };
+        let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let addresses = (local(own), local(peer));
+        let dir = TempDir::with_prefix("tandem-test-").expect("a directory");
+        let settings = settings(&setup);
+        let tandem = Node::create(dir.path(), "alpha", addresses.0, addresses.1, &settings);
+        let couple = Couple {
+            kernel,
+            tandem,
+            setup,
+            addresses,
+            tandem_port_seen: seen_by_kernel,
+            machine,
+            announced: RefCell::new(Vec::new()),
+            _dir: dir,
+        };
+        couple.configure_kernel();
+        couple
+    }
+
+    fn kernel_sections(&self) -> (String, String) {
+        let setup = &self.setup;
+        (
+            format!("{} {} {TIMES}", setup.net, setup.kernel_net),
+            format!("{} {}", setup.disk, setup.kernel_disk),
+        )
+    }
+
+    fn configure_kernel(&self) {
+        let (net, disk) = self.kernel_sections();
+        self.kernel.configure(self.tandem_port_seen, &net, &disk);
+    }
+
+    /// Writes both configurations anew, after `setup` was changed.
+    pub fn reconfigure(&self) {
+        self.configure_kernel();
+        let settings = settings(&self.setup);
+        self.tandem
+            .configure(self.addresses.0, self.addresses.1, &settings);
+    }
+
+    /// The kernel's disk and configuration, after its machine was booted again.
+    pub fn after_boot(&self) {
+        let (net, disk) = self.kernel_sections();
+        self.kernel.after_boot(self.tandem_port_seen, &net, &disk);
+    }
+
+    /// Fresh metadata on both nodes, Tandem's daemon runs, nothing is up yet.
+    ///
+    /// # Panics
+    /// When a command fails.
+    pub fn created(machine: &'m Machine, setup: Setup) -> Couple<'m> {
+        let mut couple = Couple::configured(machine, setup);
+        couple.create();
+        couple
+    }
+
+    /// Fresh metadata on both nodes, and Tandem's daemon.
+    ///
+    /// # Panics
+    /// When a command fails.
+    pub fn create(&mut self) {
+        self.kernel.must("create-md --force");
+        self.tandem.must(&["create-md", "--force", "r0"]);
+        self.tandem.start();
+    }
+
+    /// Up on both nodes.
+    ///
+    /// # Panics
+    /// When a command fails.
+    pub fn up(&self) {
+        self.tandem.must(&["up", "r0"]);
+        self.kernel.must("up");
+    }
+
+    /// Both see each other, with these disk states as the kernel sees them (own/peer).
+    ///
+    /// # Panics
+    /// When they do not in time.
+    pub fn wait_connected(&self, kernel_first: &str) {
+        self.kernel
+            .wait_for(&format!("cs:Connected ro:[A-Za-z/]* ds:{kernel_first} "));
+        let (own, peer) = kernel_first.split_once('/').expect("own/peer");
+        self.tandem
+            .wait_state("Connected", &format!("{peer}/{own}"));
+    }
+
+    /// Connected, without data.
+    ///
+    /// # Panics
+    /// When a step fails.
+    pub fn connected(machine: &'m Machine, setup: Setup) -> Couple<'m> {
+        let couple = Couple::created(machine, setup);
+        couple.up();
+        couple.wait_connected("Inconsistent/Inconsistent");
+        couple
+    }
+
+    /// Connected and in sync, both Secondary; the disks were empty.
+    ///
+    /// # Panics
+    /// When a step fails.
+    pub fn synced(machine: &'m Machine, setup: Setup) -> Couple<'m> {
+        let couple = Couple::connected(machine, setup);
+        couple.kernel.must("primary --force");
+        couple.wait_connected("UpToDate/UpToDate");
+        couple.kernel.must("secondary");
+        couple
+    }
+
+    /// A client of Tandem's device.
+    ///
+    /// # Panics
+    /// When it is refused.
+    pub fn client(&self) -> Client {
+        Client::connect(&self.tandem.socket(), "r0", COMMAND_LIMIT)
+            .unwrap_or_else(|error| panic!("NBD: {error}\n{}", self.tandem.log()))
+    }
+
+    /// Parts of messages that this test lets the kernel say.
+    pub fn may_say(&self, parts: &[&'static str]) {
+        self.announced.borrow_mut().extend_from_slice(parts);
+    }
+
+    /// Compares the data of both backing disks, up to the end of the device.
+    ///
+    /// # Panics
+    /// When a block differs.
+    pub fn compare_disks(&self) {
+        let bytes = self.kernel.device_bytes();
+        self.compare_first(bytes);
+    }
+
+    /// Compares the first `bytes` of both backing disks.
+    ///
+    /// # Panics
+    /// When a block differs.
+    pub fn compare_first(&self, bytes: u64) {
+        let ours = fs::read(self.tandem.disk(0)).expect("Tandem's disk");
+        let kernels = self.kernel.disk(0, bytes);
+        let differing: Vec<usize> = ours[..bytes as usize]
+            .chunks(4096)
+            .zip(kernels.chunks(4096))
+            .enumerate()
+            .filter(|(_, (a, b))| a != b)
+            .map(|(block, _)| block)
+            .collect();
+        assert!(
+            differing.is_empty(),
+            "{} blocks differ, first {:?}\n{}{}",
+            differing.len(),
+            &differing[..differing.len().min(10)],
+            self.tandem.log(),
+            self.kernel.log()
+        );
+    }
+
+    /// Takes both nodes down, compares their disks and judges what the kernel said.
+    ///
+    /// # Panics
+    /// When something is not in order.
+    pub fn finish(self) {
+        let bytes = self.kernel.device_bytes();
+        self.tandem.must(&["down", "r0"]);
+        self.kernel.must("down");
+        self.compare_first(bytes);
+        self.kernel.judge_messages(&self.announced.borrow());
+    }
+
+    /// Takes both nodes down and judges what the kernel said; their disks may differ.
+    ///
+    /// # Panics
+    /// When something is not in order.
+    pub fn finish_unequal(self) {
+        self.tandem.must(&["down", "r0"]);
+        self.kernel.must("down");
+        self.kernel.judge_messages(&self.announced.borrow());
+    }
+}
+
+impl Drop for Couple<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}{}", self.tandem.log(), self.kernel.log());
+        }
+        self.machine.unforward(self.addresses.1.port());
+    }
+}
+
+fn settings(setup: &Setup) -> Settings {
+    Settings {
+        disk_bytes: setup.tandem_bytes,
+        net: format!("{} {} {TIMES}", setup.net, setup.tandem_net),
+        disk: setup.disk.clone(),
+        ..Settings::default()
+    }
+}
+
+/// A time limit for what takes a moment.
+pub const MOMENT: Duration = Duration::from_secs(10);

@@ -1,0 +1,302 @@
+//! The kernel's side of one resource.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use super::machine::{EXEC_LIMIT, Machine, SLOT_BYTES};
+use super::messages;
+use crate::e2e::process::Ended;
+
+/// How long a state may take to be reached.
+const STATE_LIMIT_S: u64 = 40;
+
+/// A resource with one volume in the kernel of a machine.
+#[derive(Debug)]
+pub struct KernelNode<'m> {
+    machine: &'m Machine,
+    /// The resource's name in the machine.
+    pub name: String,
+    /// Its minor, also its slice of the disk.
+    pub minor: u32,
+    /// Bytes of its backing disk, internal metadata included.
+    pub disk_bytes: u64,
+}
+
+impl<'m> KernelNode<'m> {
+    /// Makes the backing disk; nothing is configured yet.
+    ///
+    /// # Panics
+    /// When the machine is full or its device mapper refuses.
+    pub fn create(machine: &'m Machine, disk_bytes: u64) -> KernelNode<'m> {
+        assert!(disk_bytes <= SLOT_BYTES, "at most {SLOT_BYTES} bytes");
+        let minor = machine.next_resource();
+        let node = KernelNode {
+            machine,
+            name: format!("s{minor}"),
+            minor,
+            disk_bytes,
+        };
+        node.make_disk();
+        node
+    }
+
+    fn make_disk(&self) {
+        let line = format!(
+            "DM_DISABLE_UDEV=1 dmsetup create {} --table '0 {} linear /dev/vda {}'",
+            self.name,
+            self.disk_bytes / 512,
+            self.slice() / 512
+        );
+        self.shell(&line);
+    }
+
+    fn slice(&self) -> u64 {
+        u64::from(self.minor) * SLOT_BYTES
+    }
+
+    /// The port on which DRBD listens in the machine.
+    pub fn guest_port(&self) -> u16 {
+        Machine::guest_port(self.minor)
+    }
+
+    /// The device.
+    pub fn device(&self) -> String {
+        format!("/dev/drbd{}", self.minor)
+    }
+
+    /// Writes the configuration: the peer listens on `peer_port` of the host.
+    ///
+    /// # Panics
+    /// When the machine refuses.
+    pub fn configure(&self, peer_port: u16, net: &str, disk: &str) {
+        let text = format!(
+            "resource {name} {{\n  net {{ {net} }}\n  disk {{ {disk} }}\n  device {device};\n  disk /dev/mapper/{name};\n  \
+             meta-disk internal;\n  on k {{ address 10.0.2.15:{port}; }}\n  on t {{ address 10.0.2.2:{peer_port}; }}\n}}\n",
+            name = self.name,
+            device = self.device(),
+            port = self.guest_port(),
+        );
+        let file = format!("{}.res", self.name);
+        fs::write(self.machine.share().join(&file), text).expect("write a configuration");
+        self.shell(&format!(
+            "cp /share/{file} /etc/drbd.d/.{file} && mv /etc/drbd.d/.{file} /etc/drbd.d/{file}"
+        ));
+    }
+
+    /// After a boot: the backing disk and the configuration again.
+    pub fn after_boot(&self, peer_port: u16, net: &str, disk: &str) {
+        self.make_disk();
+        self.configure(peer_port, net, disk);
+    }
+
+    /// Runs a line of shell in the machine, which must succeed; its standard output.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn shell(&self, line: &str) -> String {
+        let ended = self.machine.exec(line, EXEC_LIMIT);
+        assert_eq!(
+            ended.code,
+            Some(0),
+            "in the machine: {line}: {}\n{}",
+            ended.all(),
+            self.log()
+        );
+        ended.stdout
+    }
+
+    /// `drbdadm ARGS` with this resource, whatever its exit code.
+    pub fn adm(&self, args: &str) -> Ended {
+        self.machine
+            .exec(&format!("drbdadm {args} {} 2>&1", self.name), EXEC_LIMIT)
+    }
+
+    /// `drbdadm ARGS` with this resource, which must succeed.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn must(&self, args: &str) -> String {
+        self.shell(&format!("drbdadm {args} {} 2>&1", self.name))
+    }
+
+    /// The line of `/proc/drbd`: `cs:Connected ro:Primary/Secondary ds:UpToDate/UpToDate C r-----`; empty: unconfigured.
+    pub fn state(&self) -> String {
+        let line = format!("sed -n 's/^ *{}: //p' /proc/drbd", self.minor);
+        self.machine
+            .exec(&line, EXEC_LIMIT)
+            .stdout
+            .trim()
+            .to_owned()
+    }
+
+    /// The counter of blocks out of sync, in KiB.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn out_of_sync_kib(&self) -> u64 {
+        let line = format!(
+            "sed -n '/^ *{}: /{{n;s/.*oos:\\([0-9]*\\).*/\\1/p}}' /proc/drbd",
+            self.minor
+        );
+        let text = self.shell(&line);
+        text.trim().parse().expect("a number of KiB")
+    }
+
+    /// Waits until the line of `/proc/drbd` matches this extended regular expression.
+    ///
+    /// # Panics
+    /// When it does not in time.
+    pub fn wait_for(&self, pattern: &str) {
+        let turns = STATE_LIMIT_S * 10;
+        let line = format!(
+            "n=0; until grep -qE '^ *{}: {pattern}' /proc/drbd; do n=$((n+1)); [ $n -lt {turns} ] || exit 1; sleep 0.1; done",
+            self.minor
+        );
+        let ended = self
+            .machine
+            .exec(&line, Duration::from_secs(STATE_LIMIT_S * 3));
+        assert_eq!(
+            ended.code,
+            Some(0),
+            "the kernel does not reach {pattern}; it is {}\n{}",
+            self.state(),
+            self.log()
+        );
+    }
+
+    /// Waits for connection state, roles and disk states.
+    ///
+    /// # Panics
+    /// When they are not in time.
+    pub fn wait_state(&self, conn: &str, roles: &str, disks: &str) {
+        self.wait_for(&format!("cs:{conn} ro:{roles} ds:{disks} "));
+    }
+
+    /// Writes through the device, past every cache, and flushes.
+    ///
+    /// # Panics
+    /// When the device refuses.
+    pub fn write(&self, offset: u64, data: &[u8]) {
+        self.write_with(offset, data, "conv=notrunc,fsync oflag=direct,seek_bytes");
+    }
+
+    /// Writes through the device with these words for `dd`.
+    ///
+    /// # Panics
+    /// When the device refuses.
+    pub fn write_with(&self, offset: u64, data: &[u8], words: &str) {
+        let file = format!("{}.{offset}.data", self.name);
+        let path = self.machine.share().join(&file);
+        fs::write(&path, data).expect("write data");
+        let block = if data.len().is_multiple_of(65536) {
+            65536
+        } else if data.len().is_multiple_of(4096) {
+            4096
+        } else {
+            512
+        };
+        self.shell(&format!(
+            "dd if=/share/{file} of={} bs={block} seek={offset} iflag=fullblock {words}",
+            self.device()
+        ));
+        fs::remove_file(path).ok();
+    }
+
+    /// Reads through the device, past every cache.
+    ///
+    /// # Panics
+    /// When the device refuses.
+    pub fn read(&self, offset: u64, length: usize) -> Vec<u8> {
+        let file = format!("{}.{offset}.read", self.name);
+        self.shell(&format!(
+            "dd if={} of=/share/{file} bs=4096 skip={offset} count={length} iflag=direct,skip_bytes,count_bytes",
+            self.device()
+        ));
+        let path = self.machine.share().join(&file);
+        let data = fs::read(&path).expect("read data");
+        fs::remove_file(path).ok();
+        data
+    }
+
+    /// Size of the device in bytes.
+    ///
+    /// # Panics
+    /// When it has none.
+    pub fn device_bytes(&self) -> u64 {
+        let text = self.shell(&format!("cat /sys/block/drbd{}/size", self.minor));
+        text.trim().parse::<u64>().expect("a size") * 512
+    }
+
+    /// The contents of the backing disk, read behind the kernel's back.
+    ///
+    /// # Panics
+    /// When the machine's disk cannot be read.
+    pub fn disk(&self, offset: u64, length: u64) -> Vec<u8> {
+        let mut data = vec![0; length as usize];
+        self.machine
+            .open_disk()
+            .read_exact_at(&mut data, self.slice() + offset)
+            .expect("read the machine's disk");
+        data
+    }
+
+    /// Writes the backing disk behind the kernel's back; only while nothing is configured.
+    ///
+    /// # Panics
+    /// When the machine's disk cannot be written.
+    pub fn fill(&self, offset: u64, data: &[u8]) {
+        self.machine
+            .open_disk()
+            .write_all_at(data, self.slice() + offset)
+            .expect("write the machine's disk");
+    }
+
+    /// What the kernel said about this resource.
+    pub fn messages(&self) -> Vec<String> {
+        messages::of_resource(&self.machine.messages(), &self.name, self.minor)
+    }
+
+    /// The same as text.
+    pub fn log(&self) -> String {
+        let messages = self.messages();
+        let tail = &messages[messages.len().saturating_sub(120)..];
+        format!("--- the kernel of {}\n{}\n", self.name, tail.join("\n"))
+    }
+
+    /// Fails when the kernel said something that a healthy pair does not say and that was not announced.
+    ///
+    /// # Panics
+    /// Then.
+    pub fn judge_messages(&self, announced: &[&str]) {
+        let strange = messages::judge(&self.messages(), &self.name, announced);
+        assert!(
+            strange.is_empty(),
+            "the kernel said:\n  {}\n{}",
+            strange.join("\n  "),
+            self.log()
+        );
+        let trouble = messages::of_trouble(&self.machine.messages());
+        assert!(
+            trouble.is_empty(),
+            "the kernel is in trouble:\n{}",
+            trouble.join("\n")
+        );
+    }
+}
+
+impl Drop for KernelNode<'_> {
+    fn drop(&mut self) {
+        let name = &self.name;
+        let line = format!(
+            "drbdadm down {name}; rm -f /etc/drbd.d/{name}.res; DM_DISABLE_UDEV=1 dmsetup remove {name}"
+        );
+        // The test is over: a failure here changes nothing, and a crashed machine cannot answer.
+        let quiet = std::panic::AssertUnwindSafe(|| {
+            self.machine.exec(&line, Duration::from_secs(20));
+        });
+        if !std::thread::panicking() {
+            std::panic::catch_unwind(quiet).ok();
+        }
+    }
+}

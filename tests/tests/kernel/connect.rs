@@ -1,0 +1,92 @@
+//! Goal: the two connections come up whoever dials, and end and return on either side's command.
+//! Method: one of the two addresses leads nowhere.
+
+use tandem_tests::kernel::{Couple, Dial, Machine, Setup};
+
+fn connects(dial: Dial) {
+    let setup = Setup {
+        dial,
+        ..Setup::default()
+    };
+    let couple = Couple::connected(Machine::shared(), setup);
+    couple.kernel.wait_state(
+        "Connected",
+        "Secondary/Secondary",
+        "Inconsistent/Inconsistent",
+    );
+    assert_eq!(couple.tandem.word("role"), "Secondary/Secondary");
+    couple.finish_unequal();
+}
+
+#[test]
+fn both_dial_and_the_pair_connects() {
+    connects(Dial::Both);
+}
+
+#[test]
+fn only_the_kernel_dials_and_the_pair_connects() {
+    connects(Dial::OnlyKernel);
+}
+
+#[test]
+fn only_tandem_dials_and_the_pair_connects() {
+    connects(Dial::OnlyTandem);
+}
+
+#[test]
+fn a_disconnect_on_either_side_is_agreed_and_a_connect_brings_the_pair_back() {
+    let couple = Couple::synced(Machine::shared(), Setup::default());
+    couple.tandem.must(&["disconnect", "r0"]);
+    couple.tandem.wait_state("StandAlone", "UpToDate/DUnknown");
+    couple
+        .kernel
+        .wait_state("WFConnection", "Secondary/Unknown", "UpToDate/DUnknown");
+    couple.tandem.must(&["connect", "r0"]);
+    couple.wait_connected("UpToDate/UpToDate");
+    couple.kernel.must("disconnect");
+    couple
+        .kernel
+        .wait_state("StandAlone", "Secondary/Unknown", "UpToDate/DUnknown");
+    couple
+        .tandem
+        .wait_state("WFConnection", "UpToDate/DUnknown");
+    couple.kernel.must("connect");
+    couple.wait_connected("UpToDate/UpToDate");
+    couple.finish();
+}
+
+#[test]
+fn the_initial_sync_is_skipped_on_either_sides_command() {
+    for side in ["kernel", "tandem"] {
+        let couple = Couple::connected(Machine::shared(), Setup::default());
+        if side == "kernel" {
+            couple.kernel.must("new-current-uuid --clear-bitmap");
+        } else {
+            couple
+                .tandem
+                .must(&["new-current-uuid", "--clear-bitmap", "r0"]);
+        }
+        couple.wait_connected("UpToDate/UpToDate");
+        assert_eq!(couple.kernel.out_of_sync_kib(), 0);
+        couple.finish();
+    }
+}
+
+fn authenticates(algorithm: &str) {
+    let setup = Setup {
+        net: format!("protocol C; cram-hmac-alg {algorithm}; shared-secret \"a secret of two\";"),
+        ..Setup::default()
+    };
+    let couple = Couple::connected(Machine::shared(), setup);
+    couple.finish_unequal();
+}
+
+#[test]
+fn a_shared_secret_with_sha1_is_proved_to_each_other() {
+    authenticates("sha1");
+}
+
+#[test]
+fn a_shared_secret_with_sha256_is_proved_to_each_other() {
+    authenticates("sha256");
+}

@@ -1,0 +1,130 @@
+//! Goal: disks may differ in size, go and come back, and move from one kind of node to the other.
+//! Method: detach, attach, and the copy of a whole backing disk.
+
+use tandem_tests::e2e::client::Fua;
+use tandem_tests::kernel::{Couple, Machine, Setup, noise};
+
+fn of_different_sizes(tandem_bytes: u64, kernel_bytes: u64) {
+    let couple = Couple::synced(
+        Machine::shared(),
+        Setup {
+            tandem_bytes,
+            kernel_bytes,
+            ..Setup::default()
+        },
+    );
+    couple.tandem.must(&["primary", "r0"]);
+    let mut client = couple.client();
+    let bytes = couple.kernel.device_bytes();
+    assert_eq!(client.bytes, bytes);
+    assert!(
+        bytes < tandem_bytes.min(kernel_bytes)
+            && bytes > tandem_bytes.min(kernel_bytes) - (1 << 20)
+    );
+    client
+        .write(bytes - 65_536, &noise(1, 65_536), Fua::No)
+        .unwrap();
+    client.disconnect().unwrap();
+    couple.tandem.must(&["secondary", "r0"]);
+    couple.kernel.must("primary");
+    couple.kernel.write(bytes - 4096, &noise(2, 4096));
+    couple.kernel.must("secondary");
+    couple.finish();
+}
+
+#[test]
+fn the_smaller_disk_of_the_kernel_decides_the_size() {
+    of_different_sizes(12 << 20, 8 << 20);
+}
+
+#[test]
+fn the_smaller_disk_of_tandem_decides_the_size() {
+    of_different_sizes(8 << 20, 12 << 20);
+}
+
+#[test]
+fn a_kernel_primary_without_its_disk_reads_and_writes_through_tandem() {
+    let couple = Couple::synced(Machine::shared(), Setup::default());
+    couple.kernel.must("primary");
+    couple.kernel.write(0, &noise(1, 1 << 20));
+    couple.kernel.must("detach");
+    couple
+        .kernel
+        .wait_state("Connected", "Primary/Secondary", "Diskless/UpToDate");
+    couple.tandem.wait_state("Connected", "UpToDate/Diskless");
+    assert_eq!(couple.kernel.read(0, 1 << 20), noise(1, 1 << 20));
+    couple.kernel.write(65_536, &noise(2, 65_536));
+    assert_eq!(couple.kernel.read(65_536, 65_536), noise(2, 65_536));
+    couple.kernel.must("attach");
+    couple.wait_connected("UpToDate/UpToDate");
+    couple.compare_disks();
+    couple.kernel.must("secondary");
+    couple.finish();
+}
+
+#[test]
+fn a_tandem_primary_without_its_disk_reads_and_writes_through_the_kernel() {
+    let couple = Couple::synced(Machine::shared(), Setup::default());
+    couple.tandem.must(&["primary", "r0"]);
+    let mut client = couple.client();
+    client.write(0, &noise(1, 1 << 20), Fua::No).unwrap();
+    couple.tandem.must(&["detach", "r0"]);
+    couple
+        .kernel
+        .wait_state("Connected", "Secondary/Primary", "UpToDate/Diskless");
+    couple.tandem.wait_state("Connected", "Diskless/UpToDate");
+    assert_eq!(client.read(0, 1 << 20).unwrap(), noise(1, 1 << 20));
+    client.write(65_536, &noise(2, 65_536), Fua::No).unwrap();
+    client.flush().unwrap();
+    assert_eq!(client.read(65_536, 65_536).unwrap(), noise(2, 65_536));
+    couple.tandem.must(&["attach", "r0"]);
+    couple.wait_connected("UpToDate/UpToDate");
+    client.disconnect().unwrap();
+    couple.compare_disks();
+    couple.tandem.must(&["secondary", "r0"]);
+    couple.finish();
+}
+
+/// In sync, then some writes that only the kernel has; both down. Both disks carry generations, bits and log.
+fn after_a_life(couple: &Couple<'_>) {
+    couple.kernel.must("primary");
+    couple.kernel.write(0, &noise(1, 1 << 20));
+    couple.tandem.must(&["disconnect", "r0"]);
+    couple
+        .kernel
+        .wait_state("WFConnection", "Primary/Unknown", "UpToDate/DUnknown");
+    couple.kernel.write(2 << 20, &noise(2, 65_536));
+    couple.kernel.must("secondary");
+    couple.tandem.must(&["down", "r0"]);
+    couple.kernel.must("down");
+}
+
+#[test]
+fn two_nodes_exchange_their_disks() {
+    let couple = Couple::synced(Machine::shared(), Setup::default());
+    let bytes = couple.setup.kernel_bytes;
+    after_a_life(&couple);
+    let kernels = couple.kernel.disk(0, bytes);
+    let ours = std::fs::read(couple.tandem.disk(0)).unwrap();
+    std::fs::write(couple.tandem.disk(0), &kernels).unwrap();
+    couple.kernel.shell("echo 3 >/proc/sys/vm/drop_caches");
+    couple.kernel.fill(0, &ours);
+    // The newer data came with the disk: now Tandem has them and the kernel gets them.
+    couple.tandem.must(&["up", "r0"]);
+    couple
+        .tandem
+        .wait_state("WFConnection", "UpToDate/DUnknown");
+    couple.kernel.must("up");
+    couple.wait_connected("UpToDate/UpToDate");
+    assert!(
+        couple
+            .kernel
+            .log()
+            .contains("Began resync as SyncTarget (will sync 64 KB [16 bits set])"),
+        "{}",
+        couple.kernel.log()
+    );
+    couple.compare_disks();
+    assert_eq!(couple.kernel.disk(2 << 20, 65_536), noise(2, 65_536));
+    couple.finish();
+}

@@ -1,0 +1,268 @@
+//! Goal: a node that was away gets exactly what it missed, in both directions.
+//! Method: full syncs of filled disks, disconnects with writes on one side, split brain; disks compared afterwards.
+
+use tandem_tests::e2e::client::Fua;
+use tandem_tests::kernel::{Couple, Machine, Setup, noise};
+
+const DISK: usize = 8 << 20;
+
+#[test]
+fn a_full_sync_from_the_kernel_fills_tandems_disk() {
+    let mut couple = Couple::configured(Machine::shared(), Setup::default());
+    couple.kernel.fill(0, &noise(1, DISK));
+    couple.create();
+    couple.up();
+    couple.wait_connected("Inconsistent/Inconsistent");
+    couple.kernel.must("primary --force");
+    couple
+        .kernel
+        .wait_state("Connected", "Primary/Secondary", "UpToDate/UpToDate");
+    couple.wait_connected("UpToDate/UpToDate");
+    assert_eq!(couple.kernel.out_of_sync_kib(), 0);
+    couple.compare_disks();
+    couple.kernel.must("secondary");
+    couple.finish();
+}
+
+#[test]
+fn a_full_sync_from_tandem_fills_the_kernels_disk() {
+    let mut couple = Couple::configured(Machine::shared(), Setup::default());
+    std::fs::write(couple.tandem.disk(0), noise(2, DISK)).unwrap();
+    couple.kernel.fill(0, &noise(3, DISK));
+    couple.create();
+    couple.up();
+    couple.wait_connected("Inconsistent/Inconsistent");
+    couple.tandem.must(&["primary", "--force", "r0"]);
+    couple
+        .kernel
+        .wait_state("Connected", "Secondary/Primary", "UpToDate/UpToDate");
+    couple.wait_connected("UpToDate/UpToDate");
+    assert_eq!(couple.kernel.out_of_sync_kib(), 0);
+    couple.compare_disks();
+    couple.tandem.must(&["secondary", "r0"]);
+    couple.finish();
+}
+
+/// The kernel writes while Tandem is away.
+fn tandem_missed(net: &str) {
+    let setup = Setup {
+        net: net.to_owned(),
+        ..Setup::default()
+    };
+    let couple = Couple::synced(Machine::shared(), setup);
+    couple.kernel.must("primary");
+    couple.kernel.write(0, &noise(1, 1 << 20));
+    couple.tandem.must(&["disconnect", "r0"]);
+    couple
+        .kernel
+        .wait_state("WFConnection", "Primary/Unknown", "UpToDate/DUnknown");
+    couple.kernel.write(4096, &noise(2, 8192));
+    couple.kernel.write(3 << 20, &noise(3, 65_536));
+    assert_eq!(couple.kernel.out_of_sync_kib(), 72);
+    couple.tandem.must(&["connect", "r0"]);
+    couple.wait_connected("UpToDate/UpToDate");
+    assert_eq!(couple.kernel.out_of_sync_kib(), 0);
+    couple.compare_disks();
+    couple.kernel.must("secondary");
+    couple.finish();
+}
+
+#[test]
+fn tandem_gets_what_it_missed() {
+    tandem_missed("protocol C;");
+}
+
+#[test]
+fn tandem_gets_what_it_missed_with_a_plain_bitmap() {
+    tandem_missed("protocol C; use-rle no;");
+}
+
+/// Tandem writes while the kernel is away.
+fn kernel_missed(net: &str) {
+    let setup = Setup {
+        net: net.to_owned(),
+        ..Setup::default()
+    };
+    let couple = Couple::synced(Machine::shared(), setup);
+    couple.tandem.must(&["primary", "r0"]);
+    let mut client = couple.client();
+    client.write(0, &noise(1, 1 << 20), Fua::No).unwrap();
+    couple.kernel.must("disconnect");
+    couple
+        .tandem
+        .wait_state("WFConnection", "UpToDate/DUnknown");
+    client.write(4096, &noise(2, 8192), Fua::No).unwrap();
+    client.write(3 << 20, &noise(3, 65_536), Fua::No).unwrap();
+    client.flush().unwrap();
+    couple.kernel.must("connect");
+    couple.wait_connected("UpToDate/UpToDate");
+    assert!(
+        couple.kernel.log().contains("72 KB [18 bits set]"),
+        "{}",
+        couple.kernel.log()
+    );
+    client.disconnect().unwrap();
+    couple.compare_disks();
+    couple.tandem.must(&["secondary", "r0"]);
+    couple.finish();
+}
+
+#[test]
+fn the_kernel_gets_what_it_missed() {
+    kernel_missed("protocol C;");
+}
+
+#[test]
+fn the_kernel_gets_what_it_missed_with_a_plain_bitmap() {
+    kernel_missed("protocol A; use-rle no;");
+}
+
+#[test]
+fn writes_during_a_resync_end_on_both_disks() {
+    for kernel_is_source in [true, false] {
+        let setup = Setup {
+            disk: String::from("c-plan-ahead 0; resync-rate 2M;"),
+            ..Setup::default()
+        };
+        let couple = Couple::connected(Machine::shared(), setup);
+        if kernel_is_source {
+            couple.kernel.must("primary --force");
+            couple.kernel.wait_for("cs:SyncSource");
+            for turn in 0..6u64 {
+                couple.kernel.write(turn * 1_200_128, &noise(turn, 65_536));
+            }
+            couple.wait_connected("UpToDate/UpToDate");
+            couple.compare_disks();
+            couple.kernel.must("secondary");
+        } else {
+            couple.tandem.must(&["primary", "--force", "r0"]);
+            couple.kernel.wait_for("cs:SyncTarget");
+            let mut client = couple.client();
+            for turn in 0..60u64 {
+                client
+                    .write(turn * 120_320, &noise(turn, 16_384), Fua::No)
+                    .unwrap();
+            }
+            client.disconnect().unwrap();
+            couple.wait_connected("UpToDate/UpToDate");
+            couple.compare_disks();
+            couple.tandem.must(&["secondary", "r0"]);
+        }
+        couple.finish();
+    }
+}
+
+#[test]
+fn an_invalidate_on_either_side_syncs_everything_again() {
+    let couple = Couple::synced(Machine::shared(), Setup::default());
+    couple.kernel.must("invalidate");
+    couple.wait_connected("UpToDate/UpToDate");
+    couple.tandem.must(&["invalidate", "r0"]);
+    couple.wait_connected("UpToDate/UpToDate");
+    couple.kernel.must("invalidate-remote");
+    couple.wait_connected("UpToDate/UpToDate");
+    couple.tandem.must(&["invalidate-remote", "r0"]);
+    couple.wait_connected("UpToDate/UpToDate");
+    couple.finish();
+}
+
+#[test]
+fn checksums_spare_the_kernel_what_it_has_already() {
+    let setup = Setup {
+        net: String::from("protocol C; csums-alg sha1;"),
+        ..Setup::default()
+    };
+    let couple = Couple::synced(Machine::shared(), setup);
+    couple.tandem.must(&["primary", "r0"]);
+    let mut client = couple.client();
+    client.write(0, &noise(1, 1 << 20), Fua::No).unwrap();
+    couple.kernel.must("disconnect");
+    couple
+        .tandem
+        .wait_state("WFConnection", "UpToDate/DUnknown");
+    client.write(0, &noise(1, 65_536), Fua::No).unwrap();
+    client.write(1 << 20, &noise(2, 65_536), Fua::No).unwrap();
+    couple.kernel.must("connect");
+    couple.wait_connected("UpToDate/UpToDate");
+    couple.may_say(&["% had equal checksums"]);
+    client.disconnect().unwrap();
+    couple.tandem.must(&["secondary", "r0"]);
+    couple.finish();
+}
+
+#[test]
+fn holes_are_synced_to_the_kernel_as_discards() {
+    let mut couple = Couple::configured(
+        Machine::shared(),
+        Setup {
+            kernel_disk: String::from("rs-discard-granularity 65536;"),
+            ..Setup::default()
+        },
+    );
+    couple.kernel.fill(0, &noise(3, DISK));
+    couple.create();
+    couple.up();
+    couple.wait_connected("Inconsistent/Inconsistent");
+    couple.tandem.must(&["primary", "--force", "r0"]);
+    couple.wait_connected("UpToDate/UpToDate");
+    couple.compare_disks();
+    couple.tandem.must(&["secondary", "r0"]);
+    couple.finish();
+}
+
+/// Both were Primary and wrote while apart; both are Secondary and StandAlone afterwards.
+fn split_brain() -> Couple<'static> {
+    let couple = Couple::synced(Machine::shared(), Setup::default());
+    couple.tandem.must(&["disconnect", "r0"]);
+    couple
+        .kernel
+        .wait_state("WFConnection", "Secondary/Unknown", "UpToDate/DUnknown");
+    couple.kernel.must("primary");
+    couple.kernel.write(4096, &noise(1, 65_536));
+    couple.kernel.must("secondary");
+    couple.tandem.must(&["primary", "r0"]);
+    let mut client = couple.client();
+    client.write(32_768, &noise(2, 65_536), Fua::No).unwrap();
+    client.disconnect().unwrap();
+    couple.tandem.must(&["secondary", "r0"]);
+    couple.may_say(&[
+        "Split-Brain detected",
+        "helper command",
+        "error receiving ReportState",
+        "Discarding network configuration",
+        "meta connection shut down by peer",
+        "sock was shut down by peer",
+        "asender terminated",
+        "BrokenPipe",
+        "NetworkFailure",
+    ]);
+    couple.tandem.must(&["connect", "r0"]);
+    couple
+        .kernel
+        .wait_state("StandAlone", "Secondary/Unknown", "UpToDate/DUnknown");
+    couple.tandem.wait_state("StandAlone", "UpToDate/DUnknown");
+    assert!(couple.kernel.log().contains("Split-Brain detected"));
+    couple
+}
+
+#[test]
+fn split_brain_is_seen_and_the_kernel_discards_its_data() {
+    let couple = split_brain();
+    couple.tandem.must(&["connect", "r0"]);
+    couple.kernel.must("connect --discard-my-data");
+    couple.wait_connected("UpToDate/UpToDate");
+    couple.compare_disks();
+    assert_eq!(couple.kernel.disk(32_768, 65_536), noise(2, 65_536));
+    couple.finish();
+}
+
+#[test]
+fn split_brain_is_seen_and_tandem_discards_its_data() {
+    let couple = split_brain();
+    couple.kernel.must("connect");
+    couple.tandem.must(&["connect", "--discard-my-data", "r0"]);
+    couple.wait_connected("UpToDate/UpToDate");
+    couple.compare_disks();
+    assert_eq!(couple.kernel.disk(4096, 65_536), noise(1, 65_536));
+    couple.finish();
+}
