@@ -282,6 +282,7 @@ impl Resource {
             self.run_deferred();
             self.step_link();
             self.step_detaches();
+            self.step_resync();
             self.step_commands();
             if core::mem::take(&mut self.state_changed) {
                 self.retry_state_requests();

@@ -81,6 +81,7 @@ impl Resource {
     /// Whether the next packet of the data socket may be handled now. Asked before each; see `receiving_may_go_on`.
     pub(crate) fn may_receive_data(&self) -> bool {
         self.peer_io.bytes < BYTES_IN_FLIGHT_MAX
+            && self.resync_may_receive()
             && self
                 .connection
                 .receive_epochs
@@ -625,7 +626,9 @@ impl Resource {
 
     /// Whether disk I/O for the peer is still under way: a new connection waits for its end (2.11 step 3).
     pub(crate) fn peer_io_in_flight(&self) -> bool {
-        !self.peer_io.writes.is_empty() || !self.peer_io.reads.is_empty()
+        !self.peer_io.writes.is_empty()
+            || !self.peer_io.reads.is_empty()
+            || self.resync_io_in_flight()
     }
 
     /// Requests of the peer on a volume that are not answered (`ua` of the status).

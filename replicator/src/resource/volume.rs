@@ -5,7 +5,7 @@ use alloc::collections::BTreeSet;
 use tandem_metadata::{Flags, Layout, Superblock};
 
 use super::plan::Plans;
-use super::{attach, detach, flush, resync};
+use super::{attach, bitmap_exchange, detach, flush, resync};
 use crate::activity_log::ActivityLog;
 use crate::bitmap::Bitmap;
 use crate::event::{BackingInfo, MetaKind, VolumeNumber};
@@ -56,6 +56,10 @@ pub(crate) struct Volume {
     pub(crate) io_holds: BTreeSet<IoHold>,
     /// A resync that runs, is about to start, or is paused.
     pub(crate) resync: Option<resync::Resync>,
+    /// Blocks of resyncs on their way to or from the disk.
+    pub(crate) sync_io: resync::SyncIo,
+    /// The exchange of bitmaps before a resync.
+    pub(crate) exchange: bitmap_exchange::Exchange,
     /// Counters for people.
     pub(crate) counters: Counters,
     /// Durable sequences under way.
@@ -177,6 +181,8 @@ impl Volume {
             open_count: 0,
             io_holds: BTreeSet::new(),
             resync: None,
+            sync_io: resync::SyncIo::default(),
+            exchange: bitmap_exchange::Exchange::default(),
             counters: Counters::default(),
             plans: Plans::default(),
             attach: None,

@@ -74,8 +74,16 @@ impl RateController {
         self.rate_shown
     }
 
-    /// One turn: how many blocks of 4 KiB may be requested until the next one.
+    /// One turn: how many blocks of 4 KiB may be requested until the next one, at most what may be in flight at once.
     pub fn turn(&mut self, options: &RateOptions) -> u32 {
+        let number = self.plan_turn(options);
+        let room = i64::from(options.max_buffers / 2) - self.in_flight / BLOCK_SECTORS;
+        number.min(u32::try_from(room.max(0)).unwrap_or(u32::MAX))
+    }
+
+    /// As [`RateController::turn`], for a caller that bounds what is in flight itself and goes on requesting within the
+    /// turn as answers come.
+    pub fn plan_turn(&mut self, options: &RateOptions) -> u32 {
         let sectors_in = core::mem::take(&mut self.sectors_in);
         self.in_flight -= sectors_in;
         let number = if options.plan_ahead > 0 {
@@ -86,8 +94,7 @@ impl RateController {
             self.rate_shown = options.resync_rate;
             i64::from(options.resync_rate) / 10 / 4
         };
-        let room = i64::from(options.max_buffers / 2) - self.in_flight / BLOCK_SECTORS;
-        u32::try_from(number.min(room).max(0)).unwrap_or(u32::MAX)
+        u32::try_from(number.max(0)).unwrap_or(u32::MAX)
     }
 
     /// Sectors to request, steered towards the wanted amount in flight.

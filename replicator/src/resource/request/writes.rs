@@ -247,6 +247,9 @@ impl Resource {
         match volume.backing.as_mut() {
             Some(backing) => {
                 let bits = bits_touched(offset, u64::from(length), bytes);
+                if let Some(resync) = volume.resync.as_mut() {
+                    resync.bits_marked(&bits);
+                }
                 backing.bitmap.set(bits, Urgency::BeforeEviction)
             }
             None => 0,

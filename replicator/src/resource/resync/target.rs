@@ -1,0 +1,690 @@
+//! The target's side: which blocks it asks for and when, how they get to its disk, and when that is durable
+//! (state-machine.md 6.3, 6.9; wire-protocol.md 6.4).
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::ops::Range;
+use core::time::Duration;
+
+use bytes::Bytes;
+use tandem_protocol::packet::Packet;
+use tandem_protocol::packets::{BLOCK_ID_SYNCER, BlockAck, BlockDesc, BlockRequest, Data};
+
+use super::{AfterPlan, Io, Phase, Resync};
+use crate::bitmap::bits_touched;
+use crate::effect::DiskOperation;
+use crate::event::{Fua, IoError, Unmap, VolumeNumber};
+use crate::intervals::{Admission, IntervalKind};
+use crate::resource::change::DiskFault;
+use crate::resource::plan::{Pages, Stage as PlanStage, Then};
+use crate::resource::volume::{IoHold, Volume};
+use crate::resource::{Pending, Resource};
+use crate::resync::controller::{Load, MinRateThrottle, RateController, RateOptions, TURN, Throttle};
+use crate::resync::merge::{RequestLimits, next_request};
+use crate::state::word::{ConnState, Role};
+use crate::time::Time;
+
+/// Written blocks are flushed, and their bits cleared, at least this often (2.14, lazy bitmap write-out).
+const FLUSH_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Ranges of written blocks that wait for a flush; more are not kept back.
+const UNFLUSHED_MAX: usize = 4096;
+
+/// Largest request in bytes: small enough that a write of an application waits for it only briefly.
+const REQUEST_BYTES_MAX: u32 = 256 << 10;
+
+/// Blocks asked for and not yet on disk, at most: 4 MiB, what a peer can buffer (wire-protocol.md 6.7).
+const WINDOW_BLOCKS_MAX: u32 = 1024;
+
+/// Turns that are made up for when a timer comes late.
+const LATE_TURNS_MAX: u64 = 4;
+
+/// What only a target remembers.
+#[derive(Debug)]
+pub(super) struct Target {
+    /// The next bit to look at.
+    cursor: u64,
+    /// Blocks that the source was, or will be, asked for, by their first byte.
+    asked: BTreeMap<u64, Asked>,
+    controller: RateController,
+    throttle: MinRateThrottle,
+    /// Blocks that may still be asked for in this turn, and what the turn began with.
+    budget: u32,
+    turn_budget: u32,
+    last_turn: Time,
+    next_turn: Time,
+    /// Bits of blocks that are written, and not flushed.
+    written: Vec<Range<u64>>,
+    /// Bits of blocks that were written before the flush that is running.
+    flushing: Vec<Range<u64>>,
+    flush_running: bool,
+    flush_due: Option<Time>,
+    /// A block was written since the cursor was last at the beginning.
+    progressed: bool,
+    /// The role for which intervals are held: a Primary's are held from before the request.
+    primary: bool,
+    /// Sectors written for the resync.
+    sectors: u64,
+    rate_shown: u32,
+    /// The ping whose answer proves that the source has seen every acknowledgement.
+    pub(super) ping: u64,
+}
+
+/// A block on its way from the source.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    /// Names it, and its interval.
+    id: u64,
+    bits: u32,
+    length: u32,
+    /// It has an interval.
+    interval: bool,
+    /// The request is sent.
+    sent: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Body {
+    Data(Bytes),
+    /// The source has only zeroes here.
+    Zeroes,
+}
+
+/// A block that arrived.
+#[derive(Debug)]
+pub(super) struct Write {
+    offset: u64,
+    length: u32,
+    body: Body,
+    /// The connection that brought it, by its count.
+    link: u64,
+    started: bool,
+}
+
+impl Write {
+    pub(super) fn is_started(&self) -> bool {
+        self.started
+    }
+}
+
+impl Target {
+    pub(super) fn new(now: Time) -> Target {
+        Target {
+            cursor: 0,
+            asked: BTreeMap::new(),
+            controller: RateController::new(),
+            throttle: MinRateThrottle::new(),
+            budget: 0,
+            turn_budget: 0,
+            last_turn: now,
+            next_turn: now,
+            written: Vec::new(),
+            flushing: Vec::new(),
+            flush_running: false,
+            flush_due: None,
+            progressed: false,
+            primary: false,
+            sectors: 0,
+            rate_shown: 0,
+            ping: 0,
+        }
+    }
+
+    pub(super) fn turn_now(&mut self, now: Time) {
+        self.next_turn = now;
+    }
+
+    pub(super) fn rate_wanted(&self) -> u64 {
+        u64::from(self.rate_shown)
+    }
+
+    pub(super) fn unflushed(&self) -> u64 {
+        let ranges = self.written.iter().chain(&self.flushing);
+        ranges.map(|range| range.end - range.start).sum()
+    }
+
+    /// The resync goes no further: the intervals to give back.
+    pub(super) fn give_up(&mut self) -> Vec<u64> {
+        let asked = core::mem::take(&mut self.asked);
+        asked.values().filter(|block| block.interval).map(|block| block.id).collect()
+    }
+
+    /// These bits are out of sync again.
+    pub(super) fn forget(&mut self, bits: &Range<u64>) {
+        for list in [&mut self.written, &mut self.flushing] {
+            if list.iter().any(|range| overlap(range, bits)) {
+                *list = list.iter().flat_map(|range| without(range, bits)).collect();
+            }
+        }
+    }
+
+    fn note_written(&mut self, bits: Range<u64>, now: Time) {
+        self.flush_due.get_or_insert(now + FLUSH_INTERVAL);
+        self.progressed = true;
+        match self.written.last_mut() {
+            Some(last) if last.end == bits.start => last.end = bits.end,
+            _ => self.written.push(bits),
+        }
+    }
+
+    /// Blocks on their way.
+    fn outstanding(&self) -> u32 {
+        self.asked.values().map(|block| block.bits).sum()
+    }
+}
+
+fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+/// What is left of a range without another: up to two ranges.
+fn without(range: &Range<u64>, hole: &Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let before = range.start..range.end.min(hole.start).max(range.start);
+    let after = range.start.max(hole.end).min(range.end)..range.end;
+    [before, after].into_iter().filter(|left| left.start < left.end)
+}
+
+impl Resource {
+    /// Bits and flags are durable: blocks may be asked for, and the data socket goes on.
+    pub(super) fn begin_target(&mut self, number: VolumeNumber) {
+        let now = self.now;
+        if let Some(volume) = self.volumes.get_mut(&number) {
+            volume.io_holds.remove(&IoHold::BitmapExchange);
+            if let Some(resync) = volume.resync.as_mut() {
+                resync.phase = Phase::Running;
+                if let Some(target) = resync.target() {
+                    target.last_turn = now;
+                    target.next_turn = now;
+                }
+            }
+        }
+        self.receiving_may_go_on();
+        self.tick_target(number);
+    }
+
+    /// Blocks may be asked for.
+    fn target_runs(&mut self, number: VolumeNumber) -> Option<&mut Target> {
+        let volume = self.volumes.get_mut(&number)?;
+        let runs = volume.state.conn == ConnState::SyncTarget;
+        let resync = volume.resync.as_mut()?;
+        if runs && resync.phase == Phase::Running { resync.target() } else { None }
+    }
+
+    pub(super) fn target_deadline(&self, volume: &Volume) -> Time {
+        let Some(resync) = volume.resync.as_ref() else {
+            return Time::NEVER;
+        };
+        let super::Part::Target(target) = &resync.role else {
+            return Time::NEVER;
+        };
+        if resync.phase != Phase::Running {
+            return Time::NEVER;
+        }
+        let turns = volume.state.conn == ConnState::SyncTarget;
+        let turn = if turns { target.next_turn } else { Time::NEVER };
+        let flush = if target.flush_running { None } else { target.flush_due };
+        turn.min(flush.unwrap_or(Time::NEVER))
+    }
+
+    pub(super) fn tick_target(&mut self, number: VolumeNumber) {
+        let now = self.now;
+        if self.target_runs(number).is_some_and(|target| target.next_turn <= now) {
+            self.take_turn(number);
+            self.ask_more(number);
+            self.check_end(number);
+        }
+        let resync = self.volumes.get_mut(&number).and_then(|at| at.resync.as_mut());
+        let due = resync.and_then(Resync::target).and_then(|target| target.flush_due);
+        if due.is_some_and(|due| due <= now) {
+            self.status_changed = true;
+            self.flush_blocks(number);
+        }
+    }
+
+    /// One turn of the controller (6.9). Where the formula is slower than both the link and the limits, because all that
+    /// it asked for came within the turn, the turn doubles the one before.
+    fn take_turn(&mut self, number: VolumeNumber) {
+        let (now, waiting) = (self.now, self.log_waiters(number));
+        let buffers = self.connection.net.as_ref().map_or(2048, |net| net.max_buffers);
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        volume.note_progress(now);
+        let left = volume.resync_left();
+        let options = volume.options.clone();
+        let all = 2 * (volume.counters.disk_read_kib + volume.counters.disk_written_kib);
+        let Some(resync) = volume.resync.as_mut() else {
+            return;
+        };
+        let rate = resync.progress.rate(now, left);
+        let Some(target) = resync.target() else {
+            return;
+        };
+        let late = u64::try_from(now.since(target.last_turn).as_millis()).unwrap_or(u64::MAX) / 100;
+        target.last_turn = now;
+        target.next_turn = now + TURN;
+        let rates = RateOptions {
+            resync_rate: options.resync_rate,
+            plan_ahead: options.c_plan_ahead,
+            delay_target: options.c_delay_target,
+            fill_target: options.c_fill_target,
+            max_rate: options.c_max_rate,
+            max_buffers: buffers,
+        };
+        let planned = target.controller.plan_turn(&rates);
+        let unhindered = target.asked.is_empty() && target.budget == 0 && target.turn_budget > 0;
+        let limit = (options.c_max_rate / 40).max(1);
+        let wanted = if options.c_plan_ahead > 0 && unhindered {
+            planned.max(target.turn_budget.saturating_mul(2)).min(limit)
+        } else {
+            planned
+        };
+        let load = Load {
+            waiting_for_activity_log: waiting,
+            other_sectors: all.saturating_sub(target.sectors),
+            rate,
+        };
+        let throttled = target.throttle.check(options.c_min_rate, &load) == Throttle::Throttled;
+        target.rate_shown = wanted.saturating_mul(40);
+        target.turn_budget = wanted;
+        let turns = late.clamp(1, LATE_TURNS_MAX) as u32;
+        target.budget = if throttled { 0 } else { wanted.saturating_mul(turns) };
+    }
+
+    /// Asks for blocks as far as the turn and the window allow.
+    fn ask_more(&mut self, number: VolumeNumber) {
+        let buffers = self.connection.net.as_ref().map_or(2048, |net| net.max_buffers);
+        let window = (buffers / 2).clamp(1, WINDOW_BLOCKS_MAX);
+        while self.target_runs(number).is_some() {
+            let id = self.requests.next_id();
+            let Some(volume) = self.volumes.get_mut(&number) else {
+                return;
+            };
+            let primary = volume.state.role == Role::Primary;
+            let arriving: u32 = volume.sync_io.writes.values().map(|write| write.length / 4096).sum();
+            let device_bytes = volume.bytes;
+            let (Some(backing), Some(resync)) = (volume.backing.as_ref(), volume.resync.as_mut()) else {
+                return;
+            };
+            let Some(target) = resync.target() else {
+                return;
+            };
+            let room = window.saturating_sub(target.outstanding().saturating_add(arriving));
+            let most = room.min(target.budget);
+            if most == 0 {
+                return;
+            }
+            let limits = RequestLimits {
+                bytes_max: most.saturating_mul(4096).min(REQUEST_BYTES_MAX),
+                device_bytes,
+                discard_granularity: None,
+            };
+            let Some(request) = next_request(&backing.bitmap, target.cursor, &limits) else {
+                return;
+            };
+            target.cursor = request.end();
+            target.budget -= request.bits.min(target.budget);
+            target.controller.requested(request.bits);
+            let offset = request.offset();
+            let block = Asked {
+                id,
+                bits: request.bits,
+                length: request.len,
+                interval: primary,
+                sent: false,
+            };
+            target.asked.insert(offset, block);
+            let range = offset..offset + u64::from(request.len);
+            let ready = !primary
+                || volume.intervals.insert(id, range, IntervalKind::Resync) == Admission::Ready;
+            if ready {
+                self.ask_for(number, id);
+            }
+        }
+    }
+
+    /// Sends the request of a block: nothing that overlaps it is in flight, or this node is Secondary.
+    pub(super) fn ask_for(&mut self, number: VolumeNumber, id: u64) {
+        let resync = self.volumes.get_mut(&number).and_then(|at| at.resync.as_mut());
+        let Some(target) = resync.and_then(Resync::target) else {
+            return;
+        };
+        let found = target.asked.iter_mut().find(|(_, block)| block.id == id && !block.sent);
+        let Some((offset, block)) = found else {
+            return;
+        };
+        block.sent = true;
+        let request = BlockRequest {
+            sector: offset / 512,
+            block_id: BLOCK_ID_SYNCER,
+            blksize: block.length,
+            pad: 0,
+        };
+        self.send(Some(number), Packet::RsDataRequest(request));
+    }
+
+    /// This node was promoted or demoted during the resync. A Primary's application must not be overtaken by older blocks:
+    /// intervals are taken for all that is on its way. A Secondary's peer is the writer, and orders by the socket: intervals
+    /// of blocks that did not arrive are given back.
+    pub(super) fn follow_role(&mut self, number: VolumeNumber) {
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        let primary = volume.state.role == Role::Primary;
+        let Some(target) = volume.resync.as_mut().and_then(Resync::target) else {
+            return;
+        };
+        if core::mem::replace(&mut target.primary, primary) == primary {
+            return;
+        }
+        let (mut given_back, mut unsent) = (Vec::new(), Vec::new());
+        for (offset, block) in &mut target.asked {
+            if primary && !block.interval {
+                block.interval = true;
+                let range = *offset..*offset + u64::from(block.length);
+                // Whether it is ready is asked when the block arrives.
+                let _ = volume.intervals.insert(block.id, range, IntervalKind::Resync);
+            } else if !primary && block.interval {
+                block.interval = false;
+                given_back.push(block.id);
+                if !block.sent {
+                    unsent.push(block.id);
+                }
+            }
+        }
+        for id in given_back {
+            self.release_interval(number, id);
+        }
+        for id in unsent {
+            self.ask_for(number, id);
+        }
+    }
+
+    /// P_RS_DATA_REPLY. Errors are protocol errors, in words.
+    pub(crate) fn on_resync_reply(&mut self, number: VolumeNumber, reply: Data) -> Result<(), &'static str> {
+        let length = u32::try_from(reply.payload.len()).unwrap_or(u32::MAX);
+        if let Some(volume) = self.volumes.get_mut(&number) {
+            volume.counters.received_kib += u64::from(length) / 1024;
+        }
+        self.block_arrived(number, reply.sector, length, Body::Data(reply.payload))
+    }
+
+    /// P_RS_DEALLOCATED: all of the block is zero on the source.
+    pub(crate) fn on_resync_deallocated(&mut self, number: VolumeNumber, range: BlockDesc) -> Result<(), &'static str> {
+        self.block_arrived(number, range.sector, range.blksize, Body::Zeroes)
+    }
+
+    fn block_arrived(
+        &mut self,
+        number: VolumeNumber,
+        sector: u64,
+        length: u32,
+        body: Body,
+    ) -> Result<(), &'static str> {
+        let link = self.connection.count;
+        let fresh = self.requests.next_id();
+        let volume = self.volumes.get_mut(&number).ok_or("a resync block of an unknown volume")?;
+        if volume.resync.is_none() {
+            // The disk failed in the meantime. Every block has its one acknowledgement.
+            self.acknowledge_block(number, sector, length, Packet::NegAck);
+            return Ok(());
+        }
+        let block = take_asked(volume, sector, length)?;
+        let offset = sector * 512;
+        let id = if block.interval { block.id } else { fresh };
+        let write = Write { offset, length, body, link, started: false };
+        volume.sync_io.writes.insert(id, write);
+        let range = offset..offset + u64::from(length);
+        let ready = if block.interval {
+            volume.intervals.is_ready(id)
+        } else {
+            volume.intervals.insert(id, range, IntervalKind::Resync) == Admission::Ready
+        };
+        if ready {
+            self.start_sync_write(number, id);
+        }
+        Ok(())
+    }
+
+    pub(super) fn start_sync_write(&mut self, number: VolumeNumber, id: u64) {
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        let usable = volume.writes_locally();
+        let Some(write) = volume.sync_io.writes.get_mut(&id) else {
+            return;
+        };
+        if core::mem::replace(&mut write.started, true) {
+            return;
+        }
+        let (offset, length) = (write.offset, write.length);
+        let operation = match &write.body {
+            Body::Data(data) => DiskOperation::Write { offset, data: data.clone(), fua: Fua::No },
+            Body::Zeroes => {
+                DiskOperation::Zero { offset, length, unmap: Unmap::Allowed, fua: Fua::No }
+            }
+        };
+        if !usable {
+            self.block_done(number, id, false);
+            return;
+        }
+        volume.counters.disk_written_kib += u64::from(length) / 1024;
+        if let Some(target) = volume.resync.as_mut().and_then(Resync::target) {
+            target.sectors += u64::from(length) / 512;
+        }
+        self.disk(number, Pending::Resync(number, Io::Write(id)), operation);
+    }
+
+    pub(super) fn finish_sync_write(
+        &mut self,
+        number: VolumeNumber,
+        id: u64,
+        result: Result<(), IoError>,
+    ) {
+        self.block_done(number, id, result.is_ok());
+        if let Err(error) = result {
+            self.local_io_error(number, DiskFault::Write, error);
+        }
+    }
+
+    /// A block is on the disk, or could not be written: its acknowledgement, and the end of its interval.
+    fn block_done(&mut self, number: VolumeNumber, id: u64, written: bool) {
+        let now = self.now;
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        let Some(write) = volume.sync_io.writes.remove(&id) else {
+            return;
+        };
+        if write.link == self.connection.count && self.connection.link.is_some() {
+            let target = volume.resync.as_mut().and_then(Resync::target);
+            let counted = target.is_some();
+            if let Some(target) = target.filter(|_| written) {
+                let bits = bits_touched(write.offset, u64::from(write.length), volume.bytes);
+                target.note_written(bits, now);
+            }
+            let ack = if written && counted { Packet::RsWriteAck } else { Packet::NegAck };
+            self.acknowledge_block(number, write.offset / 512, write.length, ack);
+            if !written {
+                self.count_failed(number, write.offset, write.length);
+            }
+        }
+        self.release_interval(number, id);
+        self.after_block(number);
+    }
+
+    /// A block is off the list: others may be asked for, or the end is reached.
+    fn after_block(&mut self, number: VolumeNumber) {
+        self.ask_more(number);
+        let full = self
+            .target_runs(number)
+            .is_some_and(|target| target.written.len() >= UNFLUSHED_MAX);
+        if full {
+            self.flush_blocks(number);
+        }
+        self.check_end(number);
+    }
+
+    fn acknowledge_block(
+        &mut self,
+        number: VolumeNumber,
+        sector: u64,
+        length: u32,
+        packet: fn(BlockAck) -> Packet,
+    ) {
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        if volume.state.conn < ConnState::Connected {
+            return;
+        }
+        let ack = BlockAck {
+            sector,
+            block_id: BLOCK_ID_SYNCER,
+            blksize: length,
+            seq_num: volume.peer.next_sequence(),
+        };
+        self.send(Some(number), packet(ack));
+    }
+
+    /// P_NEG_RS_DREPLY: the source cannot read the block. Errors are protocol errors, in words.
+    pub(crate) fn on_resync_refused(&mut self, number: VolumeNumber, ack: &BlockAck) -> Result<(), &'static str> {
+        if self.answered(number, ack)? {
+            self.count_failed(number, ack.sector * 512, ack.blksize);
+        }
+        self.after_block(number);
+        Ok(())
+    }
+
+    /// P_RS_CANCEL: the source gives no answer now. The bit stays, and the block is asked for again.
+    pub(crate) fn on_resync_cancelled(&mut self, number: VolumeNumber, ack: &BlockAck) -> Result<(), &'static str> {
+        self.answered(number, ack)?;
+        self.after_block(number);
+        Ok(())
+    }
+
+    /// P_RS_IS_IN_SYNC answers a request with a digest, which this node never sends.
+    pub(crate) fn on_resync_in_sync(&mut self, number: VolumeNumber, _ack: &BlockAck) -> Result<(), &'static str> {
+        self.volumes.get(&number).ok_or("an answer for an unknown volume")?;
+        Err("a block is said to be in sync that was not compared")
+    }
+
+    /// Takes a request off the list. False if there is no resync any more.
+    fn answered(&mut self, number: VolumeNumber, ack: &BlockAck) -> Result<bool, &'static str> {
+        let volume = self.volumes.get_mut(&number).ok_or("an answer for an unknown volume")?;
+        if volume.resync.is_none() {
+            return Ok(false);
+        }
+        let block = take_asked(volume, ack.sector, ack.blksize)?;
+        if block.interval {
+            self.release_interval(number, block.id);
+        }
+        Ok(true)
+    }
+
+    /// Has the disk flushed; then the bits of what was written before are cleared.
+    fn flush_blocks(&mut self, number: VolumeNumber) {
+        let resync = self.volumes.get_mut(&number).and_then(|at| at.resync.as_mut());
+        let Some(resync) = resync else {
+            return;
+        };
+        let run = resync.run;
+        let Some(target) = resync.target() else {
+            return;
+        };
+        if target.flush_running || target.written.is_empty() {
+            return;
+        }
+        target.flush_running = true;
+        target.flush_due = None;
+        target.flushing = core::mem::take(&mut target.written);
+        let then = Then::Resync(AfterPlan::Flushed(run));
+        self.start_plan(number, vec![PlanStage::FlushData], then);
+    }
+
+    pub(super) fn target_flushed(&mut self, number: VolumeNumber) {
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        let Some(target) = volume.resync.as_mut().and_then(Resync::target) else {
+            return;
+        };
+        target.flush_running = false;
+        let durable = core::mem::take(&mut target.flushing);
+        if let Some(backing) = volume.backing.as_mut() {
+            for bits in durable {
+                backing.bitmap.clear(bits);
+            }
+        }
+        self.check_end(number);
+        let runs = self.target_runs(number).is_some();
+        if runs {
+            // Not at the end: the change of state writes the pages then (2.9 no. 27).
+            let pages = vec![PlanStage::BitmapPages(Pages::AllChanged)];
+            self.start_plan(number, pages, Then::Nothing);
+        }
+    }
+
+    /// The disk could not make blocks durable: what it lost is unknown, and it is judged as for any failed write.
+    pub(super) fn flush_failed(&mut self, number: VolumeNumber) {
+        let resync = self.volumes.get_mut(&number).and_then(|at| at.resync.as_mut());
+        if let Some(target) = resync.and_then(Resync::target) {
+            target.flush_running = false;
+            target.flushing.clear();
+        }
+    }
+
+    /// Looks whether the resync is over.
+    pub(super) fn check_end(&mut self, number: VolumeNumber) {
+        self.check_source_end(number);
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        let arriving = !volume.sync_io.writes.is_empty();
+        let runs = volume.state.conn == ConnState::SyncTarget;
+        let (Some(backing), Some(resync)) = (volume.backing.as_ref(), volume.resync.as_mut()) else {
+            return;
+        };
+        let (left, failed, running) = (backing.bitmap.count(), resync.failed, resync.phase == Phase::Running);
+        let Some(target) = resync.target() else {
+            return;
+        };
+        if !runs || !running || arriving || !target.asked.is_empty() || target.flush_running {
+            return;
+        }
+        if backing.bitmap.next_set(target.cursor).is_some() {
+            return;
+        }
+        if !target.written.is_empty() {
+            self.flush_blocks(number);
+            return;
+        }
+        if left <= failed || (failed > 0 && !target.progressed) {
+            resync.failed = if left == 0 { 0 } else { failed.max(left) };
+            resync.phase = Phase::Pinging;
+            self.ping_before_end(number);
+            return;
+        }
+        // Bits were set behind the cursor, or some failed while others did not: once more from the beginning.
+        target.cursor = 0;
+        target.progressed = false;
+        resync.failed = 0;
+        let text = format!("resync: {left} bits are left, asked for once more");
+        self.log(crate::effect::Level::Debug, Some(number), text);
+    }
+}
+
+fn take_asked(volume: &mut Volume, sector: u64, length: u32) -> Result<Asked, &'static str> {
+    let target = volume.resync.as_mut().and_then(Resync::target);
+    let target = target.ok_or("a resync block for a node that is no target")?;
+    let offset = sector.checked_mul(512).ok_or("a resync block beyond every device")?;
+    let asked = target.asked.get(&offset).copied();
+    let block = asked
+        .filter(|block| block.sent && block.length == length)
+        .ok_or("a resync block that was not asked for")?;
+    target.asked.remove(&offset);
+    target.controller.answered(length / 512);
+    Ok(block)
+}
