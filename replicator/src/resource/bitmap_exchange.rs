@@ -20,15 +20,15 @@ use tandem_protocol::bitmap_code::{
 use tandem_protocol::packet::Packet;
 use tandem_protocol::packets::SyncUuid;
 
+use super::Resource;
 use super::plan::{self, Then};
 use super::resync::{AfterPlan, Side};
 use super::volume::IoHold;
-use super::Resource;
 use crate::bitmap::{Bitmap, Urgency};
 use crate::effect::Level;
 use crate::event::{IoError, VolumeNumber};
-use crate::state::word::{ConnState, DiskState};
 use crate::state::Hardness;
+use crate::state::word::{ConnState, DiskState};
 use crate::time::Time;
 
 /// Packets of a bitmap that are sent in one turn: 1 MiB at most, so that other work is not held up.
@@ -92,11 +92,14 @@ struct Sink<'a>(&'a mut Bitmap);
 
 impl BitSink for Sink<'_> {
     fn set_range(&mut self, first: u64, count: u64) {
-        self.0.set(first..first.saturating_add(count), Urgency::Lazy);
+        self.0
+            .set(first..first.saturating_add(count), Urgency::Lazy);
     }
     fn merge_word(&mut self, index: u64, word: u64) {
         // The receiver hands out words within the bitmap only; nothing else can fail.
-        let _ = self.0.merge_words(index, core::iter::once(word), Urgency::Lazy);
+        let _ = self
+            .0
+            .merge_words(index, core::iter::once(word), Urgency::Lazy);
     }
 }
 
@@ -167,7 +170,11 @@ impl Resource {
 
     fn send_bits(&mut self, number: VolumeNumber) {
         let rle = self.connection.net.as_ref().is_none_or(|net| net.use_rle);
-        let compression = if rle { Compression::RunLength } else { Compression::Plain };
+        let compression = if rle {
+            Compression::RunLength
+        } else {
+            Compression::Plain
+        };
         for _ in 0..PACKETS_PER_TURN {
             let Some(volume) = self.volumes.get_mut(&number) else {
                 return;
@@ -196,7 +203,11 @@ impl Resource {
     }
 
     /// P_BITMAP. Errors are protocol errors, in words.
-    pub(crate) fn on_bitmap(&mut self, number: VolumeNumber, chunk: Bytes) -> Result<(), &'static str> {
+    pub(crate) fn on_bitmap(
+        &mut self,
+        number: VolumeNumber,
+        chunk: Bytes,
+    ) -> Result<(), &'static str> {
         self.receive_bits(number, |receiver, bitmap| {
             receiver
                 .plain(&chunk, &mut Sink(bitmap))
@@ -234,7 +245,10 @@ impl Resource {
         if !expected || volume.exchange.received {
             return Err("a bitmap that is not expected now");
         }
-        let backing = volume.backing.as_mut().ok_or("a bitmap for a node without a disk")?;
+        let backing = volume
+            .backing
+            .as_mut()
+            .ok_or("a bitmap for a node without a disk")?;
         let bits = backing.bitmap.bits();
         let receiver = volume
             .exchange
@@ -262,7 +276,11 @@ impl Resource {
     }
 
     /// P_SYNC_UUID. Errors are protocol errors, in words.
-    pub(crate) fn on_sync_uuid(&mut self, number: VolumeNumber, uuid: u64) -> Result<(), &'static str> {
+    pub(crate) fn on_sync_uuid(
+        &mut self,
+        number: VolumeNumber,
+        uuid: u64,
+    ) -> Result<(), &'static str> {
         let volume = self
             .volumes
             .get_mut(&number)

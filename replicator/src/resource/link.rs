@@ -532,6 +532,7 @@ impl Resource {
                 Ok(())
             }
             Packet::RecvAck(ack) => self.on_write_ack(number, &ack, Ack::Received),
+            Packet::WriteAck(ack) if of_resync(&ack.block_id) => self.on_resync_ack(number, &ack),
             Packet::WriteAck(ack) => self.on_write_ack(number, &ack, Ack::Written),
             Packet::RsWriteAck(ack) if of_resync(&ack.block_id) => self.on_resync_ack(number, &ack),
             Packet::RsWriteAck(ack) => self.on_write_ack(number, &ack, Ack::WrittenInSync),

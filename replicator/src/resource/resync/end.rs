@@ -11,13 +11,13 @@ use core::time::Duration;
 use tandem_metadata::Flags;
 
 use super::{AfterPlan, Part, Phase, Resync};
-use crate::event::VolumeNumber;
 use crate::effect::Level;
+use crate::event::VolumeNumber;
+use crate::resource::Resource;
 use crate::resource::generation::FlagValue;
 use crate::resource::handlers;
 use crate::resource::plan::{Stage, Then};
 use crate::resource::volume::PeerUuids;
-use crate::resource::Resource;
 use crate::state::Hardness;
 use crate::state::word::{ConnState, DiskState};
 use crate::time::Time;
@@ -46,9 +46,16 @@ impl Resource {
     /// Everything is written and flushed. Acknowledgements are on the meta socket: when a ping that follows them is
     /// answered, the source has handled them.
     pub(super) fn ping_before_end(&mut self, number: VolumeNumber) {
-        self.log(Level::Debug, Some(number), String::from("resync: all is written"));
+        self.log(
+            Level::Debug,
+            Some(number),
+            String::from("resync: all is written"),
+        );
         let ping = self.ping_now();
-        let resync = self.volumes.get_mut(&number).and_then(|at| at.resync.as_mut());
+        let resync = self
+            .volumes
+            .get_mut(&number)
+            .and_then(|at| at.resync.as_mut());
         if let Some(target) = resync.and_then(Resync::target) {
             target.ping = ping;
         }
@@ -89,7 +96,10 @@ impl Resource {
         resync.phase = Phase::Finishing;
         if left == 0 {
             let Some(peer) = peer else {
-                self.link_lost(ConnState::ProtocolError, "the source never told its data generations");
+                self.link_lost(
+                    ConnState::ProtocolError,
+                    "the source never told its data generations",
+                );
                 return;
             };
             volume.generations.finish_as_target(&peer.set, role);
@@ -102,20 +112,30 @@ impl Resource {
     }
 
     /// The generations are durable: this disk is as good as the source's.
-    pub(super) fn target_finished(&mut self, number: VolumeNumber) {
+    pub(super) fn finish_target(&mut self, number: VolumeNumber) {
         let runs = self.volumes.get(&number).is_some_and(|volume| {
-            matches!(volume.state.conn, ConnState::SyncTarget | ConnState::PausedSyncT)
+            matches!(
+                volume.state.conn,
+                ConnState::SyncTarget | ConnState::PausedSyncT
+            )
         });
         if !runs {
             return;
         }
-        let complete = self.volumes.get(&number).is_some_and(|volume| volume.bits_set() == 0);
+        let complete = self
+            .volumes
+            .get(&number)
+            .is_some_and(|volume| volume.bits_set() == 0);
         self.log_end(number);
         if complete {
             self.share_generations(number);
         }
         self.drop_resync(number);
-        let disk = if complete { DiskState::UpToDate } else { DiskState::Inconsistent };
+        let disk = if complete {
+            DiskState::UpToDate
+        } else {
+            DiskState::Inconsistent
+        };
         self.change_state(
             number,
             |state| {
@@ -130,7 +150,10 @@ impl Resource {
         let kernel = self.connection.agreed.is_some_and(|agreed| !agreed.tandem);
         let first = self.now + REPEATS[0];
         if let Some(volume) = self.volumes.get_mut(&number).filter(|_| kernel) {
-            volume.sync_io.repeat = Some(Repeat { at: first, count: 0 });
+            volume.sync_io.repeat = Some(Repeat {
+                at: first,
+                count: 0,
+            });
         }
     }
 
@@ -173,7 +196,9 @@ impl Resource {
         let Some(resync) = self.volumes.get(&number).and_then(|at| at.resync.as_ref()) else {
             return;
         };
-        let spent = now.since(resync.progress.started()).saturating_sub(resync.paused);
+        let spent = now
+            .since(resync.progress.started())
+            .saturating_sub(resync.paused);
         let (total, seconds) = (resync.progress.total(), spent.as_secs().max(1));
         let side = match resync.role {
             Part::Source(_) => "source",
@@ -184,7 +209,10 @@ impl Resource {
             total * 4 / seconds
         );
         if resync.failed > 0 {
-            text.push_str(&format!("; {} blocks failed and stay out of sync", resync.failed));
+            text.push_str(&format!(
+                "; {} blocks failed and stay out of sync",
+                resync.failed
+            ));
         }
         self.log(Level::Info, Some(number), text);
     }

@@ -23,15 +23,15 @@ use core::time::Duration;
 
 use bytes::Bytes;
 
+use super::Resource;
 use super::handlers;
 use super::plan::{Pages, Stage, Then};
 use super::volume::{IoHold, Volume};
-use super::Resource;
 use crate::effect::Level;
 use crate::event::{IoError, VolumeNumber};
 use crate::resync::controller::{Pace, Progress};
-use crate::state::word::{ConnState, DiskState, Role};
 use crate::state::Hardness;
+use crate::state::word::{ConnState, DiskState, Role};
 use crate::status::ResyncStatus;
 use crate::time::Time;
 
@@ -189,7 +189,11 @@ impl Volume {
     fn note_progress(&mut self, now: Time) {
         let left = self.resync_left();
         if let Some(resync) = self.resync.as_mut() {
-            let pace = if resync.paused_at.is_some() { Pace::Paused } else { Pace::Running };
+            let pace = if resync.paused_at.is_some() {
+                Pace::Paused
+            } else {
+                Pace::Running
+            };
             resync.progress.update(now, left, pace);
         }
     }
@@ -206,7 +210,10 @@ impl Resource {
             return;
         }
         let (role, handler) = match side {
-            Side::Source => (Part::Source(source::Source::default()), "before-resync-source"),
+            Side::Source => (
+                Part::Source(source::Source::default()),
+                "before-resync-source",
+            ),
             Side::Target => (Part::Target(Target::new(now)), "before-resync-target"),
         };
         volume.sync_io.repeat = None;
@@ -229,7 +236,12 @@ impl Resource {
     }
 
     /// A handler of a resync ended.
-    pub(crate) fn resync_handler_done(&mut self, number: VolumeNumber, step: AfterHandler, exit: i32) {
+    pub(crate) fn resync_handler_done(
+        &mut self,
+        number: VolumeNumber,
+        step: AfterHandler,
+        exit: i32,
+    ) {
         let AfterHandler::Before(run) = step;
         let Some(side) = self.resync_of(number, run).map(|resync| resync.side()) else {
             return;
@@ -239,10 +251,15 @@ impl Resource {
             Side::Target => exit > 0,
         };
         if refused {
-            let text = format!("the handler before the resync ended with exit code {exit}: the connection is dropped");
+            let text = format!(
+                "the handler before the resync ended with exit code {exit}: the connection is dropped"
+            );
             self.log(Level::Warn, Some(number), text);
             self.drop_resync(number);
-            self.change_connection(|state| state.conn = ConnState::Disconnecting, Hardness::Hard);
+            self.change_connection(
+                |state| state.conn = ConnState::Disconnecting,
+                Hardness::Hard,
+            );
             return;
         }
         if !self.may_start(number) {
@@ -335,8 +352,12 @@ impl Resource {
         let conn = self.volumes.get(&number).map(|volume| volume.state.conn);
         let begun = allowed
             && match side {
-                Side::Source => matches!(conn, Some(ConnState::SyncSource | ConnState::PausedSyncS)),
-                Side::Target => matches!(conn, Some(ConnState::SyncTarget | ConnState::PausedSyncT)),
+                Side::Source => {
+                    matches!(conn, Some(ConnState::SyncSource | ConnState::PausedSyncS))
+                }
+                Side::Target => {
+                    matches!(conn, Some(ConnState::SyncTarget | ConnState::PausedSyncT))
+                }
             };
         if begun {
             self.log_begin(number, side);
@@ -354,9 +375,16 @@ impl Resource {
             Side::Source => "source",
             Side::Target => "target",
         };
-        let text = format!("began resync as {side}: {} KiB, {blocks} bits set", blocks * 4);
+        let text = format!(
+            "began resync as {side}: {} KiB, {blocks} bits set",
+            blocks * 4
+        );
         self.log(Level::Info, Some(number), text);
-        let csums = self.connection.net.as_ref().is_some_and(|net| !net.csums_alg.is_empty());
+        let csums = self
+            .connection
+            .net
+            .as_ref()
+            .is_some_and(|net| !net.csums_alg.is_empty());
         if csums && side == "target" {
             let text = String::from("csums-alg is set, but this node asks for whole blocks");
             self.log(Level::Info, Some(number), text);
@@ -397,12 +425,17 @@ impl Resource {
             AfterPlan::SyncUuid(_) => self.begin_source(number),
             AfterPlan::TargetReady(_) => self.begin_target(number),
             AfterPlan::Flushed(_) => self.target_flushed(number),
-            AfterPlan::TargetFinished(_) => self.target_finished(number),
+            AfterPlan::TargetFinished(_) => self.finish_target(number),
         }
     }
 
     /// An I/O of a resync ended.
-    pub(crate) fn resync_io_done(&mut self, number: VolumeNumber, io: Io, result: Result<Bytes, IoError>) {
+    pub(crate) fn resync_io_done(
+        &mut self,
+        number: VolumeNumber,
+        io: Io,
+        result: Result<Bytes, IoError>,
+    ) {
         match io {
             Io::Read(id) => self.finish_sync_read(number, id, result),
             Io::Write(id) => self.finish_sync_write(number, id, result.map(|_| ())),
@@ -434,7 +467,11 @@ impl Resource {
     /// A state change paused the resync.
     pub(crate) fn resync_paused(&mut self, number: VolumeNumber) {
         let now = self.now;
-        if let Some(resync) = self.volumes.get_mut(&number).and_then(|at| at.resync.as_mut()) {
+        if let Some(resync) = self
+            .volumes
+            .get_mut(&number)
+            .and_then(|at| at.resync.as_mut())
+        {
             resync.paused_at.get_or_insert(now);
         }
     }
@@ -442,7 +479,10 @@ impl Resource {
     /// It goes on.
     pub(crate) fn resync_resumed(&mut self, number: VolumeNumber) {
         let now = self.now;
-        let resync = self.volumes.get_mut(&number).and_then(|at| at.resync.as_mut());
+        let resync = self
+            .volumes
+            .get_mut(&number)
+            .and_then(|at| at.resync.as_mut());
         let Some(resync) = resync else {
             return;
         };
@@ -456,7 +496,11 @@ impl Resource {
 
     /// 2.9 no. 8: the peer's disk appeared; nothing of a resync before it counts.
     pub(crate) fn resync_reset_counters(&mut self, number: VolumeNumber) {
-        if let Some(resync) = self.volumes.get_mut(&number).and_then(|at| at.resync.as_mut()) {
+        if let Some(resync) = self
+            .volumes
+            .get_mut(&number)
+            .and_then(|at| at.resync.as_mut())
+        {
             resync.failed = 0;
         }
     }
@@ -465,12 +509,26 @@ impl Resource {
     pub(crate) fn resync_connection_lost(&mut self, number: VolumeNumber) {
         self.exchange_over(number);
         self.drop_resync(number);
-        let unstarted: Vec<u64> = self.volumes.get_mut(&number).map_or_else(Vec::new, |volume| {
-            volume.sync_io.repeat = None;
-            let reads = volume.sync_io.reads.iter().filter(|(_, read)| !read.is_started());
-            let writes = volume.sync_io.writes.iter().filter(|(_, write)| !write.is_started());
-            reads.map(|(id, _)| *id).chain(writes.map(|(id, _)| *id)).collect()
-        });
+        let unstarted: Vec<u64> = self
+            .volumes
+            .get_mut(&number)
+            .map_or_else(Vec::new, |volume| {
+                volume.sync_io.repeat = None;
+                let reads = volume
+                    .sync_io
+                    .reads
+                    .iter()
+                    .filter(|(_, read)| !read.is_started());
+                let writes = volume
+                    .sync_io
+                    .writes
+                    .iter()
+                    .filter(|(_, write)| !write.is_started());
+                reads
+                    .map(|(id, _)| *id)
+                    .chain(writes.map(|(id, _)| *id))
+                    .collect()
+            });
         for id in unstarted {
             self.forget_sync_io(number, id);
         }
@@ -517,11 +575,19 @@ impl Resource {
         if state.conn != ConnState::Connected {
             return;
         }
-        let source = if state.role == state.peer { resolves } else { state.role == Role::Primary };
+        let source = if state.role == state.peer {
+            resolves
+        } else {
+            state.role == Role::Primary
+        };
         if source {
             self.start_resync(number, Side::Source);
         } else {
-            self.change_state(number, |state| state.conn = ConnState::WFSyncUUID, Hardness::Hard);
+            self.change_state(
+                number,
+                |state| state.conn = ConnState::WFSyncUUID,
+                Hardness::Hard,
+            );
         }
     }
 
@@ -540,7 +606,11 @@ impl Resource {
     pub(crate) fn step_resync(&mut self) {
         self.step_bitmap_exchange();
         for number in self.volume_numbers() {
-            if self.volumes.get(&number).is_some_and(|volume| volume.resync.is_some()) {
+            if self
+                .volumes
+                .get(&number)
+                .is_some_and(|volume| volume.resync.is_some())
+            {
                 self.drop_stale(number);
                 self.follow_role(number);
             }
@@ -569,7 +639,11 @@ impl Resource {
         let volumes = self.volumes.values().map(|volume| {
             let target = self.target_deadline(volume);
             let delayed = volume.sync_io.reads.values().filter_map(Read::due).min();
-            let repeat = volume.sync_io.repeat.as_ref().map_or(Time::NEVER, end::Repeat::at);
+            let repeat = volume
+                .sync_io
+                .repeat
+                .as_ref()
+                .map_or(Time::NEVER, end::Repeat::at);
             target
                 .min(delayed.unwrap_or(Time::NEVER))
                 .min(repeat)
@@ -604,7 +678,9 @@ impl Resource {
             total: resync.progress.total(),
             left,
             failed: resync.failed,
-            elapsed: now.since(resync.progress.started()).saturating_sub(resync.paused),
+            elapsed: now
+                .since(resync.progress.started())
+                .saturating_sub(resync.paused),
             rate_kib: resync.progress.rate(now, left),
             want_kib: want,
         })

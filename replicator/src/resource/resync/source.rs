@@ -10,9 +10,7 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 use tandem_protocol::digest::DigestAlgorithm;
 use tandem_protocol::packet::Packet;
-use tandem_protocol::packets::{
-    BlockAck, BlockDesc, BlockRequest, Data, DpFlags, HashedRequest,
-};
+use tandem_protocol::packets::{BlockAck, BlockDesc, BlockRequest, Data, DpFlags, HashedRequest};
 
 use super::{Io, Phase, Resync};
 use crate::bitmap::{bits_covered, bits_touched};
@@ -147,7 +145,15 @@ impl Resource {
         let (id, link) = (self.requests.next_id(), self.connection.count);
         if let Some(volume) = self.volumes.get_mut(&number) {
             volume.sync_io.read_bytes += u64::from(request.blksize);
-            volume.sync_io.reads.insert(id, Read { request, question, link, stage });
+            volume.sync_io.reads.insert(
+                id,
+                Read {
+                    request,
+                    question,
+                    link,
+                    stage,
+                },
+            );
         }
         if stage == Stage::Waits {
             self.take_read_interval(number, id);
@@ -183,7 +189,10 @@ impl Resource {
 
     /// Writes of applications that wait for the activity log.
     pub(super) fn log_waiters(&self, number: VolumeNumber) -> usize {
-        self.requests.log_waiters.get(&number).map_or(0, |waiters| waiters.len())
+        self.requests
+            .log_waiters
+            .get(&number)
+            .map_or(0, |waiters| waiters.len())
     }
 
     pub(super) fn start_delayed_reads(&mut self, number: VolumeNumber) {
@@ -348,12 +357,20 @@ impl Resource {
     }
 
     /// P_RS_WRITE_ACK with the block id of resyncs: the target wrote a block. Errors are protocol errors, in words.
-    pub(crate) fn on_resync_ack(&mut self, number: VolumeNumber, ack: &BlockAck) -> Result<(), &'static str> {
+    pub(crate) fn on_resync_ack(
+        &mut self,
+        number: VolumeNumber,
+        ack: &BlockAck,
+    ) -> Result<(), &'static str> {
         self.on_block_ack(number, ack, Written::Yes)
     }
 
     /// P_NEG_ACK with the block id of resyncs: the target could not write a block.
-    pub(crate) fn on_resync_neg_ack(&mut self, number: VolumeNumber, ack: &BlockAck) -> Result<(), &'static str> {
+    pub(crate) fn on_resync_neg_ack(
+        &mut self,
+        number: VolumeNumber,
+        ack: &BlockAck,
+    ) -> Result<(), &'static str> {
         self.on_block_ack(number, ack, Written::No)
     }
 
@@ -371,10 +388,16 @@ impl Resource {
             .sector
             .checked_mul(512)
             .ok_or("a resync acknowledgement beyond every device")?;
-        if offset.checked_add(u64::from(ack.blksize)).is_none_or(|end| end > volume.bytes) {
+        if offset
+            .checked_add(u64::from(ack.blksize))
+            .is_none_or(|end| end > volume.bytes)
+        {
             return Err("a resync acknowledgement beyond the end of the device");
         }
-        let source = matches!(volume.state.conn, ConnState::SyncSource | ConnState::PausedSyncS);
+        let source = matches!(
+            volume.state.conn,
+            ConnState::SyncSource | ConnState::PausedSyncS
+        );
         if !source {
             return Ok(());
         }
@@ -427,7 +450,10 @@ impl Resource {
     }
 
     fn target_is_done(&mut self, number: VolumeNumber, disk: DiskState) {
-        let resync = self.volumes.get_mut(&number).and_then(|at| at.resync.as_mut());
+        let resync = self
+            .volumes
+            .get_mut(&number)
+            .and_then(|at| at.resync.as_mut());
         if let Some(source) = resync.and_then(Resync::source) {
             source.peer_done = Some(disk);
             self.check_end(number);

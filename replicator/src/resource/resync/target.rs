@@ -21,7 +21,9 @@ use crate::resource::change::DiskFault;
 use crate::resource::plan::{Pages, Stage as PlanStage, Then};
 use crate::resource::volume::{IoHold, Volume};
 use crate::resource::{Pending, Resource};
-use crate::resync::controller::{Load, MinRateThrottle, RateController, RateOptions, TURN, Throttle};
+use crate::resync::controller::{
+    Load, MinRateThrottle, RateController, RateOptions, TURN, Throttle,
+};
 use crate::resync::merge::{RequestLimits, next_request};
 use crate::state::word::{ConnState, Role};
 use crate::time::Time;
@@ -148,7 +150,11 @@ impl Target {
     /// The resync goes no further: the intervals to give back.
     pub(super) fn give_up(&mut self) -> Vec<u64> {
         let asked = core::mem::take(&mut self.asked);
-        asked.values().filter(|block| block.interval).map(|block| block.id).collect()
+        asked
+            .values()
+            .filter(|block| block.interval)
+            .map(|block| block.id)
+            .collect()
     }
 
     /// These bits are out of sync again.
@@ -183,7 +189,9 @@ fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
 fn without(range: &Range<u64>, hole: &Range<u64>) -> impl Iterator<Item = Range<u64>> {
     let before = range.start..range.end.min(hole.start).max(range.start);
     let after = range.start.max(hole.end).min(range.end)..range.end;
-    [before, after].into_iter().filter(|left| left.start < left.end)
+    [before, after]
+        .into_iter()
+        .filter(|left| left.start < left.end)
 }
 
 impl Resource {
@@ -209,7 +217,11 @@ impl Resource {
         let volume = self.volumes.get_mut(&number)?;
         let runs = volume.state.conn == ConnState::SyncTarget;
         let resync = volume.resync.as_mut()?;
-        if runs && resync.phase == Phase::Running { resync.target() } else { None }
+        if runs && resync.phase == Phase::Running {
+            resync.target()
+        } else {
+            None
+        }
     }
 
     pub(super) fn target_deadline(&self, volume: &Volume) -> Time {
@@ -224,19 +236,31 @@ impl Resource {
         }
         let turns = volume.state.conn == ConnState::SyncTarget;
         let turn = if turns { target.next_turn } else { Time::NEVER };
-        let flush = if target.flush_running { None } else { target.flush_due };
+        let flush = if target.flush_running {
+            None
+        } else {
+            target.flush_due
+        };
         turn.min(flush.unwrap_or(Time::NEVER))
     }
 
     pub(super) fn tick_target(&mut self, number: VolumeNumber) {
         let now = self.now;
-        if self.target_runs(number).is_some_and(|target| target.next_turn <= now) {
+        if self
+            .target_runs(number)
+            .is_some_and(|target| target.next_turn <= now)
+        {
             self.take_turn(number);
             self.ask_more(number);
             self.check_end(number);
         }
-        let resync = self.volumes.get_mut(&number).and_then(|at| at.resync.as_mut());
-        let due = resync.and_then(Resync::target).and_then(|target| target.flush_due);
+        let resync = self
+            .volumes
+            .get_mut(&number)
+            .and_then(|at| at.resync.as_mut());
+        let due = resync
+            .and_then(Resync::target)
+            .and_then(|target| target.flush_due);
         if due.is_some_and(|due| due <= now) {
             self.status_changed = true;
             self.flush_blocks(number);
@@ -247,7 +271,11 @@ impl Resource {
     /// it asked for came within the turn, the turn doubles the one before.
     fn take_turn(&mut self, number: VolumeNumber) {
         let (now, waiting) = (self.now, self.log_waiters(number));
-        let buffers = self.connection.net.as_ref().map_or(2048, |net| net.max_buffers);
+        let buffers = self
+            .connection
+            .net
+            .as_ref()
+            .map_or(2048, |net| net.max_buffers);
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;
         };
@@ -290,12 +318,20 @@ impl Resource {
         target.rate_shown = wanted.saturating_mul(40);
         target.turn_budget = wanted;
         let turns = late.clamp(1, LATE_TURNS_MAX) as u32;
-        target.budget = if throttled { 0 } else { wanted.saturating_mul(turns) };
+        target.budget = if throttled {
+            0
+        } else {
+            wanted.saturating_mul(turns)
+        };
     }
 
     /// Asks for blocks as far as the turn and the window allow.
     fn ask_more(&mut self, number: VolumeNumber) {
-        let buffers = self.connection.net.as_ref().map_or(2048, |net| net.max_buffers);
+        let buffers = self
+            .connection
+            .net
+            .as_ref()
+            .map_or(2048, |net| net.max_buffers);
         let window = (buffers / 2).clamp(1, WINDOW_BLOCKS_MAX);
         while self.target_runs(number).is_some() {
             let id = self.requests.next_id();
@@ -303,9 +339,15 @@ impl Resource {
                 return;
             };
             let primary = volume.state.role == Role::Primary;
-            let arriving: u32 = volume.sync_io.writes.values().map(|write| write.length / 4096).sum();
+            let arriving: u32 = volume
+                .sync_io
+                .writes
+                .values()
+                .map(|write| write.length / 4096)
+                .sum();
             let device_bytes = volume.bytes;
-            let (Some(backing), Some(resync)) = (volume.backing.as_ref(), volume.resync.as_mut()) else {
+            let (Some(backing), Some(resync)) = (volume.backing.as_ref(), volume.resync.as_mut())
+            else {
                 return;
             };
             let Some(target) = resync.target() else {
@@ -347,11 +389,17 @@ impl Resource {
 
     /// Sends the request of a block: nothing that overlaps it is in flight, or this node is Secondary.
     pub(super) fn ask_for(&mut self, number: VolumeNumber, id: u64) {
-        let resync = self.volumes.get_mut(&number).and_then(|at| at.resync.as_mut());
+        let resync = self
+            .volumes
+            .get_mut(&number)
+            .and_then(|at| at.resync.as_mut());
         let Some(target) = resync.and_then(Resync::target) else {
             return;
         };
-        let found = target.asked.iter_mut().find(|(_, block)| block.id == id && !block.sent);
+        let found = target
+            .asked
+            .iter_mut()
+            .find(|(_, block)| block.id == id && !block.sent);
         let Some((offset, block)) = found else {
             return;
         };
@@ -385,7 +433,9 @@ impl Resource {
                 block.interval = true;
                 let range = *offset..*offset + u64::from(block.length);
                 // Whether it is ready is asked when the block arrives.
-                let _ = volume.intervals.insert(block.id, range, IntervalKind::Resync);
+                let _ = volume
+                    .intervals
+                    .insert(block.id, range, IntervalKind::Resync);
             } else if !primary && block.interval {
                 block.interval = false;
                 given_back.push(block.id);
@@ -403,7 +453,11 @@ impl Resource {
     }
 
     /// P_RS_DATA_REPLY. Errors are protocol errors, in words.
-    pub(crate) fn on_resync_reply(&mut self, number: VolumeNumber, reply: Data) -> Result<(), &'static str> {
+    pub(crate) fn on_resync_reply(
+        &mut self,
+        number: VolumeNumber,
+        reply: Data,
+    ) -> Result<(), &'static str> {
         let length = u32::try_from(reply.payload.len()).unwrap_or(u32::MAX);
         if let Some(volume) = self.volumes.get_mut(&number) {
             volume.counters.received_kib += u64::from(length) / 1024;
@@ -412,7 +466,11 @@ impl Resource {
     }
 
     /// P_RS_DEALLOCATED: all of the block is zero on the source.
-    pub(crate) fn on_resync_deallocated(&mut self, number: VolumeNumber, range: BlockDesc) -> Result<(), &'static str> {
+    pub(crate) fn on_resync_deallocated(
+        &mut self,
+        number: VolumeNumber,
+        range: BlockDesc,
+    ) -> Result<(), &'static str> {
         self.block_arrived(number, range.sector, range.blksize, Body::Zeroes)
     }
 
@@ -425,7 +483,10 @@ impl Resource {
     ) -> Result<(), &'static str> {
         let link = self.connection.count;
         let fresh = self.requests.next_id();
-        let volume = self.volumes.get_mut(&number).ok_or("a resync block of an unknown volume")?;
+        let volume = self
+            .volumes
+            .get_mut(&number)
+            .ok_or("a resync block of an unknown volume")?;
         if volume.resync.is_none() {
             // The disk failed in the meantime. Every block has its one acknowledgement.
             self.acknowledge_block(number, sector, length, Packet::NegAck);
@@ -434,7 +495,13 @@ impl Resource {
         let block = take_asked(volume, sector, length)?;
         let offset = sector * 512;
         let id = if block.interval { block.id } else { fresh };
-        let write = Write { offset, length, body, link, started: false };
+        let write = Write {
+            offset,
+            length,
+            body,
+            link,
+            started: false,
+        };
         volume.sync_io.writes.insert(id, write);
         let range = offset..offset + u64::from(length);
         let ready = if block.interval {
@@ -461,10 +528,17 @@ impl Resource {
         }
         let (offset, length) = (write.offset, write.length);
         let operation = match &write.body {
-            Body::Data(data) => DiskOperation::Write { offset, data: data.clone(), fua: Fua::No },
-            Body::Zeroes => {
-                DiskOperation::Zero { offset, length, unmap: Unmap::Allowed, fua: Fua::No }
-            }
+            Body::Data(data) => DiskOperation::Write {
+                offset,
+                data: data.clone(),
+                fua: Fua::No,
+            },
+            Body::Zeroes => DiskOperation::Zero {
+                offset,
+                length,
+                unmap: Unmap::Allowed,
+                fua: Fua::No,
+            },
         };
         if !usable {
             self.block_done(number, id, false);
@@ -505,7 +579,11 @@ impl Resource {
                 let bits = bits_touched(write.offset, u64::from(write.length), volume.bytes);
                 target.note_written(bits, now);
             }
-            let ack = if written && counted { Packet::RsWriteAck } else { Packet::NegAck };
+            let ack = if written && counted {
+                Packet::RsWriteAck
+            } else {
+                Packet::NegAck
+            };
             self.acknowledge_block(number, write.offset / 512, write.length, ack);
             if !written {
                 self.count_failed(number, write.offset, write.length);
@@ -550,7 +628,11 @@ impl Resource {
     }
 
     /// P_NEG_RS_DREPLY: the source cannot read the block. Errors are protocol errors, in words.
-    pub(crate) fn on_resync_refused(&mut self, number: VolumeNumber, ack: &BlockAck) -> Result<(), &'static str> {
+    pub(crate) fn on_resync_refused(
+        &mut self,
+        number: VolumeNumber,
+        ack: &BlockAck,
+    ) -> Result<(), &'static str> {
         if self.answered(number, ack)? {
             self.count_failed(number, ack.sector * 512, ack.blksize);
         }
@@ -559,21 +641,34 @@ impl Resource {
     }
 
     /// P_RS_CANCEL: the source gives no answer now. The bit stays, and the block is asked for again.
-    pub(crate) fn on_resync_cancelled(&mut self, number: VolumeNumber, ack: &BlockAck) -> Result<(), &'static str> {
+    pub(crate) fn on_resync_cancelled(
+        &mut self,
+        number: VolumeNumber,
+        ack: &BlockAck,
+    ) -> Result<(), &'static str> {
         self.answered(number, ack)?;
         self.after_block(number);
         Ok(())
     }
 
     /// P_RS_IS_IN_SYNC answers a request with a digest, which this node never sends.
-    pub(crate) fn on_resync_in_sync(&mut self, number: VolumeNumber, _ack: &BlockAck) -> Result<(), &'static str> {
-        self.volumes.get(&number).ok_or("an answer for an unknown volume")?;
+    pub(crate) fn on_resync_in_sync(
+        &mut self,
+        number: VolumeNumber,
+        _ack: &BlockAck,
+    ) -> Result<(), &'static str> {
+        self.volumes
+            .get(&number)
+            .ok_or("an answer for an unknown volume")?;
         Err("a block is said to be in sync that was not compared")
     }
 
     /// Takes a request off the list. False if there is no resync any more.
     fn answered(&mut self, number: VolumeNumber, ack: &BlockAck) -> Result<bool, &'static str> {
-        let volume = self.volumes.get_mut(&number).ok_or("an answer for an unknown volume")?;
+        let volume = self
+            .volumes
+            .get_mut(&number)
+            .ok_or("an answer for an unknown volume")?;
         if volume.resync.is_none() {
             return Ok(false);
         }
@@ -586,7 +681,10 @@ impl Resource {
 
     /// Has the disk flushed; then the bits of what was written before are cleared.
     fn flush_blocks(&mut self, number: VolumeNumber) {
-        let resync = self.volumes.get_mut(&number).and_then(|at| at.resync.as_mut());
+        let resync = self
+            .volumes
+            .get_mut(&number)
+            .and_then(|at| at.resync.as_mut());
         let Some(resync) = resync else {
             return;
         };
@@ -629,7 +727,10 @@ impl Resource {
 
     /// The disk could not make blocks durable: what it lost is unknown, and it is judged as for any failed write.
     pub(super) fn flush_failed(&mut self, number: VolumeNumber) {
-        let resync = self.volumes.get_mut(&number).and_then(|at| at.resync.as_mut());
+        let resync = self
+            .volumes
+            .get_mut(&number)
+            .and_then(|at| at.resync.as_mut());
         if let Some(target) = resync.and_then(Resync::target) {
             target.flush_running = false;
             target.flushing.clear();
@@ -644,10 +745,15 @@ impl Resource {
         };
         let arriving = !volume.sync_io.writes.is_empty();
         let runs = volume.state.conn == ConnState::SyncTarget;
-        let (Some(backing), Some(resync)) = (volume.backing.as_ref(), volume.resync.as_mut()) else {
+        let (Some(backing), Some(resync)) = (volume.backing.as_ref(), volume.resync.as_mut())
+        else {
             return;
         };
-        let (left, failed, running) = (backing.bitmap.count(), resync.failed, resync.phase == Phase::Running);
+        let (left, failed, running) = (
+            backing.bitmap.count(),
+            resync.failed,
+            resync.phase == Phase::Running,
+        );
         let Some(target) = resync.target() else {
             return;
         };
@@ -679,7 +785,9 @@ impl Resource {
 fn take_asked(volume: &mut Volume, sector: u64, length: u32) -> Result<Asked, &'static str> {
     let target = volume.resync.as_mut().and_then(Resync::target);
     let target = target.ok_or("a resync block for a node that is no target")?;
-    let offset = sector.checked_mul(512).ok_or("a resync block beyond every device")?;
+    let offset = sector
+        .checked_mul(512)
+        .ok_or("a resync block beyond every device")?;
     let asked = target.asked.get(&offset).copied();
     let block = asked
         .filter(|block| block.sent && block.length == length)
