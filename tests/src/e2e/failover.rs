@@ -100,7 +100,11 @@ fn promote_and_judge(pair: &Pair, plan: &Plan, histories: &[History], round: &Ro
     } else {
         Rule::NothingLost
     };
-    judge(histories, &found, rule)
+    let mut verdict = judge(histories, &found, rule);
+    if !verdict.faults.is_empty() {
+        verdict.faults.push(pair.logs());
+    }
+    verdict
 }
 
 fn come_back(pair: &mut Pair) {
