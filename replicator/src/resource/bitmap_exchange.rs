@@ -307,7 +307,7 @@ impl Resource {
             return;
         };
         volume.exchange = Exchange::default();
-        let role = volume.role();
+        let role = volume.state.role;
         volume.generations.start_as_target(uuid, role);
         self.write_superblock_soon(number);
         self.log_generations(number, "sync UUID received");

@@ -108,7 +108,10 @@ impl Resource {
     /// Whether the packet only says that the target of a resync is done (4.6 step 3 of the wire's specification).
     fn target_finished(&mut self, number: VolumeNumber, own: &State, report: &mut Report) -> bool {
         let syncs = matches!(own.conn, ConnState::SyncSource | ConnState::PausedSyncS);
-        if syncs && report.disk == DiskState::Inconsistent && report.sent.conn == ConnState::Connected {
+        if syncs
+            && report.disk == DiskState::Inconsistent
+            && report.sent.conn == ConnState::Connected
+        {
             // A kernel would stay SyncSource until the next connection (6.4).
             self.resync_target_gave_up(number);
             return true;

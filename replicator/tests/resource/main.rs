@@ -1,10 +1,14 @@
 //! The engine of a resource, driven through its one door.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
-#![allow(unreachable_pub, reason = "the harness is shared by the modules of this test")]
+#![allow(
+    unreachable_pub,
+    reason = "the harness is shared by the modules of this test"
+)]
 
 mod attaching;
 mod detaching;
 mod harness;
 mod pairs;
 mod plans;
+mod replication;
 mod roles;

@@ -189,5 +189,10 @@ fn the_down_of_a_diskless_primary_s_peer_is_refused() {
     });
     let answer = world.answer(1, Command::Down { force: Force::No });
     assert_eq!((answer.number, answer.exit), (-10, 11), "{answer:?}");
-    assert!(answer.info.iter().any(|line| line == "failed to disconnect"));
+    assert!(
+        answer
+            .info
+            .iter()
+            .any(|line| line == "failed to disconnect")
+    );
 }

@@ -81,7 +81,7 @@ impl Resource {
             return;
         };
         let left = volume.bits_set();
-        let role = volume.role();
+        let role = volume.state.role;
         let peer = volume.peer.uuids;
         let Some(resync) = volume.resync.as_mut() else {
             return;

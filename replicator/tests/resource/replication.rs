@@ -1,0 +1,369 @@
+//! The life of writes, flushes and reads on a pair: who has them when they are answered, and in which order.
+
+use std::time::Duration;
+
+use tandem_replicator::state::word::{ConnState, DiskState};
+use tandem_replicator::{
+    Command, Effect, Force, Fua, Operation, Protocol, RequestError, RequestId, Unmap,
+};
+
+use crate::harness::{
+    VOLUME, World, flushes_data, protocol, writes_bitmap, writes_data, writes_log,
+    writes_superblock,
+};
+
+const A: usize = 0;
+const B: usize = 1;
+
+fn same_data(world: &World) {
+    let bytes = world.nodes[A].resource.status().volumes[0].bytes as usize;
+    let equal = world.nodes[A].disk.current[..bytes] == world.nodes[B].disk.current[..bytes];
+    assert!(equal, "the disks differ");
+}
+
+fn answered(world: &World, id: RequestId) -> bool {
+    world.reply(A, id).is_some()
+}
+
+#[test]
+fn under_c_a_write_is_answered_when_both_disks_have_it() {
+    let mut world = World::ready(&protocol(Protocol::C));
+    world.write_ok(A, 0, 4096, 1); // Hot from here on.
+    world.hold(B, writes_data);
+    let id = world.write(A, 4096, 4096, 7);
+    assert!(!answered(&world, id));
+    world.release(B);
+    assert!(answered(&world, id));
+    same_data(&world);
+}
+
+#[test]
+fn under_b_a_write_is_answered_when_the_peer_has_received_it() {
+    let mut world = World::ready(&protocol(Protocol::B));
+    world.write_ok(A, 0, 4096, 1);
+    world.hold(B, writes_data);
+    let id = world.write(A, 4096, 4096, 7);
+    assert!(answered(&world, id));
+    world.release(B);
+    same_data(&world);
+}
+
+#[test]
+fn under_a_a_write_is_answered_when_it_is_handed_to_the_socket() {
+    let mut world = World::ready(&protocol(Protocol::A));
+    world.write_ok(A, 0, 4096, 1);
+    world.hold(B, |effect| {
+        writes_data(effect) || matches!(effect, Effect::Send { .. })
+    });
+    let id = world.write(A, 4096, 4096, 7);
+    assert!(answered(&world, id));
+    world.release(B);
+    same_data(&world);
+}
+
+#[test]
+fn every_kind_of_write_reaches_the_peer() {
+    let mut world = World::ready(&protocol(Protocol::C));
+    world.write_ok(A, 0, 3 << 20, 5);
+    let discard = Operation::Discard {
+        offset: 4096,
+        length: 8192,
+        fua: Fua::No,
+    };
+    let zeroes = Operation::WriteZeroes {
+        offset: 65536,
+        length: 2 << 20,
+        fua: Fua::Yes,
+        unmap: Unmap::No,
+    };
+    for operation in [discard, zeroes] {
+        let id = world.request(A, operation);
+        world.run_until("the request is answered", |world| answered(world, id));
+        assert!(world.reply(A, id).unwrap().is_ok());
+    }
+    same_data(&world);
+    assert_eq!(&world.nodes[B].disk.current[4096..4097], [0]);
+    assert_eq!(&world.nodes[B].disk.current[..1], [5]);
+    let read = world.read_ok(A, 0, 3 << 20);
+    assert_eq!(read[..], world.nodes[A].disk.current[..3 << 20]);
+}
+
+#[test]
+fn a_flush_under_c_waits_for_the_peers_flush() {
+    let mut world = World::ready(&protocol(Protocol::C));
+    world.write_ok(A, 0, 4096, 1);
+    world.hold(B, flushes_data);
+    let id = world.request(A, Operation::Flush);
+    world.advance(Duration::from_millis(300));
+    assert!(!answered(&world, id));
+    world.release(B);
+    assert!(world.reply(A, id).unwrap().is_ok());
+    assert_eq!(&world.nodes[B].disk.durable[..1], [1]);
+    assert_eq!(&world.nodes[A].disk.durable[..1], [1]);
+}
+
+#[test]
+fn a_flush_without_writes_before_it_sends_nothing() {
+    let mut world = World::ready(&protocol(Protocol::C));
+    world.write_ok(A, 0, 4096, 1);
+    world.advance(Duration::from_secs(1)); // The idle epoch is closed and acknowledged.
+    world.nodes[A].history.clear();
+    let id = world.request(A, Operation::Flush);
+    assert!(world.reply(A, id).unwrap().is_ok());
+    assert!(
+        !world.nodes[A]
+            .history
+            .iter()
+            .any(|effect| matches!(effect, Effect::Send { .. }))
+    );
+}
+
+#[test]
+fn flushes_that_come_together_share_one() {
+    let mut world = World::ready(&protocol(Protocol::A));
+    world.write_ok(A, 0, 4096, 1);
+    world.hold(A, flushes_data);
+    world.nodes[A].history.clear();
+    let ids: Vec<RequestId> = (0..5).map(|_| world.request(A, Operation::Flush)).collect();
+    world.release(A);
+    world.run_until("all are answered", |world| {
+        ids.iter().all(|id| answered(world, *id))
+    });
+    let flushes = world.nodes[A]
+        .history
+        .iter()
+        .filter(|effect| flushes_data(effect))
+        .count();
+    assert_eq!(
+        flushes, 2,
+        "the first, and one for the four that came later"
+    );
+}
+
+#[test]
+fn writes_that_overlap_follow_each_other() {
+    let mut world = World::ready(&protocol(Protocol::C));
+    world.write_ok(A, 0, 4096, 1);
+    world.hold(B, writes_data);
+    let first = world.write(A, 0, 8192, 2);
+    let second = world.write(A, 4096, 8192, 3);
+    assert_eq!(world.held(B), 1);
+    world.release(B);
+    world.run_until("both are answered", |world| {
+        answered(world, first) && answered(world, second)
+    });
+    same_data(&world);
+    assert_eq!(&world.nodes[B].disk.current[4096..4097], [3]);
+}
+
+#[test]
+fn when_the_link_is_lost_a_write_is_answered_after_the_new_generation() {
+    let mut world = World::ready(&protocol(Protocol::C));
+    world.write_ok(A, 0, 4096, 1);
+    world.hold(B, writes_data);
+    let id = world.write(A, 4096, 4096, 2);
+    let before = world.uuids(A)[0];
+    let superblock = writes_superblock(&world.nodes[A].disk);
+    world.hold(A, superblock);
+    world.cut_network();
+    assert!(!answered(&world, id), "the generation is not durable yet");
+    world.release(A);
+    world.run_until("the write is answered", |world| answered(world, id));
+    assert!(world.reply(A, id).unwrap().is_ok());
+    assert_ne!(world.uuids(A)[0], before);
+    assert_eq!(
+        world.nodes[A].disk.superblock().uuids.current,
+        world.uuids(A)[0]
+    );
+    assert!(
+        world.out_of_sync(A) >= 8,
+        "what the peer did not confirm is out of sync"
+    );
+}
+
+#[test]
+fn a_generation_that_never_reaches_the_disk_makes_the_write_an_error() {
+    let mut world = World::ready(&protocol(Protocol::C));
+    world.write_ok(A, 0, 4096, 1);
+    world.hold(B, writes_data);
+    let id = world.write(A, 4096, 4096, 2);
+    let superblock = writes_superblock(&world.nodes[A].disk);
+    world.fail(A, superblock);
+    world.cut_network();
+    world.run_until("the write is answered", |world| answered(world, id));
+    assert_eq!(world.reply(A, id), Some(&Err(RequestError::Io)));
+}
+
+#[test]
+fn a_write_that_the_peers_disk_fails_is_answered_and_marked() {
+    let mut world = World::ready(&protocol(Protocol::C));
+    world.write_ok(A, 0, 4096, 1);
+    let before = world.uuids(A)[0];
+    world.fail(B, writes_data);
+    let id = world.write(A, 8192, 4096, 2);
+    world.run_until("the write is answered", |world| answered(world, id));
+    assert!(world.reply(A, id).unwrap().is_ok());
+    assert_ne!(
+        world.uuids(A)[0],
+        before,
+        "the peer's copy is marked as old"
+    );
+    world.run_until("the peer is diskless", |world| {
+        world.state(A).pdsk == DiskState::Diskless
+    });
+    assert!(world.out_of_sync(A) >= 4);
+}
+
+#[test]
+fn when_the_local_disk_fails_the_peer_serves_reads_and_writes() {
+    let mut world = World::ready(&protocol(Protocol::C));
+    world.write_ok(A, 0, 8192, 1);
+    world.fail(A, |effect| {
+        writes_data(effect) || matches!(effect, Effect::Disk { .. })
+    });
+    world.write_ok(A, 0, 4096, 2);
+    world.run_until("the disk is detached", |world| {
+        world.state(A).disk == DiskState::Diskless
+    });
+    assert_eq!(
+        world.read_ok(A, 0, 8192)[..4097],
+        [vec![2; 4096], vec![1]].concat()
+    );
+    world.write_ok(A, 4096, 4096, 3);
+    assert_eq!(world.read_ok(A, 4096, 4096)[..1], [3]);
+    let id = world.request(A, Operation::Flush);
+    world.run_until("the flush is answered", |world| answered(world, id));
+    assert!(world.reply(A, id).unwrap().is_ok());
+    assert_eq!(&world.nodes[B].disk.durable[4096..4097], [3]);
+}
+
+#[test]
+fn the_write_of_a_diskless_primary_is_in_the_peers_log_before_it_is_written() {
+    let mut world = World::ready(&protocol(Protocol::C));
+    world.write_ok(A, 0, 4096, 1);
+    world.ok(
+        A,
+        Command::Detach {
+            volume: VOLUME,
+            force: Force::No,
+        },
+    );
+    let log = writes_log(&world.nodes[B].disk);
+    world.hold(B, log);
+    world.nodes[B].history.clear();
+    let id = world.write(A, 20 << 20, 4096, 9);
+    assert!(!world.nodes[B].history.iter().any(writes_data));
+    assert!(world.out_of_sync(B) >= 4, "it is marked when it arrives");
+    world.release(B);
+    world.run_until("the write is answered", |world| answered(world, id));
+    assert!(world.nodes[B].disk.hot_extents().contains(&5));
+}
+
+#[test]
+fn bits_of_an_evicted_extent_are_on_disk_before_the_log_forgets_it() {
+    let mut world = World::alone();
+    world.nodes[0].disk = crate::harness::Disk::fresh(256 << 20);
+    world.ok(A, Command::Attach { volume: VOLUME });
+    world.ok(
+        A,
+        Command::Primary {
+            volume: VOLUME,
+            force: Force::Yes,
+        },
+    );
+    world.ok(
+        A,
+        Command::NewCurrentUuid {
+            volume: VOLUME,
+            clear_bitmap: true,
+        },
+    );
+    let options = tandem_replicator::DiskOptions {
+        al_extents: 67,
+        ..Default::default()
+    };
+    world.ok(
+        A,
+        Command::DiskOptions {
+            volume: VOLUME,
+            options,
+        },
+    );
+    for extent in 0..60u64 {
+        world.write_ok(A, extent << 22, 4096, 1);
+    }
+    assert_eq!(world.out_of_sync(A), 60 * 4);
+    world.nodes[A].history.clear();
+    let bitmap = writes_bitmap(&world.nodes[A].disk);
+    let log = writes_log(&world.nodes[A].disk);
+    for extent in (0..60u64).rev() {
+        world.write_ok(A, extent << 22, 4096, 2);
+    }
+    let first_log = world.nodes[A].history.iter().position(&log);
+    let first_bitmap = world.nodes[A].history.iter().position(&bitmap);
+    // Whatever the log evicted, its bits went first.
+    if let (Some(log), Some(bitmap)) = (first_log, first_bitmap) {
+        assert!(bitmap < log);
+    }
+    world.crash(A);
+    world.ok(A, Command::Attach { volume: VOLUME });
+    assert!(
+        world.out_of_sync(A) >= 60 * 4,
+        "every written block is out of sync after a crash"
+    );
+}
+
+#[test]
+fn a_secondary_serves_nobody() {
+    let mut world = World::ready(&protocol(Protocol::C));
+    let id = world.request(
+        B,
+        Operation::Read {
+            offset: 0,
+            length: 4096,
+        },
+    );
+    assert_eq!(world.reply(B, id), Some(&Err(RequestError::NotPrimary)));
+}
+
+#[test]
+fn a_request_beyond_the_end_or_unaligned_is_refused() {
+    let mut world = World::ready(&protocol(Protocol::C));
+    let bytes = world.nodes[A].resource.status().volumes[0].bytes;
+    for (offset, length) in [
+        (bytes, 512),
+        (bytes - 512, 1024),
+        (u64::MAX - 511, 512),
+        (1, 512),
+        (0, 0),
+    ] {
+        let id = world.request(A, Operation::Read { offset, length });
+        assert_eq!(
+            world.reply(A, id),
+            Some(&Err(RequestError::Invalid)),
+            "{offset} {length}"
+        );
+    }
+}
+
+#[test]
+fn a_cut_under_load_leaves_bits_for_every_difference() {
+    let mut world = World::ready(&protocol(Protocol::C));
+    for block in 0..64u64 {
+        world.write_ok(A, block << 16, 4096, 1);
+    }
+    world.cut_network();
+    for block in 0..16u64 {
+        world.write_ok(A, block << 16, 4096, 2);
+    }
+    world.run_until("the link is lost", |world| {
+        world.state(A).conn < ConnState::Connected
+    });
+    assert!(world.out_of_sync(A) >= 16 * 4);
+    world.join();
+    world.run_until("both are UpToDate again", |world| {
+        world.state(A).pdsk == DiskState::UpToDate && world.state(B).disk == DiskState::UpToDate
+    });
+    same_data(&world);
+    assert_eq!(world.out_of_sync(A), 0);
+}
