@@ -244,7 +244,7 @@ impl Resource {
             self.immediate(number, effect, &old, &new);
         }
         for effect in effects.deferred {
-            if effect == state::Deferred::NewCurrentUuid {
+            if starts_generation(effect) {
                 self.generation_is_due(number);
             }
             self.deferred.push_back(Deferred::State {
@@ -430,6 +430,14 @@ impl Resource {
             Asker::Attach(volume) => self.attach_state_done(volume, result),
         }
     }
+}
+
+/// The effect ends with a new data generation (3.3 N1, N2).
+pub(super) fn starts_generation(effect: state::Deferred) -> bool {
+    matches!(
+        effect,
+        state::Deferred::NewCurrentUuid | state::Deferred::NewCurrentPending
+    )
 }
 
 fn wire_change(wish: &Request) -> StateChange {

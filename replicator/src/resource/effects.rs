@@ -123,11 +123,10 @@ impl Resource {
                     self.send_bitmap(number);
                 }
             }
-            state::Deferred::NewCurrentUuid => self.generation_after_loss(number),
-            state::Deferred::NewCurrentPending => {
-                if let Some(volume) = self.volumes.get_mut(&number) {
-                    volume.new_current_pending = true;
-                }
+            // What was sent before a suspension is never sent again, so the peer misses it for good: the generation
+            // starts at once, whether or not clients are told yet.
+            state::Deferred::NewCurrentUuid | state::Deferred::NewCurrentPending => {
+                self.generation_after_loss(number);
             }
             state::Deferred::WriteBitmap => {
                 let stages = vec![plan::Stage::BitmapPages(plan::Pages::AllChanged)];

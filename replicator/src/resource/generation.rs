@@ -8,7 +8,7 @@ use core::time::Duration;
 use tandem_metadata::{Flags, SectorCount, Uuids as DiskUuids};
 
 use super::Resource;
-use super::change::Deferred;
+use super::change::{Deferred, starts_generation};
 use super::plan::{Stage, Then};
 use super::volume::Volume;
 use crate::effect::Level;
@@ -30,7 +30,6 @@ impl Resource {
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;
         };
-        volume.new_current_pending = false;
         if volume.backing.is_none() {
             self.settle_generation(number);
             return;
@@ -81,8 +80,8 @@ impl Resource {
     /// Writes may be answered again unless another generation is still on its way.
     fn settle_generation(&mut self, number: VolumeNumber) {
         let due = self.deferred.iter().any(|work| {
-            matches!(work, Deferred::State { volume, effect: state::Deferred::NewCurrentUuid, .. }
-                if *volume == number)
+            matches!(work, Deferred::State { volume, effect, .. }
+                if *volume == number && starts_generation(*effect))
         });
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;

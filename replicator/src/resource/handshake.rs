@@ -292,8 +292,6 @@ impl Resource {
     /// P_PROTOCOL, then the packets of each volume; the state of WFConnection is still shown.
     fn introduce_volumes(&mut self) {
         for number in self.volume_numbers() {
-            // What the peer missed while I/O was suspended must be told apart by a generation of its own.
-            self.create_pending_generation(number);
             let armed = self.connection.discard_my_data;
             if let Some(volume) = self.volumes.get_mut(&number) {
                 volume.peer.restart_sequence();

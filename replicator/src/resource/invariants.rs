@@ -52,12 +52,8 @@ impl Resource {
             && state.conn < ConnState::Connected
             && settled
             && !busy;
-        let split = volume.generations.uuids.bitmap != 0 || volume.new_current_pending;
-        if alone && !split && !self.changes_role(volume.number) {
+        if alone && volume.generations.uuids.bitmap == 0 {
             return wrong("a Primary alone has started no generation");
-        }
-        if volume.new_current_pending && !state.is_suspended() {
-            return wrong("a generation is put off although nothing is suspended");
         }
         if let Some(backing) = volume.backing.as_ref() {
             backing.bitmap.check_invariants()?;

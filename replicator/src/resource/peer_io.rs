@@ -75,6 +75,8 @@ pub(crate) struct PeerIo {
     /// Disks whose flush for the epochs is still awaited, and whether one failed.
     flushing: u32,
     flush_failed: bool,
+    /// Writes of a diskless Primary that came before the generation which says that only this disk has them.
+    before_generation: Vec<(VolumeNumber, u64)>,
 }
 
 impl Resource {
@@ -220,9 +222,30 @@ impl Resource {
         }
     }
 
+    fn generation_is_pending(&self, number: VolumeNumber) -> bool {
+        self.volumes.get(&number).is_some_and(|volume| volume.generation_pending)
+    }
+
+    /// The generation of the only disk is durable: writes that would be missed without it go on.
+    pub(crate) fn peer_generation_durable(&mut self, number: VolumeNumber) {
+        let (ready, others) = core::mem::take(&mut self.peer_io.before_generation)
+            .into_iter()
+            .partition(|(volume, _)| *volume == number);
+        self.peer_io.before_generation = others;
+        let ready: Vec<(VolumeNumber, u64)> = ready;
+        for (_, id) in ready {
+            if self.peer_io.writes.contains_key(&id) {
+                self.log_write(id);
+            }
+        }
+    }
+
     /// Nothing overlaps any more: the write or read goes on.
     pub(super) fn peer_interval_ready(&mut self, number: VolumeNumber, id: u64) {
         match self.peer_io.writes.get(&id) {
+            Some(write) if write.only_copy && self.generation_is_pending(number) => {
+                self.peer_io.before_generation.push((number, id));
+            }
             Some(write) if write.only_copy => self.log_write(id),
             Some(_) => self.start_peer_write(id),
             None => self.start_peer_read(number, id),

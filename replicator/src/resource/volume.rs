@@ -13,7 +13,7 @@ use crate::generations::{Generations, Uuids};
 use crate::intervals::Intervals;
 use crate::options::{DiskOptions, VolumeOptions};
 use crate::state::rules::AttachResult;
-use crate::state::word::{DiskState, State};
+use crate::state::word::{DiskState, Role, State};
 use crate::status::Counters;
 use crate::time::Time;
 
@@ -38,8 +38,6 @@ pub(crate) struct Volume {
     pub(crate) bytes: u64,
     /// This node crashed as Primary and the pair has not been UpToDate/UpToDate since (3.7).
     pub(crate) crashed_primary: bool,
-    /// Contact to the peer's data was lost while I/O was suspended: a new current UUID is due when it goes on.
-    pub(crate) new_current_pending: bool,
     /// A new data generation was asked for and its superblock is not yet durable: no write is answered.
     pub(crate) generation_pending: bool,
     /// Both disks were Inconsistent and the peer became Primary; cleared with the next processed P_STATE.
@@ -172,7 +170,6 @@ impl Volume {
             peer: PeerDevice::default(),
             bytes: 0,
             crashed_primary: false,
-            new_current_pending: false,
             generation_pending: false,
             consider_resync: false,
             grew_while_detached: false,
@@ -195,6 +192,11 @@ impl Volume {
     /// the handshake about it is over (7.1).
     pub(crate) fn writes_locally(&self) -> bool {
         self.backing.is_some() && self.state.disk >= DiskState::Inconsistent
+    }
+
+    /// The role of this node, for the generations.
+    pub(crate) fn role(&self) -> Role {
+        self.state.role
     }
 
     /// Set bits of the bitmap; 0 without a disk.

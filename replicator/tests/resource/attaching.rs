@@ -262,13 +262,18 @@ fn an_attach_waits_for_slow_reads_without_losing_the_command() {
     });
     let id = world.command(0, ATTACH);
     assert!(!world.nodes[0].answers.contains_key(&id));
-    // Whoever detaches meanwhile is told to wait.
+    // Whoever detaches meanwhile waits for its end.
     let detach = Command::Detach {
         volume: VOLUME,
         force: Force::No,
     };
-    assert_ne!(world.answer(0, detach).exit, 17);
+    let detach = world.command(0, detach);
+    assert!(!world.nodes[0].answers.contains_key(&detach));
     world.release(0);
+    world.run_until("the detach is answered", |world| {
+        world.nodes[0].answers.contains_key(&detach)
+    });
+    assert_eq!(world.state(0).disk, DiskState::Diskless);
     world.run_until("the attach is answered", |world| {
         world.nodes[0].answers.contains_key(&id)
     });

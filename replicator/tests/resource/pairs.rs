@@ -196,3 +196,53 @@ fn the_down_of_a_diskless_primary_s_peer_is_refused() {
             .any(|line| line == "failed to disconnect")
     );
 }
+
+#[test]
+fn a_link_lost_while_io_is_suspended_starts_the_generation_all_the_same() {
+    let mut world = World::ready(&NetOptions::default());
+    let before = world.uuids(0);
+    world.ok(0, Command::SuspendIo { volume: VOLUME });
+    let id = world.write(0, 0, 4096, 1);
+    world.cut_network();
+    assert_eq!(world.uuids(0)[1], before[0]);
+    assert!(world.reply(0, id).is_none());
+    world.ok(0, Command::ResumeIo { volume: VOLUME });
+    assert!(world.reply(0, id).unwrap().is_ok());
+    assert_eq!(world.out_of_sync(0), 4);
+}
+
+#[test]
+fn a_write_on_the_only_disk_waits_for_the_generation_that_says_so() {
+    let mut world = World::ready(&NetOptions::default());
+    let superblock = writes_superblock(&world.nodes[1].disk);
+    world.hold(1, superblock);
+    world.fail(0, writes_data);
+    let id = world.write(0, 0, 4096, 1);
+    // The disk of the Primary failed; its next write is on the peer's disk only.
+    world.run_until("the disk is gone", |world| {
+        world.state(0).disk == DiskState::Diskless
+    });
+    world.heal_disk(0);
+    let late = world.write(0, 4096, 4096, 2);
+    assert!(world.reply(0, late).is_none());
+    world.release(1);
+    world.run_until("both are answered", |world| {
+        world.reply(0, id).is_some() && world.reply(0, late).is_some()
+    });
+    assert!(world.reply(0, late).unwrap().is_ok());
+    assert_ne!(world.nodes[1].disk.superblock().uuids.bitmap, 0);
+}
+
+#[test]
+fn the_link_lost_in_the_middle_of_a_detach_lets_it_go_on_alone() {
+    let mut world = World::ready(&NetOptions::default());
+    world.hold(1, |effect| matches!(effect, Effect::Send { .. }));
+    let id = world.command(1, detach());
+    assert!(!world.nodes[1].answers.contains_key(&id));
+    world.cut_network();
+    world.release(1);
+    world.run_until("the detach is answered", |world| {
+        world.nodes[1].answers.contains_key(&id)
+    });
+    assert_eq!(world.state(1).disk, DiskState::Diskless);
+}

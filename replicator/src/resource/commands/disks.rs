@@ -43,23 +43,18 @@ impl Resource {
             self.detach_agreed(number, id);
             return;
         }
-        if volume.state.disk == DiskState::Diskless {
+        if volume.state.disk == DiskState::Diskless && volume.attach.is_none() {
             self.answer(id, Answer::state(StateResult::NothingToDo));
             return;
         }
-        if volume.attach.is_some() {
-            let answer = Answer::state(StateResult::InTransientState)
-                .with_info("the disk is being attached")
-                .with_hint("wait for the end of the attach");
-            self.answer(id, answer);
-            return;
-        }
-        if force == Force::Yes {
+        if force == Force::Yes && volume.attach.is_none() {
             let result = self.detach_by_force(number);
             self.answer(id, Answer::state(result));
             return;
         }
-        volume.io_holds.insert(IoHold::Detach);
+        if volume.attach.is_none() {
+            volume.io_holds.insert(IoHold::Detach);
+        }
         let detaching = Detaching {
             volume: number,
             asked: false,
@@ -67,17 +62,28 @@ impl Resource {
         self.commands.running.insert(id, Running::Detach(detaching));
     }
 
-    /// Writes in flight end before anyone is asked.
+    /// An attach and writes in flight end before anyone is asked.
     pub(super) fn step_detaching(&mut self, id: CommandId) {
         let Some(Running::Detach(detaching)) = self.commands.running.get(&id) else {
             return;
         };
         let (number, asked) = (detaching.volume, detaching.asked);
-        let suspended = self
-            .volumes
-            .get(&number)
-            .is_some_and(|volume| volume.state.is_suspended());
-        if asked || (!suspended && self.application_writes_in_flight(number)) {
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        if asked || volume.attach.is_some() {
+            return;
+        }
+        if volume.state.disk <= DiskState::Failed {
+            // The attach failed, or the disk did meanwhile.
+            volume.io_holds.remove(&IoHold::Detach);
+            self.commands.running.remove(&id);
+            self.command_detach(id, number, Force::No);
+            return;
+        }
+        volume.io_holds.insert(IoHold::Detach);
+        let suspended = volume.state.is_suspended();
+        if !suspended && self.application_writes_in_flight(number) {
             return;
         }
         if let Some(Running::Detach(detaching)) = self.commands.running.get_mut(&id) {
@@ -189,11 +195,8 @@ impl Resource {
         self.answer(id, Answer::state(result));
     }
 
-    /// 7.7: the generation that was put off, then everything that waited.
+    /// 7.7. A generation that is due was started when the contact was lost: see `effects`.
     pub(super) fn command_resume_io(&mut self, id: CommandId, number: VolumeNumber) {
-        for volume in self.volume_numbers() {
-            self.create_pending_generation(volume);
-        }
         let resume = |state: &mut State| {
             state.susp = false;
             state.susp_nod = false;
@@ -206,25 +209,6 @@ impl Resource {
         self.answer(id, Answer::state(result));
     }
 
-    /// N6 of 3.3.
-    pub(crate) fn create_pending_generation(&mut self, number: VolumeNumber) {
-        let random = self.random.next_u64();
-        let Some(volume) = self.volumes.get_mut(&number) else {
-            return;
-        };
-        if !core::mem::take(&mut volume.new_current_pending) {
-            return;
-        }
-        if volume.writes_locally() {
-            self.new_current_uuid(number);
-            if self.connection.link.is_some() {
-                self.send_uuids(number);
-            }
-        } else {
-            volume.generations.exposed = crate::generations::usable(random);
-        }
-    }
-
     pub(super) fn command_disk_options(
         &mut self,
         id: CommandId,
@@ -234,6 +218,13 @@ impl Resource {
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;
         };
+        if volume.backing.is_some() && volume.options.size != options.size {
+            let answer = Answer::failure(Failure::InvalidRequest)
+                .with_info("the size of an attached disk cannot be changed")
+                .with_hint(format!("tandem adm detach {}", self.name));
+            self.answer(id, answer);
+            return;
+        }
         volume.options = options;
         if volume.backing.is_none() {
             self.answer(id, Answer::done());

@@ -130,6 +130,7 @@ impl Resource {
 
     /// A generation is durable (or never will be: the disk is gone): what waited for it is looked at again.
     pub(crate) fn generation_durable(&mut self, volume: VolumeNumber) {
+        self.peer_generation_durable(volume);
         self.recheck_writes(volume);
         self.recheck_flushes();
     }
