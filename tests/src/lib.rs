@@ -5,3 +5,4 @@
 pub mod e2e;
 pub mod golden;
 pub mod kernel;
+pub mod sim;

@@ -1,0 +1,255 @@
+//! A disk with a volatile cache, in memory.
+//!
+//! - What is written is visible at once and volatile until a flush that was submitted after its completion has ended,
+//!   or until it was written with FUA.
+//! - A process that dies takes nothing along. At power loss every sector goes its own way: what was flushed, what was
+//!   written last, or anything written in between.
+//! - A request that was not finished by then did any part of its sectors, or none.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+
+use super::dice::Dice;
+use super::stamp::{Content, SECTOR, Stamper};
+
+/// A sector that is not all zeroes on the medium and in the cache.
+#[derive(Clone, Debug)]
+struct Cell {
+    stable: Content,
+    /// What the cache holds, oldest first, with the number of the write.
+    volatile: Vec<(u64, Content)>,
+}
+
+impl Cell {
+    fn visible(&self) -> &Content {
+        self.volatile
+            .last()
+            .map_or(&self.stable, |(_, content)| content)
+    }
+}
+
+/// One device.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    stamper: Stamper,
+    bytes: u64,
+    cells: BTreeMap<u64, Cell>,
+    dirty: BTreeSet<u64>,
+    writes: u64,
+}
+
+impl Disk {
+    /// An empty device of so many bytes.
+    #[must_use]
+    pub fn new(stamper: Stamper, bytes: u64) -> Disk {
+        Disk {
+            stamper,
+            bytes,
+            cells: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            writes: 0,
+        }
+    }
+
+    /// Size.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Does a request lie on the device, in whole sectors?
+    #[must_use]
+    pub fn holds(&self, offset: u64, length: u64) -> bool {
+        offset.is_multiple_of(SECTOR)
+            && length.is_multiple_of(SECTOR)
+            && length > 0
+            && offset
+                .checked_add(length)
+                .is_some_and(|end| end <= self.bytes)
+    }
+
+    /// Contents as a reader sees them.
+    #[must_use]
+    pub fn content(&self, sector: u64) -> &Content {
+        self.cells
+            .get(&sector)
+            .map_or(&Content::Zero, Cell::visible)
+    }
+
+    /// Sectors that may hold something else than zeroes, below `end`.
+    pub fn used(&self, end: u64) -> impl Iterator<Item = u64> + '_ {
+        self.cells.range(..end).map(|(sector, _)| *sector)
+    }
+
+    /// Reads.
+    #[must_use]
+    pub fn read(&self, offset: u64, length: u64) -> Bytes {
+        let mut bytes = vec![0; length as usize];
+        let first = offset / SECTOR;
+        for (sector, cell) in self.cells.range(first..first + length / SECTOR) {
+            let at = ((sector - first) * SECTOR) as usize;
+            self.stamper
+                .put(cell.visible(), *sector, &mut bytes[at..at + 512]);
+        }
+        bytes.into()
+    }
+
+    /// Writes; the request has ended.
+    pub fn write(&mut self, offset: u64, data: &[u8], fua: bool) {
+        for (index, chunk) in data.chunks_exact(512).enumerate() {
+            let sector = offset / SECTOR + index as u64;
+            let content = self.stamper.get(sector, chunk);
+            self.set(sector, content, fua);
+        }
+    }
+
+    /// Writes zeroes; the request has ended.
+    pub fn zero(&mut self, offset: u64, length: u64, fua: bool) {
+        for sector in offset / SECTOR..(offset + length) / SECTOR {
+            self.set(sector, Content::Zero, fua);
+        }
+    }
+
+    /// One sector.
+    pub fn set(&mut self, sector: u64, content: Content, fua: bool) {
+        self.writes += 1;
+        if fua {
+            self.dirty.remove(&sector);
+            if content == Content::Zero {
+                self.cells.remove(&sector);
+            } else {
+                let volatile = Vec::new();
+                let stable = content;
+                self.cells.insert(sector, Cell { stable, volatile });
+            }
+            return;
+        }
+        let absent = !self.cells.contains_key(&sector);
+        if absent && content == Content::Zero {
+            return;
+        }
+        let cell = self.cells.entry(sector).or_insert(Cell {
+            stable: Content::Zero,
+            volatile: Vec::new(),
+        });
+        if cell.volatile.is_empty() && cell.stable == content {
+            return;
+        }
+        cell.volatile.push((self.writes, content));
+        self.dirty.insert(sector);
+    }
+
+    /// What a flush that is submitted now has to cover.
+    #[must_use]
+    pub fn mark(&self) -> u64 {
+        self.writes
+    }
+
+    /// A flush has ended that was submitted at `mark`.
+    pub fn flush(&mut self, mark: u64) {
+        let dirty = std::mem::take(&mut self.dirty);
+        for sector in dirty {
+            let Some(cell) = self.cells.get_mut(&sector) else {
+                continue;
+            };
+            while cell.volatile.first().is_some_and(|(at, _)| *at <= mark) {
+                cell.stable = cell.volatile.remove(0).1;
+            }
+            if !cell.volatile.is_empty() {
+                self.dirty.insert(sector);
+            } else if cell.stable == Content::Zero {
+                self.cells.remove(&sector);
+            }
+        }
+    }
+
+    /// The power fails: every sector of the cache keeps, loses or half keeps what it held.
+    pub fn lose_power(&mut self, dice: &mut Dice) {
+        let dirty = std::mem::take(&mut self.dirty);
+        // A cache that loses all, one that keeps all, and one that is torn are all common.
+        let manner = dice.below(4);
+        for sector in dirty {
+            let Some(cell) = self.cells.get_mut(&sector) else {
+                continue;
+            };
+            let volatile = std::mem::take(&mut cell.volatile);
+            let kept = match manner {
+                0 => 0,
+                1 => volatile.len(),
+                _ if dice.chance(1, 2) => dice.below(volatile.len() as u64 + 1) as usize,
+                _ => dice.pick(&[0, volatile.len()]),
+            };
+            if let Some((_, content)) = kept.checked_sub(1).and_then(|at| volatile.get(at)) {
+                cell.stable = content.clone();
+            }
+            if cell.stable == Content::Zero {
+                self.cells.remove(&sector);
+            }
+        }
+    }
+
+    /// A write that was cut short: each sector was written or not.
+    pub fn tear(&mut self, offset: u64, length: u64, data: Option<&[u8]>, dice: &mut Dice) {
+        let manner = dice.below(3);
+        for index in 0..length / SECTOR {
+            let done = match manner {
+                0 => false,
+                1 => true,
+                _ => dice.chance(1, 2),
+            };
+            if !done {
+                continue;
+            }
+            let sector = offset / SECTOR + index;
+            let at = (index * SECTOR) as usize;
+            let content = data.map_or(Content::Zero, |data| {
+                self.stamper.get(sector, &data[at..at + 512])
+            });
+            self.set(sector, content, false);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk() -> (Disk, Stamper) {
+        let stamper = Stamper::new(7);
+        (Disk::new(stamper, 1 << 20), stamper)
+    }
+
+    #[test]
+    fn a_flush_covers_what_was_completed_before_it_was_submitted() {
+        let (mut disk, stamper) = disk();
+        disk.write(0, &stamper.payload(1, 0, 1), false);
+        let mark = disk.mark();
+        disk.write(512, &stamper.payload(2, 1, 1), false);
+        disk.flush(mark);
+        for _ in 0..64 {
+            let mut lost = disk.clone();
+            lost.lose_power(&mut Dice::new(0, "loses"));
+            assert_eq!(*lost.content(0), Content::Stamp(1));
+        }
+        let survivors: BTreeSet<_> = (0..64)
+            .map(|seed| {
+                let mut lost = disk.clone();
+                lost.lose_power(&mut Dice::new(seed, "disk"));
+                format!("{:?}", lost.content(1))
+            })
+            .collect();
+        assert_eq!(survivors.len(), 2, "an unflushed sector is kept or lost");
+    }
+
+    #[test]
+    fn fua_is_durable_and_a_moved_sector_is_foreign() {
+        let (mut disk, stamper) = disk();
+        disk.write(4096, &stamper.payload(3, 8, 2), true);
+        disk.lose_power(&mut Dice::new(1, "disk"));
+        assert_eq!(*disk.content(9), Content::Stamp(3));
+        let moved = disk.read(4096, 512);
+        disk.write(0, &moved, false);
+        assert!(matches!(disk.content(0), Content::Raw(_)));
+    }
+}

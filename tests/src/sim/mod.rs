@@ -1,0 +1,28 @@
+//! The deterministic simulator: two engines over simulated disks, network and clock, random faults from a seed, and a judge that
+//! knows every write.
+//!
+//! ```text
+//!  campaign / worked trace ──► World ──► Node (engine, disks) ×2
+//!                                │  └──► Network, Clients
+//!                                └──► Oracle, Trace
+//! ```
+//!
+//! A run is a function of its seed: `cargo run -p tandem-tests --bin sim -- --seed N --trace` replays one.
+
+// The simulator is a test: its arithmetic is on sizes that it has chosen itself.
+#![allow(clippy::missing_panics_doc)]
+
+pub mod campaign;
+pub mod clients;
+pub mod dice;
+pub mod disk;
+pub mod network;
+pub mod node;
+pub mod oracle;
+pub mod person;
+pub mod stamp;
+pub mod trace;
+pub mod world;
+
+pub use campaign::{Outcome, Report, Spec, run};
+pub use world::{Settings, World};

@@ -1,0 +1,555 @@
+//! One node: an engine, its two devices, its I/O in flight, and what a person sees of it.
+//!
+//! Every token of an effect is answered exactly once while the process lives. A killed process leaves its disks as its kernel
+//! has them; a power loss takes the caches.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use bytes::Bytes;
+use tandem_metadata::units::ByteLen;
+use tandem_metadata::{AlGeometry, Content as MetaContent, Flags, Layout, Placement, Step, Uuids};
+use tandem_metadata::{SectorCount, Superblock, create};
+use tandem_replicator::resource::Resource;
+use tandem_replicator::state::word::{DiskState, Role, State};
+use tandem_replicator::status::VolumeStatus;
+use tandem_replicator::{
+    Answer, BackingInfo, DiskOperation, DiskOptions, Effects, Event, IoError, MetaKind,
+    MetaOperation, ResourceOptions, Time, Token, VolumeNumber, VolumeOptions,
+};
+
+use super::dice::Dice;
+use super::disk::Disk;
+use super::network::Host;
+use super::stamp::Stamper;
+
+/// The only volume of a simulated resource.
+pub const VOLUME: VolumeNumber = VolumeNumber(0);
+
+/// How the backing devices of both nodes are made.
+#[derive(Clone, Copy, Debug)]
+pub struct DiskPlan {
+    /// Bytes of data (external metadata), or of the whole device (internal).
+    pub bytes: u64,
+    /// Where the metadata lies.
+    pub meta: MetaKind,
+    /// The device can discard, and discarded blocks are zeroes.
+    pub discard: bool,
+}
+
+/// What a disk has been told to do wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoFault {
+    /// Reads of data fail.
+    DataRead,
+    /// Writes, discards and flushes of data fail.
+    DataWrite,
+    /// Metadata fails.
+    Meta,
+}
+
+/// An I/O between its effect and its completion.
+#[derive(Clone, Debug)]
+pub enum Io {
+    /// On data, with the mark of the cache when it was submitted.
+    Data(DiskOperation, u64),
+    /// On metadata.
+    Meta(MetaOperation, u64),
+}
+
+/// A node.
+pub struct Node {
+    /// 0 is A, 1 is B.
+    pub index: usize,
+    /// The running engine.
+    pub engine: Option<Resource>,
+    /// Counts the processes of this node.
+    pub boot: u64,
+    /// What its host does.
+    pub host: Host,
+    /// The data device (and metadata, when internal).
+    pub data: Disk,
+    /// The metadata device, when external.
+    pub meta: Option<Disk>,
+    /// How the devices were made.
+    pub plan: DiskPlan,
+    /// I/O in flight.
+    pub io: BTreeMap<Token, Io>,
+    /// The last status, `None` while no process runs.
+    pub status: Option<VolumeStatus>,
+    /// Names of the handlers that ran, oldest first.
+    pub handlers: Vec<&'static str>,
+    /// Answers of commands.
+    pub answers: BTreeMap<u64, Answer>,
+    /// Commands without an answer, in words.
+    pub open_commands: BTreeMap<u64, String>,
+    /// What its disks do wrong, and how often still.
+    pub fault: Option<(IoFault, u32)>,
+    /// Clients may use it, with this size.
+    pub serves: Option<u64>,
+    /// Clients are held back.
+    pub clients_paused: bool,
+    /// The next timer of the engine that is under way.
+    pub timer: Option<Time>,
+    /// The data of a Primary whose engine forbids it: completions are held while this is set (worked traces).
+    pub hold_data_writes: Option<u32>,
+    /// Completions that are held.
+    pub held: Vec<Token>,
+    stamper: Stamper,
+}
+
+impl Node {
+    /// A node with blank devices and no process.
+    #[must_use]
+    pub fn new(index: usize, plan: DiskPlan, stamper: Stamper) -> Node {
+        let meta = match plan.meta {
+            MetaKind::Internal => None,
+            MetaKind::FlexibleExternal => Some(Disk::new(stamper, meta_bytes(plan.bytes))),
+        };
+        Node {
+            index,
+            engine: None,
+            boot: 0,
+            host: Host::NoProcess,
+            data: Disk::new(stamper, plan.bytes),
+            meta,
+            plan,
+            io: BTreeMap::new(),
+            status: None,
+            handlers: Vec::new(),
+            answers: BTreeMap::new(),
+            open_commands: BTreeMap::new(),
+            fault: None,
+            serves: None,
+            clients_paused: false,
+            timer: None,
+            hold_data_writes: None,
+            held: Vec::new(),
+            stamper,
+        }
+    }
+
+    /// The metadata device.
+    pub fn meta_disk(&mut self) -> &mut Disk {
+        self.meta.as_mut().unwrap_or(&mut self.data)
+    }
+
+    /// The layout of its metadata.
+    ///
+    /// # Errors
+    /// A sentence when the device cannot carry metadata.
+    pub fn layout(&self) -> Result<Layout, String> {
+        let (placement, bytes) = match &self.meta {
+            None => (Placement::Internal, self.data.bytes()),
+            Some(meta) => (Placement::FlexibleExternal, meta.bytes()),
+        };
+        Layout::new(placement, ByteLen(bytes), AlGeometry::DEFAULT)
+            .map_err(|error| error.to_string())
+    }
+
+    /// `create-md`.
+    ///
+    /// # Errors
+    /// A sentence when the device cannot carry metadata.
+    pub fn create_metadata(&mut self) -> Result<(), String> {
+        let layout = self.layout()?;
+        let steps = create::create_md(&layout, 0).map_err(|error| error.to_string())?;
+        for step in steps {
+            match step {
+                Step::Write(write) => {
+                    let offset = write.offset.0;
+                    if matches!(write.content, MetaContent::Zeroes(_)) {
+                        let length = write.len().0;
+                        self.meta_disk().zero(offset, length, true);
+                    } else {
+                        let mut bytes = vec![0; write.len().0 as usize];
+                        write.fill(0, &mut bytes);
+                        self.meta_disk().write(offset, &bytes, true);
+                    }
+                }
+                Step::Flush => {
+                    let mark = self.meta_disk().mark();
+                    self.meta_disk().flush(mark);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes its metadata those of an UpToDate node of this generation that was shut down cleanly.
+    ///
+    /// # Errors
+    /// A sentence when the metadata cannot be read.
+    pub fn set_generation(&mut self, uuids: Uuids) -> Result<(), String> {
+        self.edit_superblock(|block| {
+            block.uuids = uuids;
+            block.flags = Flags::CONSISTENT
+                .with(Flags::WAS_UP_TO_DATE)
+                .with(Flags::AL_CLEAN);
+        })
+    }
+
+    /// Changes its superblock on disk.
+    ///
+    /// # Errors
+    /// A sentence when the superblock cannot be read.
+    pub fn edit_superblock(&mut self, edit: impl FnOnce(&mut Superblock)) -> Result<(), String> {
+        let layout = self.layout()?;
+        let (offset, mut block) = self.superblock(&layout)?;
+        edit(&mut block);
+        block.la_size = self.usable(&layout);
+        self.meta_disk().write(offset, &block.encode(), true);
+        Ok(())
+    }
+
+    fn superblock(&mut self, layout: &Layout) -> Result<(u64, Superblock), String> {
+        let offset = layout.superblock_offset().0;
+        let bytes = self.meta_disk().read(offset, 4096);
+        let block = Superblock::decode(&bytes).map_err(|error| error.to_string())?;
+        Ok((offset, block))
+    }
+
+    fn usable(&self, layout: &Layout) -> SectorCount {
+        let data = ByteLen(self.data.bytes()).sectors_floor();
+        layout.capacity(data).min(layout.data_size_max())
+    }
+
+    /// Sectors of data that the device can carry.
+    #[must_use]
+    pub fn data_sectors(&self) -> u64 {
+        self.layout().map_or(0, |layout| self.usable(&layout).0)
+    }
+
+    /// The generations on its disk, in the cache or not.
+    #[must_use]
+    pub fn uuids_on_disk(&mut self) -> Option<[u64; 4]> {
+        let layout = self.layout().ok()?;
+        let (_, block) = self.superblock(&layout).ok()?;
+        let uuids = block.uuids;
+        Some([
+            uuids.current,
+            uuids.bitmap,
+            uuids.history[0],
+            uuids.history[1],
+        ])
+    }
+
+    /// Starts a process.
+    pub fn start(&mut self, seed: u64, disk: &DiskOptions) {
+        self.boot += 1;
+        let mut dice = Dice::new(seed ^ self.boot << 8, super::trace::name(self.index));
+        let mut bytes = [0; 32];
+        for chunk in bytes.chunks_exact_mut(8) {
+            chunk.copy_from_slice(&dice.bits().to_le_bytes());
+        }
+        self.engine = Some(Resource::new(ResourceOptions {
+            name: "r0".to_owned(),
+            volumes: vec![VolumeOptions {
+                number: VOLUME,
+                minor: 0,
+                disk: disk.clone(),
+            }],
+            seed: bytes,
+        }));
+        self.host = Host::Running { listening: false };
+        self.timer = None;
+        self.refresh();
+    }
+
+    /// The process is gone, with all it had in flight. `power`: so are the caches of its disks.
+    pub fn stop(&mut self, dice: &mut Dice, power: bool) {
+        self.engine = None;
+        self.status = None;
+        self.serves = None;
+        self.clients_paused = false;
+        self.timer = None;
+        self.held.clear();
+        self.open_commands.clear();
+        self.host = if power { Host::Off } else { Host::NoProcess };
+        for (_, io) in std::mem::take(&mut self.io) {
+            let mark = self.data.mark();
+            match io {
+                Io::Data(DiskOperation::Write { offset, data, .. }, _) => {
+                    (self.data).tear(offset, data.len() as u64, Some(&data[..]), dice);
+                }
+                Io::Data(
+                    DiskOperation::Discard { offset, length, .. }
+                    | DiskOperation::Zero { offset, length, .. },
+                    _,
+                ) => self.data.tear(offset, u64::from(length), None, dice),
+                Io::Data(DiskOperation::Flush, submitted) if dice.chance(1, 2) => {
+                    self.data.flush(submitted.min(mark));
+                }
+                Io::Meta(MetaOperation::Write { offset, data, .. }, _) => {
+                    self.meta_disk()
+                        .tear(offset, data.len() as u64, Some(&data[..]), dice);
+                }
+                _ => {}
+            }
+        }
+        if power {
+            self.data.lose_power(dice);
+            if let Some(meta) = &mut self.meta {
+                meta.lose_power(dice);
+            }
+        }
+    }
+
+    /// Hands an event to the engine.
+    ///
+    /// # Errors
+    /// The engine panicked, or says itself that an invariant is broken.
+    pub fn handle(
+        &mut self,
+        now: Time,
+        event: Event,
+        effects: &mut Effects,
+    ) -> Result<(), String> {
+        let Some(engine) = self.engine.as_mut() else {
+            return Ok(());
+        };
+        let index = self.index;
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            engine.handle(now, event, effects);
+            engine.check_invariants()
+        }));
+        match outcome {
+            Ok(Ok(())) => {}
+            Ok(Err(text)) => {
+                return Err(format!(
+                    "node {}: invariant: {text}",
+                    super::trace::name(index)
+                ));
+            }
+            Err(panic) => {
+                let text = panic
+                    .downcast_ref::<String>()
+                    .cloned()
+                    .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+                    .unwrap_or_default();
+                return Err(format!(
+                    "node {}: the engine panicked: {text}",
+                    super::trace::name(index)
+                ));
+            }
+        }
+        self.refresh();
+        Ok(())
+    }
+
+    fn refresh(&mut self) {
+        self.status = self
+            .engine
+            .as_ref()
+            .and_then(|engine| engine.status().volumes.into_iter().next());
+    }
+
+    /// Its state, while a process runs.
+    #[must_use]
+    pub fn state(&self) -> Option<State> {
+        self.status.as_ref().map(|status| status.state)
+    }
+
+    /// Its process runs.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.engine.is_some()
+    }
+
+    /// It runs and is Primary.
+    #[must_use]
+    pub fn is_primary(&self) -> bool {
+        self.state().is_some_and(|state| state.role == Role::Primary)
+    }
+
+    /// It is connected at all.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.state().is_some_and(|state| state.conn.is_connected())
+    }
+
+    /// Its disk is UpToDate.
+    #[must_use]
+    pub fn is_up_to_date(&self) -> bool {
+        self.state()
+            .is_some_and(|state| state.disk == DiskState::UpToDate)
+    }
+
+    /// What `OpenBacking` finds.
+    #[must_use]
+    pub fn backing(&self) -> BackingInfo {
+        BackingInfo {
+            data_bytes: self.data.bytes(),
+            meta_bytes: self.meta.as_ref().map_or(self.data.bytes(), Disk::bytes),
+            meta_kind: self.plan.meta,
+            logical_block: 512,
+            discard: self.plan.discard,
+            discard_zeroes: self.plan.discard,
+        }
+    }
+
+    /// An I/O is submitted.
+    ///
+    /// # Errors
+    /// It does not lie on its device, or overlaps a write that is in flight (their order would be open).
+    pub fn submit(&mut self, token: Token, io: Io) -> Result<(), String> {
+        let wrong = |text: String| Err(format!("{}: {text}", super::trace::name(self.index)));
+        let range = extent(&io);
+        if let Some((is_meta, offset, length, writes)) = range {
+            let meta_disk = self.meta.as_ref().unwrap_or(&self.data);
+            let disk = if is_meta { meta_disk } else { &self.data };
+            if !disk.holds(offset, length) {
+                return wrong(format!(
+                    "I/O outside its device: {} {offset} +{length} of {}",
+                    if is_meta { "metadata" } else { "data" },
+                    disk.bytes()
+                ));
+            }
+            for (other, pending) in &self.io {
+                let Some((other_meta, at, len, other_writes)) = extent(pending) else {
+                    continue;
+                };
+                let same_device = is_meta == other_meta || self.meta.is_none();
+                let overlaps = offset < at + len && at < offset + length;
+                if same_device && overlaps && writes && other_writes {
+                    return wrong(format!(
+                        "two overlapping writes are in flight: #{} and #{} at byte {offset} +{length}",
+                        other.0, token.0
+                    ));
+                }
+            }
+        }
+        if self.io.insert(token, io).is_some() {
+            return wrong(format!("token {} is used twice", token.0));
+        }
+        Ok(())
+    }
+
+    /// An I/O ends now: the event for the engine.
+    pub fn complete(&mut self, token: Token, dice: &mut Dice) -> Option<Event> {
+        let io = self.io.remove(&token)?;
+        if self.fails(&io) {
+            match &io {
+                Io::Data(DiskOperation::Write { offset, data, .. }, _) => {
+                    (self.data).tear(*offset, data.len() as u64, Some(&data[..]), dice);
+                }
+                Io::Meta(MetaOperation::Write { offset, data, .. }, _) => {
+                    (self.meta_disk()).tear(*offset, data.len() as u64, Some(&data[..]), dice);
+                }
+                _ => {}
+            }
+            let error = IoError {
+                text: "simulated input/output error".to_owned(),
+            };
+            let result = Err(error);
+            return Some(match io {
+                Io::Data(..) => Event::DiskDone { token, result },
+                Io::Meta(..) => Event::MetaDone { token, result },
+            });
+        }
+        Some(match io {
+            Io::Data(operation, mark) => Event::DiskDone {
+                token,
+                result: Ok(perform_data(&mut self.data, operation, mark)),
+            },
+            Io::Meta(operation, mark) => Event::MetaDone {
+                token,
+                result: Ok(perform_meta(self.meta_disk(), operation, mark)),
+            },
+        })
+    }
+
+    fn fails(&mut self, io: &Io) -> bool {
+        let Some((fault, left)) = self.fault else {
+            return false;
+        };
+        let hit = match (fault, io) {
+            (IoFault::DataRead, Io::Data(DiskOperation::Read { .. }, _)) | (IoFault::Meta, Io::Meta(..)) => true,
+            (IoFault::DataWrite, Io::Data(operation, _)) => {
+                !matches!(operation, DiskOperation::Read { .. })
+            }
+            _ => false,
+        };
+        if hit {
+            self.fault = left.checked_sub(1).filter(|left| *left > 0).map(|left| (fault, left));
+        }
+        hit
+    }
+
+    /// Sectors that writes in flight may still change.
+    #[must_use]
+    pub fn sectors_in_flight(&self) -> Vec<std::ops::Range<u64>> {
+        let extents = self.io.values().filter_map(extent);
+        extents
+            .filter(|(is_meta, _, _, writes)| !is_meta && *writes)
+            .map(|(_, offset, length, _)| offset / 512..(offset + length) / 512)
+            .collect()
+    }
+
+    /// The stamps of this simulation.
+    #[must_use]
+    pub fn stamper(&self) -> Stamper {
+        self.stamper
+    }
+}
+
+/// Metadata device, first byte, bytes, writes.
+fn extent(io: &Io) -> Option<(bool, u64, u64, bool)> {
+    match io {
+        Io::Data(DiskOperation::Read { offset, length }, _) => {
+            Some((false, *offset, u64::from(*length), false))
+        }
+        Io::Data(DiskOperation::Write { offset, data, .. }, _) => {
+            Some((false, *offset, data.len() as u64, true))
+        }
+        Io::Data(
+            DiskOperation::Discard { offset, length, .. }
+            | DiskOperation::Zero { offset, length, .. },
+            _,
+        ) => Some((false, *offset, u64::from(*length), true)),
+        Io::Meta(MetaOperation::Read { offset, length }, _) => {
+            Some((true, *offset, u64::from(*length), false))
+        }
+        Io::Meta(MetaOperation::Write { offset, data, .. }, _) => {
+            Some((true, *offset, data.len() as u64, true))
+        }
+        Io::Data(DiskOperation::Flush, _) | Io::Meta(MetaOperation::Flush, _) => None,
+    }
+}
+
+fn perform_data(disk: &mut Disk, operation: DiskOperation, mark: u64) -> Bytes {
+    use tandem_replicator::Fua;
+    match operation {
+        DiskOperation::Read { offset, length } => return disk.read(offset, u64::from(length)),
+        DiskOperation::Write { offset, data, fua } => disk.write(offset, &data, fua == Fua::Yes),
+        DiskOperation::Discard {
+            offset,
+            length,
+            fua,
+        }
+        | DiskOperation::Zero {
+            offset,
+            length,
+            fua,
+            ..
+        } => disk.zero(offset, u64::from(length), fua == Fua::Yes),
+        DiskOperation::Flush => disk.flush(mark),
+    }
+    Bytes::new()
+}
+
+fn perform_meta(disk: &mut Disk, operation: MetaOperation, mark: u64) -> Bytes {
+    use tandem_replicator::Fua;
+    match operation {
+        MetaOperation::Read { offset, length } => return disk.read(offset, u64::from(length)),
+        MetaOperation::Write { offset, data, fua } => disk.write(offset, &data, fua == Fua::Yes),
+        MetaOperation::Flush => disk.flush(mark),
+    }
+    Bytes::new()
+}
+
+/// An external metadata device of the least size that the engine takes for so much data.
+fn meta_bytes(data: u64) -> u64 {
+    let bitmap = data / 4096 / 8 + 4096;
+    (bitmap + 128 * 1024).max(1 << 20).next_multiple_of(4096)
+}

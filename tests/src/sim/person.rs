@@ -1,0 +1,288 @@
+//! The person at the keyboard of both nodes: starts what is down, connects what is StandAlone, attaches what is Diskless, keeps one
+//! Primary, and decides a split brain when there is one. It looks a few times a second and does what a runbook says.
+
+use tandem_replicator::state::word::{ConnState, DiskState, Role};
+use tandem_replicator::{Command, Force, Protocol};
+
+use super::dice::Dice;
+use super::network::MS;
+use super::node::VOLUME;
+use super::trace::name;
+use super::world::World;
+
+/// Steps of deciding a split brain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Decision {
+    Demote,
+    Disconnect,
+    Connect,
+}
+
+/// What the person has in mind.
+#[derive(Debug)]
+pub struct Person {
+    /// The node that clients should be served by.
+    pub wanted: usize,
+    /// When a node that is down is started again.
+    pub start_at: [Option<u64>; 2],
+    /// When a node that is StandAlone or Diskless is looked after.
+    mend_at: [Option<u64>; 2],
+    /// The wanted node is demoted first: the other one takes over.
+    pub switching: bool,
+    /// Suspended I/O or a paused resync is let go at this time.
+    pub resume_at: [Option<u64>; 2],
+    /// Nodes that must stay as they are for now.
+    pub hands_off: [bool; 2],
+    /// Everything must come right now.
+    pub healing: bool,
+    /// A split brain was seen; who loses.
+    split: Option<(usize, Decision)>,
+    /// Split brains that were decided.
+    pub decided: u32,
+    handlers_seen: [usize; 2],
+    asked_primary: [u64; 2],
+    dice: Dice,
+}
+
+impl Person {
+    /// Wants node A to be Primary.
+    #[must_use]
+    pub fn new(dice: Dice) -> Person {
+        Person {
+            wanted: 0,
+            start_at: [None; 2],
+            mend_at: [None; 2],
+            switching: false,
+            resume_at: [None; 2],
+            hands_off: [false; 2],
+            healing: false,
+            split: None,
+            decided: 0,
+            handlers_seen: [0; 2],
+            asked_primary: [0; 2],
+            dice,
+        }
+    }
+
+    /// Is a split brain waiting for a decision?
+    #[must_use]
+    pub fn sees_split(&self) -> bool {
+        self.split.is_some()
+    }
+
+    /// Looks at both nodes and does the next thing.
+    pub fn look(&mut self, world: &mut World) {
+        for node in 0..2 {
+            self.notice_split(world, node);
+            self.look_after(world, node);
+        }
+        if self.split.is_some() {
+            self.decide(world);
+        } else if self.switching {
+            self.switch(world);
+        } else {
+            self.keep_primary(world);
+        }
+        let again = self.dice.between(50, 400) * MS;
+        world.wake_person(again);
+    }
+
+    fn notice_split(&mut self, world: &mut World, node: usize) {
+        let handlers = &world.nodes[node].handlers;
+        let new = handlers.get(self.handlers_seen[node]..).unwrap_or(&[]);
+        let split = new.contains(&"split-brain");
+        self.handlers_seen[node] = handlers.len();
+        if split && self.split.is_none() {
+            let victim = self.victim(world);
+            world.say(format!(
+                "a person sees the split brain: {} will lose its changes",
+                name(victim)
+            ));
+            self.split = Some((victim, Decision::Demote));
+            self.wanted = 1 - victim;
+            self.switching = false;
+        }
+    }
+
+    /// Who loses: a node without data, or one that wrote nothing, or by lot.
+    fn victim(&mut self, world: &World) -> usize {
+        let usable = |node: usize| world.nodes[node].is_up_to_date();
+        let wrote = |node: usize| world.oracle.wrote_since_split(node);
+        match (usable(0), usable(1)) {
+            (true, false) => return 1,
+            (false, true) => return 0,
+            _ => {}
+        }
+        match (wrote(0), wrote(1)) {
+            (true, false) => 1,
+            (false, true) => 0,
+            _ => self.dice.below(2) as usize,
+        }
+    }
+
+    fn due(&mut self, at: &mut Option<u64>, now: u64) -> bool {
+        match *at {
+            None => {
+                let wait = if self.healing { 500 } else { 6000 };
+                *at = Some(now + self.dice.between(200, wait) * MS);
+                false
+            }
+            Some(then) if then <= now => {
+                *at = None;
+                true
+            }
+            Some(_) => false,
+        }
+    }
+
+    fn look_after(&mut self, world: &mut World, node: usize) {
+        let now = world.now;
+        if !world.nodes[node].is_running() {
+            if self.start_at[node].is_none() {
+                self.start_at[node] = Some(now);
+            }
+            if self.start_at[node].is_some_and(|at| at <= now) {
+                self.start_at[node] = None;
+                self.mend_at[node] = None;
+                self.handlers_seen[node] = world.nodes[node].handlers.len();
+                world.up(node);
+            }
+            return;
+        }
+        let Some(state) = world.nodes[node].state() else {
+            return;
+        };
+        if !world.nodes[node].open_commands.is_empty() {
+            return;
+        }
+        let resume = self.healing || self.resume_at[node].is_some_and(|at| at <= now);
+        if resume {
+            self.resume_at[node] = None;
+            if state.user_isp {
+                world.command(node, Command::ResumeSync { volume: VOLUME });
+            }
+            if state.susp {
+                world.command(node, Command::ResumeIo { volume: VOLUME });
+            }
+        }
+        if self.hands_off[node] {
+            return;
+        }
+        let alone = state.conn == ConnState::StandAlone && self.split.is_none();
+        let diskless = state.disk == DiskState::Diskless;
+        let mut at = self.mend_at[node];
+        if (alone || diskless) && self.due(&mut at, now) {
+            if diskless {
+                world.command(node, Command::Attach { volume: VOLUME });
+            } else {
+                world.connect(node, false);
+            }
+        }
+        self.mend_at[node] = if alone || diskless { at } else { None };
+    }
+
+    /// Promotes the wanted node when that costs nothing.
+    fn keep_primary(&mut self, world: &mut World) {
+        let node = self.wanted;
+        let Some(state) = world.nodes[node].state() else {
+            return;
+        };
+        let other = world.nodes[1 - node].state();
+        let idle = world.nodes[node].open_commands.is_empty();
+        let other_is_primary = other.is_some_and(|other| other.role == Role::Primary);
+        if state.role == Role::Primary || !idle || other_is_primary {
+            return;
+        }
+        let usable = state.disk == DiskState::UpToDate
+            || (state.conn.is_connected() && state.pdsk == DiskState::UpToDate);
+        let safe = state.conn.is_connected() || self.may_go_alone(world, node);
+        if usable && safe && self.asked_primary[node] + 500 * MS < world.now {
+            self.asked_primary[node] = world.now;
+            world.promote(node, Force::No);
+        }
+    }
+
+    /// A node may be promoted alone if it has everything, as far as its protocol promises.
+    #[must_use]
+    pub fn may_go_alone(&self, world: &World, node: usize) -> bool {
+        match world.settings.net_options.protocol {
+            Protocol::C => world.oracle.is_current(node),
+            Protocol::A | Protocol::B => {
+                world.oracle.same_history() || world.oracle.is_current(node)
+            }
+        }
+    }
+
+    /// Demotes the wanted node; the other one is wanted afterwards.
+    fn switch(&mut self, world: &mut World) {
+        let node = self.wanted;
+        let Some(state) = world.nodes[node].state() else {
+            self.switching = false;
+            return;
+        };
+        if state.role != Role::Primary {
+            self.switching = false;
+            self.wanted = 1 - node;
+            return;
+        }
+        self.demote(world, node);
+    }
+
+    /// Stops its clients, waits for their answers, and demotes it. True when it is Secondary.
+    fn demote(&mut self, world: &mut World, node: usize) -> bool {
+        let Some(state) = world.nodes[node].state() else {
+            return true;
+        };
+        if state.role != Role::Primary {
+            return true;
+        }
+        world.clients.resting[node] = true;
+        if world.clients.in_flight(node) == 0 && world.nodes[node].open_commands.is_empty() {
+            world.release_device(node);
+            world.command(node, Command::Secondary { volume: VOLUME });
+        }
+        false
+    }
+
+    fn decide(&mut self, world: &mut World) {
+        let Some((victim, step)) = self.split else {
+            return;
+        };
+        let survivor = 1 - victim;
+        let both = world.nodes.iter().all(super::node::Node::is_running);
+        let idle = world.nodes.iter().all(|node| node.open_commands.is_empty());
+        if !both || !idle {
+            return;
+        }
+        match step {
+            Decision::Demote => {
+                if self.demote(world, victim) {
+                    self.split = Some((victim, Decision::Disconnect));
+                }
+            }
+            Decision::Disconnect => {
+                let mut alone = true;
+                for node in 0..2 {
+                    let state = world.nodes[node].state();
+                    if state.is_some_and(|state| state.conn != ConnState::StandAlone) {
+                        alone = false;
+                        let force = Force::Yes;
+                        world.command(node, Command::Disconnect { force });
+                    }
+                }
+                if alone {
+                    self.split = Some((victim, Decision::Connect));
+                }
+            }
+            Decision::Connect => {
+                world.say(format!("{} gives up its data", name(victim)));
+                world.oracle.discard(victim);
+                world.connect(victim, true);
+                world.connect(survivor, false);
+                self.split = None;
+                self.decided += 1;
+                world.clients.resting = [false; 2];
+            }
+        }
+    }
+}
