@@ -405,11 +405,18 @@ impl Client {
         }
         if self.broken {
             self.out.clear();
-        } else if !self.out.is_empty()
+            return;
+        }
+        let was_full = self.out.bytes() >= nbd::UNSENT_BYTES_MAX;
+        if !self.out.is_empty()
             && let Err(error) = self.out.flush(&self.stream, context)
         {
             tracing::info!(client = %self.who, %error, "a client takes no more replies");
             self.broken = true;
+        }
+        if was_full && self.out.bytes() < nbd::UNSENT_BYTES_MAX {
+            // Requests that were left waiting for room are taken in another turn.
+            context.waker().wake_by_ref();
         }
     }
 }

@@ -188,6 +188,37 @@ fn large_transfers_survive_being_cut_into_parts() {
     assert!(on_disk[512..512 + pattern.len()] == pattern);
 }
 
+/// A client that asks for far more than the socket holds and reads nothing until it has asked for all.
+#[test]
+fn a_client_that_does_not_read_its_replies_is_served_when_it_does() {
+    const COUNT: u64 = 256;
+    const LENGTH: u32 = 512 << 10;
+    let daemon = Daemon::start(false);
+    daemon.up("r0", 0);
+    daemon.primary("r0");
+    let mut stream = UnixStream::connect(daemon.places().nbd_socket()).unwrap();
+    stream.set_read_timeout(Some(WAIT)).unwrap();
+    stream.set_write_timeout(Some(WAIT)).unwrap();
+    nbd::client::handshake(&mut stream, b"r0").unwrap();
+    for cookie in 0..COUNT {
+        let mut request = 0x2560_9513_u32.to_be_bytes().to_vec();
+        request.extend([0; 4]);
+        request.extend(cookie.to_be_bytes());
+        request.extend((cookie % 8 * u64::from(LENGTH)).to_be_bytes());
+        request.extend(LENGTH.to_be_bytes());
+        stream.write_all(&request).unwrap();
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    let mut data = vec![0; LENGTH as usize];
+    while seen.len() < COUNT as usize {
+        let mut head = [0; 16];
+        stream.read_exact(&mut head).unwrap();
+        assert_eq!(head[..8], [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0]);
+        assert!(seen.insert(head[8..].to_vec()));
+        stream.read_exact(&mut data).unwrap();
+    }
+}
+
 #[test]
 fn demotion_names_the_clients_that_hold_the_device_open() {
     let daemon = Daemon::start(false);

@@ -29,6 +29,11 @@ impl Node {
         self.check_against_others(&definition)?;
         let existing = self.definition(&definition.name).ok();
         let mut answer = match existing {
+            // Its loop has ended: a new one begins as after a crash.
+            Some(old) if self.has_failed(&old.name) => {
+                self.remove(&old.name).await;
+                self.start(definition)?
+            }
             Some(old) if same_shape(&old, &definition) => self.redefine(&old, definition).await,
             Some(old) => {
                 if !self.is_idle(&old.name) {
@@ -86,6 +91,13 @@ impl Node {
             kernel_owns(definition)?;
         }
         Ok(())
+    }
+
+    fn has_failed(&self, name: &str) -> bool {
+        let resources = self.resources();
+        resources
+            .get(name)
+            .is_some_and(|running| running.handle.published.borrow().report.failed.is_some())
     }
 
     fn is_idle(&self, name: &str) -> bool {

@@ -174,6 +174,8 @@ struct ResourceLoop<E> {
     buffer: ReadBuffer,
     inbox: mpsc::Receiver<Message>,
     commands: BTreeMap<CommandId, oneshot::Sender<Answer>>,
+    /// Answers on their way to those who asked.
+    answers: Vec<(oneshot::Sender<Answer>, Answer)>,
     next_command: u64,
     /// Events on their way to the engine.
     queue: VecDeque<Event>,
@@ -217,6 +219,7 @@ impl<E: Engine> ResourceLoop<E> {
             clients: Clients::default(),
             buffer: ReadBuffer::default(),
             commands: BTreeMap::new(),
+            answers: Vec::new(),
             next_command: 0,
             queue: VecDeque::new(),
             batch: Vec::new(),
@@ -419,6 +422,18 @@ impl<E: Engine> ResourceLoop<E> {
             }
         }
         self.effects = effects;
+        self.send_answers();
+    }
+
+    /// Whoever has an answer sees its consequences in the status: it is published first.
+    fn send_answers(&mut self) {
+        if self.changed && !self.answers.is_empty() {
+            self.publish();
+        }
+        for (sender, answer) in self.answers.drain(..) {
+            // Whoever asked may have given up waiting.
+            drop(sender.send(answer));
+        }
     }
 
     fn carry_out(&mut self, effect: Effect) {
@@ -491,8 +506,7 @@ impl<E: Engine> ResourceLoop<E> {
             }
         }
         match self.commands.remove(&command) {
-            // Whoever asked may have given up waiting.
-            Some(sender) => drop(sender.send(answer)),
+            Some(sender) => self.answers.push((sender, answer)),
             None => tracing::error!(
                 command = command.0,
                 "the engine answered an unknown command"
