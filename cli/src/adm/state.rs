@@ -1,0 +1,550 @@
+//! Commands that change the state of a running resource, through the daemon.
+
+use std::time::Duration;
+
+use tandem_config::ResolvedResource;
+use tandem_daemon::control::ControlClient;
+use tandem_daemon::control::messages::{
+    Call, CommandAnswer, ResourceReport, VolumeReport, WaitFor,
+};
+
+use super::Run;
+use crate::backend;
+use crate::configuration::Target;
+use crate::failure::{CONFIGURATION, Failure, Outcome, TIMED_OUT, USAGE};
+use crate::output::err;
+use crate::words::Action;
+use crate::{daemon, definition};
+
+/// How long `secondary` waits for clients to let go of the device: a dying process needs a moment
+/// (docs/spec/config-and-cli.md 7.4).
+const SECONDARY_WAIT_MS: u64 = 3000;
+
+/// "Unknown resource": nobody brought it up.
+const UNKNOWN_RESOURCE: i32 = 158;
+
+/// Numbers above are failures of the configuration kind, those up to it results of a state change.
+const STATE_CHANGE_MAX: i32 = 100;
+
+/// Runs one command on one target.
+pub(super) fn run(run: &Run<'_>, target: &Target) -> Outcome {
+    let action = run.word.action;
+    let Some(mut client) = daemon::running(run.invocation)? else {
+        return without_daemon(run, target);
+    };
+    match action {
+        Action::Attach => attach(run, &mut client, target),
+        Action::Connect => connect(run, &mut client, target),
+        Action::Outdate => outdate(run, &mut client, target),
+        Action::Invalidate => invalidate(run, &mut client, target),
+        Action::WaitConnect | Action::WaitSync => wait(run, &mut client, target),
+        Action::ShBPri => become_primary(run, &mut client, target),
+        _ => {
+            let call = call_of(run, target)?;
+            command(run, &mut client, target, call)
+        }
+    }
+}
+
+/// Without a module drbdsetup finds nothing to stop, and cannot do anything else (docs/spec/config-and-cli.md 4.7).
+fn without_daemon(run: &Run<'_>, target: &Target) -> Outcome {
+    match run.word.action {
+        Action::Down | Action::Secondary | Action::Disconnect | Action::Detach => Ok(()),
+        Action::Outdate => super::metadata::outdate(run, target),
+        Action::Invalidate => super::metadata::invalidate(run, target),
+        _ => daemon::connect(run.invocation).map(|_| ()),
+    }
+}
+
+/// The call of a command that is one call.
+fn call_of(run: &Run<'_>, target: &Target) -> Result<Call, Failure> {
+    let resource = target.view.name.clone();
+    let volume = target.volume;
+    let force = backend::force_given(run.arguments);
+    Ok(match run.word.action {
+        Action::Down => Call::Down { resource, force: false },
+        Action::Detach => Call::Detach { resource, volume, force },
+        Action::Disconnect => Call::Disconnect { resource, force },
+        Action::Primary => Call::Primary { resource, volume, force },
+        Action::Secondary if force => {
+            return Err(Failure::new(USAGE, "'secondary --force' is not supported yet"));
+        }
+        Action::Secondary => Call::Secondary { resource, volume, wait_ms: SECONDARY_WAIT_MS },
+        Action::InvalidateRemote => Call::InvalidateRemote { resource, volume },
+        Action::PauseSync => Call::PauseSync { resource, volume },
+        Action::ResumeSync => Call::ResumeSync { resource, volume },
+        Action::SuspendIo => Call::SuspendIo { resource, volume },
+        Action::ResumeIo => Call::ResumeIo { resource, volume },
+        Action::NewCurrentUuid => Call::NewCurrentUuid {
+            resource,
+            volume,
+            clear_bitmap: run.arguments.has("clear-bitmap"),
+        },
+        Action::Handler => Call::RunHandler {
+            resource,
+            volume,
+            handler: run.word.name.to_owned(),
+        },
+        other => {
+            let line = format!("'{}' ({other:?}) is not supported yet", run.word.name);
+            return Err(Failure::new(USAGE, line));
+        }
+    })
+}
+
+/// Sends a command and prints what has to be said about its answer.
+fn command(
+    run: &Run<'_>,
+    client: &mut ControlClient,
+    target: &Target,
+    call: Call,
+) -> Outcome {
+    let global = run.configuration.config.global_options();
+    // A promotion may run a fence-peer handler, and a handler may take its whole time.
+    let deadline = match run.word.action {
+        Action::Primary | Action::Handler => global
+            .cmd_timeout_long
+            .unwrap_or(tandem_daemon::control::messages::DEADLINE_MAX),
+        _ => global.cmd_timeout_medium,
+    };
+    let answer = client
+        .command(call, Some(deadline))
+        .map_err(|error| daemon::failed(run.invocation, &error))?;
+    judge(run, target, answer)
+}
+
+/// An answer as drbdsetup and drbdadm print it (docs/spec/state-machine.md 2.7).
+fn judge(run: &Run<'_>, target: &Target, answer: CommandAnswer) -> Outcome {
+    if answer.is_success() {
+        for line in &answer.info {
+            err(&format!("{}: {line}", target.view.name));
+        }
+        return Ok(());
+    }
+    if run.word.action == Action::Handler {
+        return Err(Failure {
+            exit: answer.exit,
+            lines: answer.info,
+            next: None,
+        });
+    }
+    let what = if answer.number <= STATE_CHANGE_MAX {
+        "State change failed"
+    } else {
+        "Failure"
+    };
+    let mut failure = Failure::new(
+        answer.exit.max(1),
+        format!(
+            "{}: {what}: ({}) {}",
+            label(run, target, answer.volume),
+            answer.number,
+            answer.text
+        ),
+    );
+    if !answer.info.is_empty() {
+        failure = failure.line("additional info:");
+        for line in &answer.info {
+            failure = failure.line(line.clone());
+        }
+    }
+    let quiet = matches!(run.word.action, Action::Invalidate | Action::Outdate);
+    if failure.exit >= CONFIGURATION && !quiet {
+        let step = failed_step(run, target, answer.volume);
+        failure = failure.line(format!(
+            "Command '{step}' terminated with exit code {}",
+            failure.exit
+        ));
+    }
+    failure.next = match &answer.hint {
+        Some(hint) => Some(run.invocation.hint(hint)),
+        None => next_of(run, target, &answer),
+    };
+    Err(failure)
+}
+
+/// What a step was about: the minor, the resource, or `??` where the connection is named by its addresses.
+fn label(run: &Run<'_>, target: &Target, volume: Option<u16>) -> String {
+    match run.word.action {
+        Action::Disconnect => "??".to_owned(),
+        Action::Connect | Action::Down => target.view.name.clone(),
+        _ => {
+            let number = volume.or(target.volume);
+            let volume = match number {
+                Some(number) => target.view.volumes.iter().find(|v| v.number == number),
+                None => target.view.volumes.first(),
+            };
+            volume.map_or_else(
+                || target.view.name.clone(),
+                |volume| volume.device.minor.to_string(),
+            )
+        }
+    }
+}
+
+fn failed_step(run: &Run<'_>, target: &Target, volume: Option<u16>) -> String {
+    let mut one = target.clone();
+    one.volume = volume.or(target.volume);
+    let steps = backend::steps(run.word, &one, run.arguments);
+    // Of an attach the second step is the daemon's.
+    let at = usize::from(run.word.action == Action::Attach && steps.len() > 1);
+    steps
+        .get(at)
+        .cloned()
+        .unwrap_or_else(|| format!("drbdsetup {}", run.word.name))
+}
+
+/// What helps in most cases, where the daemon knew nothing better. A remark after `#` does not hinder typing it as is.
+fn next_of(run: &Run<'_>, target: &Target, answer: &CommandAnswer) -> Option<String> {
+    let name = target.name();
+    let resource = &target.view.name;
+    let adm = |rest: String, remark: &str| {
+        let command = run.invocation.adm(&rest);
+        Some(format!("{command}   # {remark}"))
+    };
+    match (run.word.action, answer.number) {
+        (_, UNKNOWN_RESOURCE) => Some(run.invocation.adm(&format!("up {resource}"))),
+        (Action::Primary, -1) => adm(
+            format!("secondary {resource}"),
+            "there must be one Primary only: type this on the peer first",
+        ),
+        (Action::Primary, -2) => adm(
+            format!("primary --force {name}"),
+            "only if the data of this node are to be kept: the peer's are overwritten",
+        ),
+        (Action::Connect, 102 | 125) => adm(
+            format!("disconnect {resource}"),
+            "it is connecting already; disconnect first to connect with other options",
+        ),
+        (Action::Connect, 123) => adm(
+            format!("secondary {resource}"),
+            "a Primary cannot give its data up",
+        ),
+        (Action::Attach, 119) => adm(
+            format!("create-md {name}"),
+            "only for a disk that is new to this pair",
+        ),
+        (Action::Disconnect, 162) => Some(run.invocation.tandem("status")),
+        _ => Some(run.invocation.tandem("status")),
+    }
+}
+
+/// Status of one resource, `None` if the daemon does not know it.
+pub(super) fn report(
+    run: &Run<'_>,
+    client: &mut ControlClient,
+    resource: &str,
+) -> Result<Option<ResourceReport>, Failure> {
+    let status = client
+        .status(Some(resource))
+        .map_err(|error| daemon::failed(run.invocation, &error))?;
+    Ok(status
+        .ok()
+        .and_then(|report| report.resources.into_iter().next()))
+}
+
+/// Tells the daemon what the configuration says now.
+fn configure(run: &Run<'_>, client: &mut ControlClient, view: &ResolvedResource) -> Outcome {
+    let file = run.invocation.config_path();
+    let stdin = run.invocation.config_file.as_deref() == Some("-");
+    let definition = definition::of(view, (!stdin).then_some(file.as_path()))?;
+    let global = run.configuration.config.global_options();
+    let call = Call::Configure {
+        definition: Box::new(definition),
+    };
+    let answer = client
+        .command(call, Some(global.cmd_timeout_medium))
+        .map_err(|error| daemon::failed(run.invocation, &error))?;
+    if answer.is_success() {
+        // Options without effect were named already, with their place in the file.
+        for line in answer.info.iter().filter(|line| !line.contains("has no effect")) {
+            err(&format!("{}: {line}", view.name));
+        }
+        return Ok(());
+    }
+    let mut failure = Failure::new(
+        answer.exit.max(1),
+        format!("{}: Failure: ({}) {}", view.name, answer.number, answer.text),
+    );
+    for line in &answer.info {
+        failure = failure.line(line.clone());
+    }
+    failure.next = answer.hint.as_deref().map(|hint| run.invocation.hint(hint));
+    Err(failure)
+}
+
+/// `up`, `adjust` and `new-resource`: the steps of all targets, stage by stage. What is there already is left alone.
+pub(super) fn up(run: &Run<'_>, targets: &[Target]) -> Result<u8, Failure> {
+    let mut alive: Vec<&Target> = Vec::new();
+    let mut highest = 0;
+    for target in targets {
+        match prepare(run, &target.view) {
+            Ok(()) => alive.push(target),
+            Err(failure) => {
+                failure.print();
+                highest = highest.max(failure.exit);
+            }
+        }
+    }
+    if alive.is_empty() {
+        return Ok(highest);
+    }
+    let mut client = daemon::start(run.invocation)?;
+    type Stage = fn(&Run<'_>, &mut ControlClient, &Target) -> Outcome;
+    let mut stages: Vec<Stage> = vec![|run, client, target| configure(run, client, &target.view)];
+    if run.word.action != Action::NewResource {
+        if !run.arguments.has("skip-disk") {
+            stages.push(attach_missing);
+        }
+        if !run.arguments.has("skip-net") {
+            stages.push(connect_missing);
+        }
+    }
+    for stage in stages {
+        let mut kept = Vec::new();
+        for target in alive {
+            match stage(run, &mut client, target) {
+                Ok(()) => kept.push(target),
+                Err(failure) => {
+                    failure.print();
+                    highest = highest.max(failure.exit);
+                }
+            }
+        }
+        alive = kept;
+    }
+    Ok(highest)
+}
+
+/// What can be refused or has to be said before anything is started.
+fn prepare(run: &Run<'_>, view: &ResolvedResource) -> Outcome {
+    run.configuration.check_address(view)?;
+    for issue in view.support_issues().iter().filter(|issue| !issue.is_refusal()) {
+        let place = run.configuration.config.files.place(issue.at);
+        err(&format!("{place}: warning: {}", issue.text()));
+    }
+    for advice in view.advice() {
+        err(&format!("{}: warning: {advice}", view.name));
+    }
+    // Refused ones are named by the definition.
+    definition::of(view, None).map(|_| ())
+}
+
+fn volume_of(report: Option<&ResourceReport>, number: u16) -> Option<&VolumeReport> {
+    report?.volumes.iter().find(|volume| volume.number == number)
+}
+
+fn attach_missing(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Outcome {
+    let report = report(run, client, &target.view.name)?;
+    for volume in target.volumes().filter(|volume| volume.disk.is_some()) {
+        let diskless = volume_of(report.as_ref(), volume.number)
+            .is_none_or(|volume| volume.disk == "Diskless");
+        if !diskless {
+            continue;
+        }
+        let mut one = target.clone();
+        one.volume = Some(volume.number);
+        let call = Call::Attach {
+            resource: target.view.name.clone(),
+            volume: Some(volume.number),
+        };
+        as_if(run, "attach", |run| command(run, client, &one, call))?;
+    }
+    Ok(())
+}
+
+fn connect_missing(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Outcome {
+    let report = report(run, client, &target.view.name)?;
+    let standalone = report.is_none_or(|report| report.connection == "StandAlone");
+    if target.view.peers.is_empty() || !standalone {
+        return Ok(());
+    }
+    let call = connect_call(run, target);
+    as_if(run, "connect", |run| command(run, client, target, call))
+}
+
+/// A stage of `up` fails like the command that does only this stage.
+fn as_if(run: &Run<'_>, name: &str, act: impl FnOnce(&Run<'_>) -> Outcome) -> Outcome {
+    match crate::words::find(name) {
+        Some((word, _)) => act(&Run { word, ..*run }),
+        None => act(run),
+    }
+}
+
+fn attach(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Outcome {
+    let report = report(run, client, &target.view.name)?;
+    for volume in target.volumes() {
+        let attached = volume_of(report.as_ref(), volume.number)
+            .is_some_and(|volume| volume.disk != "Diskless");
+        if attached {
+            // As the activity-log step of drbdadm, which comes first, refuses it.
+            let step = backend::drbdmeta(volume, "apply-al");
+            return Err(Failure::new(
+                crate::failure::CANNOT_RUN,
+                format!("Device '{}' is configured!", volume.device.minor),
+            )
+            .line(format!("Command '{step}' terminated with exit code 20"))
+            .next(run.invocation.tandem("status")));
+        }
+    }
+    if report.is_some() {
+        configure(run, client, &target.view)?;
+    }
+    let call = Call::Attach {
+        resource: target.view.name.clone(),
+        volume: target.volume,
+    };
+    command(run, client, target, call)
+}
+
+fn connect_call(run: &Run<'_>, target: &Target) -> Call {
+    Call::Connect {
+        resource: target.view.name.clone(),
+        discard_my_data: run.arguments.has("discard-my-data"),
+        tentative: run.arguments.has("tentative"),
+    }
+}
+
+fn connect(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Outcome {
+    run.configuration.check_address(&target.view)?;
+    let report = report(run, client, &target.view.name)?;
+    // Options of the file count from the next connection on; a running one is not touched.
+    if report.is_some_and(|report| report.connection == "StandAlone") {
+        configure(run, client, &target.view)?;
+    }
+    let call = connect_call(run, target);
+    command(run, client, target, call)
+}
+
+/// `outdate`, with drbdadm's fall-back to the metadata of a disk that is not attached. A configured one that is worse
+/// than Outdated keeps exit 5.
+fn outdate(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Outcome {
+    let report = report(run, client, &target.view.name)?;
+    let attached = |number| {
+        volume_of(report.as_ref(), number).is_some_and(|volume| volume.disk != "Diskless")
+    };
+    if !target.volumes().any(|volume| attached(volume.number)) {
+        return super::metadata::outdate(run, target);
+    }
+    let call = Call::Outdate {
+        resource: target.view.name.clone(),
+        volume: target.volume,
+    };
+    command(run, client, target, call)
+}
+
+/// `invalidate`, with drbdadm's fall-back to the metadata of a disk that is not attached.
+fn invalidate(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Outcome {
+    let report = report(run, client, &target.view.name)?;
+    let attached = |number| {
+        volume_of(report.as_ref(), number).is_some_and(|volume| volume.disk != "Diskless")
+    };
+    if !target.volumes().any(|volume| attached(volume.number)) {
+        return super::metadata::invalidate(run, target);
+    }
+    let call = Call::Invalidate {
+        resource: target.view.name.clone(),
+        volume: target.volume,
+    };
+    command(run, client, target, call)
+}
+
+/// The limit of a wait: the option on the command line, else that of the configuration; `None` is for ever.
+fn limit(
+    run: &Run<'_>,
+    option: &str,
+    configured: Option<Duration>,
+) -> Result<Option<Duration>, Failure> {
+    let Some(text) = run.arguments.value(option) else {
+        return Ok(configured);
+    };
+    let seconds: u64 = text.parse().map_err(|_| {
+        Failure::new(
+            USAGE,
+            format!("--{option}={text}: a number of seconds is expected, 0 is for ever"),
+        )
+    })?;
+    Ok((seconds > 0).then(|| Duration::from_secs(seconds)))
+}
+
+/// `wait-connect`, `wait-sync`: which limit counts depends on what is known of the peer
+/// (docs/spec/config-and-cli.md 7.5).
+fn wait(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Outcome {
+    let startup = &target.view.startup;
+    let report = report(run, client, &target.view.name)?;
+    let outdated = report.is_some_and(|report| {
+        report.volumes.iter().any(|volume| volume.peer_disk == "Outdated")
+    });
+    let degraded = limit(run, "degr-wfc-timeout", startup.degr_wfc_timeout)?;
+    let normal = limit(run, "wfc-timeout", startup.wfc_timeout)?;
+    let peer_outdated = limit(run, "outdated-wfc-timeout", startup.outdated_wfc_timeout)?;
+    let deadline = if outdated { peer_outdated.or(degraded) } else { normal };
+    let until = if run.word.action == Action::WaitSync {
+        WaitFor::Synced
+    } else {
+        WaitFor::Connected
+    };
+    let call = Call::Wait {
+        resource: target.view.name.clone(),
+        volume: target.volume,
+        until,
+    };
+    let answer = client
+        .command(call, deadline)
+        .map_err(|error| daemon::failed(run.invocation, &error))?;
+    if answer.is_success() {
+        return Ok(());
+    }
+    if answer.exit == TIMED_OUT {
+        let mut failure = Failure::new(
+            TIMED_OUT,
+            format!("{}: gave up waiting", target.view.name),
+        );
+        for line in answer.info {
+            failure = failure.line(line);
+        }
+        return Err(failure.next(run.invocation.tandem("status")));
+    }
+    judge(run, target, answer)
+}
+
+/// `wait-con-int`: waits for every resource of this node with its own limit. Always 0, as boot scripts expect.
+pub(super) fn wait_con_int(run: &Run<'_>) -> Result<u8, Failure> {
+    for view in run.configuration.resources()? {
+        let target = Target { view, volume: None };
+        let Some(mut client) = daemon::running(run.invocation)? else {
+            err("tandemd is not running: nothing to wait for");
+            return Ok(0);
+        };
+        if let Some(report) = report(run, &mut client, &target.view.name)?
+            && report.connection == "WFConnection"
+            && target.view.startup.wfc_timeout.is_none()
+        {
+            err(&format!(
+                "{}: waiting for the peer for ever, as wfc-timeout 0 says",
+                target.view.name
+            ));
+        }
+        if let Err(failure) = wait(run, &mut client, &target) {
+            failure.print();
+        }
+    }
+    Ok(0)
+}
+
+/// `sh-b-pri`: promotes if `become-primary-on` names this host.
+fn become_primary(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Outcome {
+    let named = target.view.startup.become_primary_on.iter().any(|host| {
+        host == "both"
+            || tandem_config::match_names(host, &target.view.host) != tandem_config::NameMatch::No
+    });
+    if !named {
+        return Ok(());
+    }
+    let call = Call::Primary {
+        resource: target.view.name.clone(),
+        volume: None,
+        force: false,
+    };
+    as_if(run, "primary", |run| command(run, client, target, call))
+}

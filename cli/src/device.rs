@@ -1,0 +1,201 @@
+//! Metadata of a disk that is not attached: opened with a lock, so that a disk that is in use is refused.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+
+use rustix::fs::{FlockOperation, OFlags};
+use tandem_config::{MetaDisk, ResolvedVolume};
+use tandem_metadata::{
+    BLOCK_SIZE, ByteLen, Layout, Placement, Step, Superblock, SuperblockError, detect,
+};
+
+use crate::backend::metadata_place;
+use crate::failure::{CANNOT_RUN, CONFIGURATION, Failure, USAGE};
+
+/// Bytes written at once: long runs of zeros go out in pieces.
+const WRITE_BYTES: usize = 1 << 20;
+
+/// Largest activity log and largest bitmap of 1 PiB, in bytes: nothing is allocated by a length from a disk beyond it.
+const RING_BYTES_MAX: u64 = 32 << 20;
+
+/// What a device is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// To look; the device may be in use.
+    Read,
+    /// To change; nobody else may use it.
+    Change,
+}
+
+/// The device that holds the metadata of a volume.
+#[derive(Debug)]
+pub(crate) struct Device {
+    file: File,
+    pub(crate) path: String,
+    pub(crate) size: ByteLen,
+    pub(crate) placement: Placement,
+}
+
+impl Device {
+    /// Opens the metadata device of a volume.
+    pub(crate) fn open(volume: &ResolvedVolume, access: Access) -> Result<Device, Failure> {
+        let (path, _) = metadata_place(volume);
+        let placement = match &volume.meta_disk {
+            MetaDisk::Internal if volume.disk.is_none() => {
+                return Err(Failure::new(
+                    USAGE,
+                    format!("volume {} has no disk, so it has no metadata", volume.number),
+                ));
+            }
+            MetaDisk::Internal => Placement::Internal,
+            MetaDisk::Flexible { .. } => Placement::FlexibleExternal,
+            MetaDisk::Indexed { index, .. } => {
+                let slot = u8::try_from(*index).map_err(|_| {
+                    Failure::new(
+                        CONFIGURATION,
+                        format!("metadata slot {index} of {path} is not in 0..255"),
+                    )
+                })?;
+                Placement::Indexed(slot)
+            }
+        };
+        let cannot =
+            |what: &str, error: &std::io::Error| cannot(volume, what, &path, &error.to_string());
+        let kind = std::fs::metadata(&path)
+            .map_err(|error| cannot("open", &error))?
+            .file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            let line = format!("{path} is neither a block device nor a file");
+            return Err(Failure::new(CANNOT_RUN, line));
+        }
+        let mut options = OpenOptions::new();
+        options.read(true).write(access == Access::Change);
+        let shared = matches!(placement, Placement::Indexed(_));
+        if access == Access::Change && kind.is_block_device() && !shared {
+            // O_EXCL claims a block device: mounted ones and those below another driver are refused.
+            options.custom_flags(OFlags::EXCL.bits().cast_signed());
+        }
+        let mut file = options.open(&path).map_err(|error| {
+            if error.kind() == std::io::ErrorKind::ResourceBusy {
+                busy(volume, &path)
+            } else {
+                cannot("open", &error)
+            }
+        })?;
+        if access == Access::Change {
+            let operation = if shared {
+                FlockOperation::NonBlockingLockShared
+            } else {
+                FlockOperation::NonBlockingLockExclusive
+            };
+            rustix::fs::flock(&file, operation).map_err(|_| busy(volume, &path))?;
+        }
+        let size = file
+            .seek(SeekFrom::End(0))
+            .map_err(|error| cannot("measure", &error))?;
+        Ok(Device {
+            file,
+            path,
+            size: ByteLen(size),
+            placement,
+        })
+    }
+
+    /// Reads `len` bytes.
+    pub(crate) fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>, Failure> {
+        let mut bytes = vec![0; len];
+        self.file
+            .read_exact_at(&mut bytes, offset)
+            .map_err(|error| {
+                let path = &self.path;
+                let line = format!("cannot read {len} bytes of {path} at byte {offset}: {error}");
+                Failure::new(CONFIGURATION, line)
+            })?;
+        Ok(bytes)
+    }
+
+    /// Carries steps out, in order.
+    pub(crate) fn perform(&self, steps: &[Step]) -> Result<(), Failure> {
+        let failed = |what: String, error: &std::io::Error| {
+            Failure::new(
+                CONFIGURATION,
+                format!("cannot {what} {}: {error}", self.path),
+            )
+        };
+        for step in steps {
+            let Step::Write(write) = step else {
+                self.file
+                    .sync_data()
+                    .map_err(|error| failed("flush".to_owned(), &error))?;
+                continue;
+            };
+            let mut buffer = vec![0; WRITE_BYTES];
+            let mut at = 0;
+            loop {
+                let filled = write.fill(at, &mut buffer);
+                if filled == 0 {
+                    break;
+                }
+                let offset = write.offset.0 + at;
+                self.file
+                    .write_all_at(&buffer[..filled], offset)
+                    .map_err(|error| failed(format!("write at byte {offset} of"), &error))?;
+                at += filled as u64;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads and checks the superblock.
+    pub(crate) fn superblock(&self) -> Result<(Superblock, Layout), SuperblockError> {
+        let sector = self.placement.superblock_sector(self.size)?;
+        let block = self
+            .read(sector.0 * 512, BLOCK_SIZE)
+            .map_err(|_| SuperblockError::Short { got: 0 })?;
+        Superblock::open(self.placement, self.size, &block)
+    }
+
+    /// Reads the whole activity log.
+    pub(crate) fn ring(&self, layout: &Layout) -> Result<Vec<u8>, Failure> {
+        let len = layout.activity_log_len().0.min(RING_BYTES_MAX);
+        // Below 32 MiB, so it fits.
+        self.read(
+            layout.activity_log_offset().0,
+            usize::try_from(len).unwrap_or(0),
+        )
+    }
+
+    /// The parts of the device that tell what is on it.
+    pub(crate) fn probe(&self) -> Result<Vec<(detect::Probe, Vec<u8>)>, Failure> {
+        detect::probes(self.size)
+            .into_iter()
+            .map(|probe| {
+                let len = usize::try_from(probe.len.0).unwrap_or(0);
+                Ok((probe, self.read(probe.offset.0, len)?))
+            })
+            .collect()
+    }
+}
+
+fn cannot(volume: &ResolvedVolume, what: &str, path: &str, error: &str) -> Failure {
+    Failure::new(
+        CANNOT_RUN,
+        format!(
+            "cannot {what} the metadata device {path} of volume {} (minor {}): {error}",
+            volume.number, volume.device.minor
+        ),
+    )
+    .next(format!("ls -l {path}"))
+}
+
+/// The refusal of a disk that somebody uses.
+pub(crate) fn busy(volume: &ResolvedVolume, path: &str) -> Failure {
+    Failure::new(
+        CANNOT_RUN,
+        format!("Device '{}' is configured!", volume.device.minor),
+    )
+    .line(format!(
+        "{path} is in use: attached by tandemd, mounted, or held by another program. Nothing was changed."
+    ))
+}

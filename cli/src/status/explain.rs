@@ -1,0 +1,187 @@
+//! What a state that is not healthy means, and what to type next: one remark for each.
+
+use tandem_daemon::control::messages::{ResourceReport, VolumeReport};
+
+use crate::invocation::Invocation;
+
+/// What is wrong, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Remark {
+    pub(super) text: String,
+    pub(super) next: Option<String>,
+}
+
+fn remark(text: impl Into<String>, next: Option<String>) -> Remark {
+    Remark {
+        text: text.into(),
+        next,
+    }
+}
+
+/// All that should be said about a resource.
+pub(super) fn remarks(invocation: &Invocation, resource: &ResourceReport) -> Vec<Remark> {
+    let name = &resource.name;
+    let adm = |rest: String| Some(invocation.adm(&rest));
+    if let Some(failed) = &resource.failed {
+        return vec![
+            remark(
+                format!("its loop ended: {failed}. Nothing is served."),
+                adm(format!("down {name}")),
+            ),
+            remark("afterwards bring it up again", adm(format!("up {name}"))),
+        ];
+    }
+    let mut remarks: Vec<Remark> = connection(invocation, resource).into_iter().collect();
+    for volume in &resource.volumes {
+        remarks.extend(disk(invocation, resource, volume));
+        remarks.extend(suspended(invocation, resource, volume));
+        if volume.paused_user {
+            remarks.push(remark(
+                format!("volume {}: the resync is paused here", volume.number),
+                adm(format!("resume-sync {}", target(resource, volume))),
+            ));
+        }
+        if volume.paused_peer {
+            remarks.push(remark(
+                format!("volume {}: the resync is paused by the peer", volume.number),
+                Some(format!("on the peer: tandem adm resume-sync {name}")),
+            ));
+        }
+    }
+    remarks
+}
+
+/// `R` or `R/V`, whichever is needed.
+fn target(resource: &ResourceReport, volume: &VolumeReport) -> String {
+    if resource.volumes.len() == 1 {
+        resource.name.clone()
+    } else {
+        format!("{}/{}", resource.name, volume.number)
+    }
+}
+
+fn connection(invocation: &Invocation, resource: &ResourceReport) -> Option<Remark> {
+    let name = &resource.name;
+    let peer = resource.peer.as_ref()?;
+    let why = resource
+        .last_error
+        .as_ref()
+        .map_or_else(String::new, |why| format!(" ({why})"));
+    let primary = resource.role == "Primary";
+    match resource.connection.as_str() {
+        "StandAlone" => {
+            let split = resource
+                .last_error
+                .as_ref()
+                .is_some_and(|why| why.to_lowercase().contains("split"));
+            if split {
+                return Some(remark(
+                    format!(
+                        "StandAlone: both nodes have changes the other lacks (split brain){why}. On the node whose changes \
+                         are given up"
+                    ),
+                    Some(format!(
+                        "{} && {}   # and on the other: connect {name}",
+                        invocation.adm(&format!("secondary {name}")),
+                        invocation.adm(&format!("connect --discard-my-data {name}"))
+                    )),
+                ));
+            }
+            Some(remark(
+                format!("StandAlone: does not try to reach {}{why}", peer.peer_name),
+                Some(invocation.adm(&format!("connect {name}"))),
+            ))
+        }
+        "WFConnection" | "Unconnected" | "Timeout" | "BrokenPipe" | "NetworkFailure"
+        | "ProtocolError" | "TearDown" | "Disconnecting" => {
+            let meaning = if primary {
+                "writes go to this node only"
+            } else {
+                "nothing is replicated"
+            };
+            Some(remark(
+                format!(
+                    "no connection to {} at {}{why}: {meaning}. It is retried by itself",
+                    peer.peer_name, peer.peer_address
+                ),
+                Some(format!("on {}: tandem adm up {name}", peer.peer_name)),
+            ))
+        }
+        _ => None,
+    }
+}
+
+fn disk(
+    invocation: &Invocation,
+    resource: &ResourceReport,
+    volume: &VolumeReport,
+) -> Option<Remark> {
+    let number = volume.number;
+    let target = target(resource, volume);
+    let adm = |rest: String| Some(invocation.adm(&rest));
+    let fresh = volume.disk == "Inconsistent"
+        && volume.peer_disk == "Inconsistent"
+        && volume.connection == "Connected";
+    if fresh {
+        return Some(remark(
+            format!("volume {number}: a fresh pair, neither side has data. On the node whose data count"),
+            adm(format!("primary --force {target}")),
+        ));
+    }
+    match volume.disk.as_str() {
+        "Diskless" if volume.backing.is_none() => None,
+        "Diskless" if volume.role == "Primary" => Some(remark(
+            format!("volume {number}: no local disk; all reads and writes go to the peer"),
+            adm(format!("attach {target}")),
+        )),
+        "Diskless" => Some(remark(
+            format!("volume {number}: no local disk, so no copy of the data here"),
+            adm(format!("attach {target}")),
+        )),
+        "Failed" => Some(remark(
+            format!("volume {number}: the local disk failed and is being let go"),
+            None,
+        )),
+        "Inconsistent" if volume.resync.is_none() && !volume.connection.starts_with("Paused") => {
+            Some(remark(
+                format!("volume {number}: the local copy is incomplete until it has been synced from the peer"),
+                adm(format!("connect {}", resource.name)),
+            ))
+        }
+        "Outdated" => Some(remark(
+            format!("volume {number}: the local copy is older than the peer's; it cannot become Primary"),
+            adm(format!("connect {}", resource.name)),
+        )),
+        "Consistent" => Some(remark(
+            format!("volume {number}: the local copy is complete, but the peer's may be newer"),
+            adm(format!("connect {}", resource.name)),
+        )),
+        _ => None,
+    }
+}
+
+fn suspended(
+    invocation: &Invocation,
+    resource: &ResourceReport,
+    volume: &VolumeReport,
+) -> Option<Remark> {
+    let number = volume.number;
+    if volume.suspended_user {
+        return Some(remark(
+            format!("volume {number}: I/O is held by an administrator's command"),
+            Some(invocation.adm(&format!("resume-io {}", target(resource, volume)))),
+        ));
+    }
+    if volume.suspended_no_data {
+        return Some(remark(
+            format!("volume {number}: I/O is held, no good data can be reached"),
+            Some(invocation.adm(&format!("connect {}", resource.name))),
+        ));
+    }
+    volume.suspended_fencing.then(|| {
+        remark(
+            format!("volume {number}: I/O is held until the peer is fenced"),
+            Some(invocation.adm(&format!("resume-io {}", target(resource, volume)))),
+        )
+    })
+}

@@ -1,0 +1,142 @@
+//! The top level: which program is meant by the name it was called by, and the words of `tandem` itself.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::failure::{CANNOT_RUN, Failure, USAGE};
+use crate::invocation::Invocation;
+use crate::output::err;
+use crate::status::human::View;
+use crate::{adm, demo, status};
+
+/// A replicated block device in userspace: every write goes to two nodes, and when one dies the other has it.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tandem",
+    version,
+    disable_help_subcommand = true,
+    after_help = "Try it: tandem demo\nThe words of drbdadm: tandem adm help"
+)]
+struct Tandem {
+    /// Another node's root: its etc, run and var (default: /).
+    #[arg(long, global = true, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// The configuration file (default: etc/drbd.conf below the root).
+    #[arg(short, long, value_name = "FILE")]
+    config_file: Option<String>,
+    #[command(subcommand)]
+    command: Words,
+}
+
+#[derive(Debug, Subcommand)]
+enum Words {
+    /// The words of drbdadm: up, down, primary, status... (`tandem adm help` lists them).
+    #[command(disable_help_flag = true)]
+    Adm {
+        /// As drbdadm takes them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Run the node's daemon in the foreground.
+    Daemon {
+        /// Leave the terminal: a session of its own.
+        #[arg(long, hide = true)]
+        detached: bool,
+        /// End when the process that started it ends.
+        #[arg(long, hide = true)]
+        with_parent: bool,
+    },
+    /// All resources of this node, in words, and what to type next where something is wrong.
+    Status {
+        /// One resource (default: all).
+        resource: Option<String>,
+        /// As a JSON document with a schema number.
+        #[arg(long, conflicts_with = "watch")]
+        json: bool,
+        /// Keep showing it.
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Two nodes on this machine: a crash, a failover and a resync, every acknowledged write compared.
+    Demo(demo::Options),
+}
+
+/// Runs the program and returns its exit code.
+pub(crate) fn run(arguments: Vec<OsString>) -> u8 {
+    let program = arguments
+        .first()
+        .map_or_else(|| "tandem".to_owned(), |name| name.to_string_lossy().into_owned());
+    let invocation = Invocation::of(&program);
+    let name = program.rsplit('/').next().unwrap_or("tandem");
+    let rest = arguments.get(1..).unwrap_or_default();
+    match name {
+        "drbdadm" | "tandemadm" => return adm_words(invocation, rest),
+        "tandemd" => {
+            let mut words = vec![OsString::from("tandem"), OsString::from("daemon")];
+            words.extend(rest.iter().cloned());
+            return top_level(invocation, words);
+        }
+        _ => {}
+    }
+    // drbdadm's syntax is not clap's: nothing of it may be taken apart twice.
+    if rest.first().is_some_and(|word| word == "adm") {
+        return adm_words(invocation, &rest[1..]);
+    }
+    top_level(invocation, arguments)
+}
+
+fn adm_words(invocation: Invocation, words: &[OsString]) -> u8 {
+    let mut texts = Vec::new();
+    for word in words {
+        match word.to_str() {
+            Some(text) => texts.push(text.to_owned()),
+            None => {
+                err(&format!("{} is not UTF-8", word.to_string_lossy()));
+                return USAGE;
+            }
+        }
+    }
+    adm::run(invocation, &texts)
+}
+
+fn top_level(mut invocation: Invocation, arguments: Vec<OsString>) -> u8 {
+    let parsed = match Tandem::try_parse_from(arguments) {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            // Help and version go to standard output and are no errors. Nobody to tell: nothing to do.
+            let _ = error.print();
+            return if error.use_stderr() { USAGE } else { 0 };
+        }
+    };
+    invocation.root = parsed.root;
+    invocation.config_file = parsed.config_file;
+    let done = match parsed.command {
+        Words::Adm { arguments } => return adm_words(invocation, &arguments),
+        Words::Status {
+            resource,
+            json,
+            watch,
+        } => {
+            let view = match (json, watch) {
+                (true, _) => View::Json,
+                (_, true) => View::Watch,
+                _ => View::Text,
+            };
+            status::human::run(&invocation, resource.as_deref(), view)
+        }
+        Words::Daemon {
+            detached,
+            with_parent,
+        } => daemon(&invocation, detached, with_parent),
+        Words::Demo(options) => return demo::run(&invocation, &options),
+    };
+    match done {
+        Ok(()) => 0,
+        Err(failure) => {
+            failure.print();
+            failure.exit
+        }
+    }
+}
