@@ -130,7 +130,10 @@ pub(crate) fn connect(view: &ResolvedResource, arguments: &Arguments) -> Option<
 
 fn disconnect(view: &ResolvedResource) -> Option<String> {
     let path = view.peers.first()?.paths.first()?;
-    Some(format!("drbdsetup disconnect {} {}", path.local, path.remote))
+    Some(format!(
+        "drbdsetup disconnect {} {}",
+        path.local, path.remote
+    ))
 }
 
 /// A metadata step.

@@ -276,7 +276,10 @@ impl Configuration {
         if matches!(word.scope, Scope::Resource | Scope::Connection) {
             let failure = Failure::new(
                 USAGE,
-                format!("'{}' works on a whole resource, not on one volume", word.name),
+                format!(
+                    "'{}' works on a whole resource, not on one volume",
+                    word.name
+                ),
             );
             return Err(failure.next(invocation.adm(&format!("{} {name}", word.name))));
         }
@@ -328,7 +331,9 @@ fn refused(invocation: &Invocation, error: &LoadError) -> Failure {
             if invocation.config_file.is_some() {
                 failure.next(format!("ls -l {}", path.display()))
             } else {
-                failure.next(invocation.tandem("demo") + "   # a pair to try, without any configuration")
+                failure.next(
+                    invocation.tandem("demo") + "   # a pair to try, without any configuration",
+                )
             }
         }
         LoadError::Invalid(report) if std::io::stderr().is_terminal() => {

@@ -120,9 +120,7 @@ pub(crate) fn wait_until_it_answers(
                 "tandemd does not answer after {} s",
                 START_DEADLINE.as_secs()
             );
-            return Err(
-                Failure::new(CANNOT_RUN, line).next(format!("tail {}", log.display()))
-            );
+            return Err(Failure::new(CANNOT_RUN, line).next(format!("tail {}", log.display())));
         }
         std::thread::sleep(START_POLL);
     }

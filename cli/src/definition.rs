@@ -94,9 +94,7 @@ fn absolute(path: &str) -> String {
         .unwrap_or_else(|_| path.to_owned())
 }
 
-fn connection(
-    view: &ResolvedResource,
-) -> Result<Option<control::ConnectionDefinition>, Failure> {
+fn connection(view: &ResolvedResource) -> Result<Option<control::ConnectionDefinition>, Failure> {
     let Some(peer) = view.peers.first() else {
         return Ok(None);
     };

@@ -45,7 +45,10 @@ impl Device {
             MetaDisk::Internal if volume.disk.is_none() => {
                 return Err(Failure::new(
                     USAGE,
-                    format!("volume {} has no disk, so it has no metadata", volume.number),
+                    format!(
+                        "volume {} has no disk, so it has no metadata",
+                        volume.number
+                    ),
                 ));
             }
             MetaDisk::Internal => Placement::Internal,

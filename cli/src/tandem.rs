@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::failure::{CANNOT_RUN, Failure, USAGE};
+use tandem_daemon::{DaemonOptions, Handlers, LogTarget};
+
+use crate::failure::{CANNOT_RUN, Failure, Outcome, USAGE};
 use crate::invocation::Invocation;
 use crate::output::err;
 use crate::status::human::View;
@@ -41,6 +43,18 @@ enum Words {
     },
     /// Run the node's daemon in the foreground.
     Daemon {
+        /// Serve NBD on this TCP address, too: anybody who can reach it can read and write.
+        #[arg(long, value_name = "ADDRESS:PORT")]
+        nbd_tcp: Option<std::net::SocketAddr>,
+        /// Which log lines, such as info or tandem_daemon=debug (default: RUST_LOG, else info).
+        #[arg(long, value_name = "FILTER")]
+        log: Option<String>,
+        /// Append log lines to this file instead of standard error.
+        #[arg(long, value_name = "FILE")]
+        log_file: Option<PathBuf>,
+        /// Run no handlers of the configuration.
+        #[arg(long)]
+        no_handlers: bool,
         /// Leave the terminal: a session of its own.
         #[arg(long, hide = true)]
         detached: bool,
@@ -65,9 +79,10 @@ enum Words {
 
 /// Runs the program and returns its exit code.
 pub(crate) fn run(arguments: Vec<OsString>) -> u8 {
-    let program = arguments
-        .first()
-        .map_or_else(|| "tandem".to_owned(), |name| name.to_string_lossy().into_owned());
+    let program = arguments.first().map_or_else(
+        || "tandem".to_owned(),
+        |name| name.to_string_lossy().into_owned(),
+    );
     let invocation = Invocation::of(&program);
     let name = program.rsplit('/').next().unwrap_or("tandem");
     let rest = arguments.get(1..).unwrap_or_default();
@@ -127,9 +142,25 @@ fn top_level(mut invocation: Invocation, arguments: Vec<OsString>) -> u8 {
             status::human::run(&invocation, resource.as_deref(), view)
         }
         Words::Daemon {
+            nbd_tcp,
+            log,
+            log_file,
+            no_handlers,
             detached,
             with_parent,
-        } => daemon(&invocation, detached, with_parent),
+        } => leave(detached, with_parent).and_then(|()| {
+            daemon(DaemonOptions {
+                root: invocation.root_dir().to_owned(),
+                log: log_file.map_or(LogTarget::Stderr, LogTarget::File),
+                log_filter: log,
+                nbd_tcp,
+                handlers: if no_handlers {
+                    Handlers::LogOnly
+                } else {
+                    Handlers::Run
+                },
+            })
+        }),
         Words::Demo(options) => return demo::run(&invocation, &options),
     };
     match done {
@@ -139,4 +170,29 @@ fn top_level(mut invocation: Invocation, arguments: Vec<OsString>) -> u8 {
             failure.exit
         }
     }
+}
+
+/// Runs the daemon until it is told to end.
+fn daemon(options: DaemonOptions) -> Outcome {
+    tandem_daemon::run(options).map_err(|error| Failure::new(CANNOT_RUN, error.to_string()))
+}
+
+/// Takes a daemon out of the session of the command that started it, or ties it to that command's life.
+fn leave(detached: bool, with_parent: bool) -> Outcome {
+    let cannot = |what: &str, error: rustix::io::Errno| {
+        Failure::new(CANNOT_RUN, format!("cannot {what}: {error}"))
+    };
+    if detached {
+        rustix::process::setsid().map_err(|error| cannot("leave the session", error))?;
+    }
+    if with_parent {
+        let parent = rustix::process::getppid();
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+            .map_err(|error| cannot("be tied to the parent", error))?;
+        // It may have died before.
+        if parent != rustix::process::getppid() {
+            return Err(Failure::new(CANNOT_RUN, "the parent is gone"));
+        }
+    }
+    Ok(())
 }

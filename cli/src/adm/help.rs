@@ -83,7 +83,10 @@ pub(super) fn unknown(invocation: &Invocation, name: &str) -> u8 {
     match words::nearest(name) {
         Some(meant) => {
             err(&format!("Did you mean '{meant}'?"));
-            err(&format!("next: {}", invocation.adm(&format!("help {meant}"))));
+            err(&format!(
+                "next: {}",
+                invocation.adm(&format!("help {meant}"))
+            ));
         }
         None => err(&usage(invocation)),
     }

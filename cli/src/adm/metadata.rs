@@ -8,8 +8,8 @@ use tandem_daemon::control::messages::VolumeReport;
 use tandem_metadata::dump::{DumpHeader, DumpWriter, TEXT_NOT_FOUND, TEXT_UNCLEAN};
 use tandem_metadata::review::{self, Review, SanityChecks};
 use tandem_metadata::{
-    AlGeometry, ApplyAl, BLOCK_SIZE, Flags, Layout, Step, Superblock, Uuids, Write, create,
-    detect, gi,
+    AlGeometry, ApplyAl, BLOCK_SIZE, Flags, Layout, Step, Superblock, Uuids, Write, create, detect,
+    gi,
 };
 use tandem_metadata::{Content, SuperblockError};
 
@@ -57,12 +57,7 @@ fn open_to_change(
 }
 
 /// No metadata where they should be.
-fn unreadable(
-    run: &Run<'_>,
-    target: &Target,
-    device: &Device,
-    error: &SuperblockError,
-) -> Failure {
+fn unreadable(run: &Run<'_>, target: &Target, device: &Device, error: &SuperblockError) -> Failure {
     Failure::new(USAGE, TEXT_NOT_FOUND)
         .line(format!("{}: {error}", device.path))
         .next(format!(
@@ -124,9 +119,7 @@ pub(super) fn create(run: &Run<'_>, target: &Target) -> Outcome {
         let device = open_to_change(run, target, volume)?;
         let layout = Layout::new(device.placement, device.size, geometry)
             .and_then(|layout| layout.check_create().map(|()| layout))
-            .map_err(|error| {
-                Failure::new(CONFIGURATION, format!("{}: {error}", device.path))
-            })?;
+            .map_err(|error| Failure::new(CONFIGURATION, format!("{}: {error}", device.path)))?;
         answer_review(run, &look(run, &device, &layout)?)?;
         let steps = create::create_md(&layout, peer_max_bio_size)
             .map_err(|error| Failure::new(CONFIGURATION, format!("{}: {error}", device.path)))?;
@@ -233,7 +226,9 @@ fn dump_text(
 ) -> Result<String, Failure> {
     let seconds = SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX));
+        .map_or(0, |since| {
+            i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+        });
     let command = backend::drbdmeta(volume, "dump-md");
     let words: Vec<&str> = command.split(' ').collect();
     let host = node_name(run.invocation);
@@ -318,11 +313,7 @@ pub(super) fn apply_al(run: &Run<'_>, target: &Target) -> Outcome {
 }
 
 /// The superblock as it is now: of an attached volume as the daemon knows it.
-fn current(
-    run: &Run<'_>,
-    target: &Target,
-    volume: &ResolvedVolume,
-) -> Result<Superblock, Failure> {
+fn current(run: &Run<'_>, target: &Target, volume: &ResolvedVolume) -> Result<Superblock, Failure> {
     let device = Device::open(volume, Access::Read)?;
     let (mut superblock, _) = device
         .superblock()
@@ -350,7 +341,11 @@ fn current(
 fn flags_now(on_disk: Flags, report: &VolumeReport) -> Flags {
     let mut flags = on_disk;
     let mut put = |flag: Flags, on: bool| {
-        flags = if on { flags.with(flag) } else { flags.without(flag) };
+        flags = if on {
+            flags.with(flag)
+        } else {
+            flags.without(flag)
+        };
     };
     let consistent = matches!(report.disk.as_str(), "Outdated" | "Consistent" | "UpToDate");
     put(Flags::CONSISTENT, consistent);
@@ -398,8 +393,10 @@ pub(super) fn dstate(run: &Run<'_>, target: &Target) -> Outcome {
 
 pub(super) fn set_gi(run: &Run<'_>, target: &Target, values: Option<&str>) -> Outcome {
     let Some(values) = values else {
-        return Err(Failure::new(USAGE, "set-gi needs the values and one volume")
-            .next(run.invocation.adm(&format!("get-gi {}", target.name()))));
+        return Err(
+            Failure::new(USAGE, "set-gi needs the values and one volume")
+                .next(run.invocation.adm(&format!("get-gi {}", target.name()))),
+        );
     };
     for volume in target.volumes() {
         let device = open_to_change(run, target, volume)?;
@@ -431,8 +428,7 @@ pub(super) fn outdate(run: &Run<'_>, target: &Target) -> Outcome {
         let (old, layout) = device
             .superblock()
             .map_err(|error| unreadable(run, target, &device, &error))?;
-        let new =
-            gi::outdate(&old).map_err(|error| Failure::new(TIMED_OUT, error.to_string()))?;
+        let new = gi::outdate(&old).map_err(|error| Failure::new(TIMED_OUT, error.to_string()))?;
         device.perform(&superblock_steps(&new, &layout))?;
     }
     Ok(())

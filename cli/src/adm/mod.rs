@@ -128,9 +128,7 @@ fn check_options(word: &Word, arguments: &Arguments) -> Outcome {
 
 /// General options that go with some commands only, and those that are not there yet.
 fn check_general(invocation: &Invocation, word: &Word, arguments: &Arguments) -> Outcome {
-    if arguments.has("config-to-test")
-        && !matches!(word.action, Action::Dump | Action::ShNop)
-    {
+    if arguments.has("config-to-test") && !matches!(word.action, Action::Dump | Action::ShNop) {
         return Err(Failure::new(
             USAGE,
             "-t, --config-to-test goes with 'dump' and 'sh-nop' only",
@@ -143,13 +141,18 @@ fn check_general(invocation: &Invocation, word: &Word, arguments: &Arguments) ->
         ));
     }
     if arguments.has("stacked") {
-        return Err(Failure::new(USAGE, "-S: stacked resources are not supported yet")
-            .line("Nothing was done."));
+        return Err(
+            Failure::new(USAGE, "-S: stacked resources are not supported yet")
+                .line("Nothing was done."),
+        );
     }
     if word.action == Action::NotYet {
         return Err(Failure::new(
             USAGE,
-            format!("'{}' is a command of drbdadm that is not supported yet", word.name),
+            format!(
+                "'{}' is a command of drbdadm that is not supported yet",
+                word.name
+            ),
         )
         .line("Nothing was done.")
         .next(invocation.adm("help")));
@@ -186,10 +189,12 @@ fn dispatch(
         _ => {}
     }
     let configuration = Configuration::load(invocation, arguments)?;
-    configuration.print_warnings(match word.action {
-        Action::Up | Action::Adjust | Action::NewResource => OptionWarnings::Later,
-        _ => OptionWarnings::Print,
-    });
+    if !asks_only(word.action) {
+        configuration.print_warnings(match word.action {
+            Action::Up | Action::Adjust | Action::NewResource => OptionWarnings::Later,
+            _ => OptionWarnings::Print,
+        });
+    }
     let mut arguments = arguments.clone();
     let set_gi = (word.action == Action::SetGi && arguments.targets.len() > 1)
         .then(|| arguments.targets.remove(0));
@@ -227,8 +232,35 @@ fn dispatch(
     match word.action {
         Action::Up | Action::Adjust | Action::NewResource => state::up(&run, &targets),
         Action::WaitConInt => state::wait_con_int(&run),
-        _ => Ok(each(&targets, |target| one(&run, target, set_gi.as_deref()))),
+        _ => Ok(each(&targets, |target| {
+            one(&run, target, set_gi.as_deref())
+        })),
     }
+}
+
+/// Questions of scripts and of `watch`, asked every second: warnings about the configuration would only bury the answer.
+fn asks_only(action: Action) -> bool {
+    matches!(
+        action,
+        Action::Role
+            | Action::Cstate
+            | Action::Dstate
+            | Action::GetGi
+            | Action::ShowGi
+            | Action::ShResources
+            | Action::ShResource
+            | Action::ShDev
+            | Action::ShMinor
+            | Action::ShLlDev
+            | Action::ShMdDev
+            | Action::ShMdIdx
+            | Action::ShIp
+            | Action::ShModParms
+            | Action::ShStatus
+            | Action::WaitConnect
+            | Action::WaitSync
+            | Action::Handler
+    )
 }
 
 /// Does something on each target; the highest exit code counts, and one of 20 or more ends it.

@@ -27,7 +27,9 @@ pub(super) fn run(run: &Run<'_>, targets: &[Target]) -> Option<Outcome> {
         Action::ShResources => Some(resources(run)),
         Action::ShResource => each(&|target| out_line(&target.view.name)),
         Action::ShDev => each(&|target| {
-            target.volumes().for_each(|volume| out_line(&volume.device.path));
+            target
+                .volumes()
+                .for_each(|volume| out_line(&volume.device.path));
         }),
         Action::ShMinor => each(&|target| {
             target
@@ -54,8 +56,14 @@ pub(super) fn run(run: &Run<'_>, targets: &[Target]) -> Option<Outcome> {
             });
         }),
         Action::ShIp => each(&|target| {
-            let path = target.view.peers.first().and_then(|peer| peer.paths.first());
-            let address = path.map(|path| &path.local).or(target.view.address.as_ref());
+            let path = target
+                .view
+                .peers
+                .first()
+                .and_then(|peer| peer.paths.first());
+            let address = path
+                .map(|path| &path.local)
+                .or(target.view.address.as_ref());
             let ip = address.map_or("", |address| address.ip.as_str());
             target.volumes().for_each(|_| out_line(ip));
         }),
@@ -85,7 +93,11 @@ fn dump(run: &Run<'_>) -> Outcome {
         if configuration.config.resources.is_empty() {
             err("no resources defined!");
         }
-        out(&config_text(&configuration.config, &configuration.node, expansion));
+        out(&config_text(
+            &configuration.config,
+            &configuration.node,
+            expansion,
+        ));
         return Ok(());
     }
     for name in names {
@@ -215,7 +227,10 @@ pub(crate) fn replication_of_nine(connection: &str) -> &str {
 fn sh_status(run: &Run<'_>, targets: &[Target]) -> Outcome {
     let chosen: Vec<Target> = if targets.is_empty() {
         let views = run.configuration.resources()?;
-        views.into_iter().map(|view| Target { view, volume: None }).collect()
+        views
+            .into_iter()
+            .map(|view| Target { view, volume: None })
+            .collect()
     } else {
         targets.to_vec()
     };
@@ -278,8 +293,7 @@ fn sh_status_volume(
         );
         return text;
     };
-    let suspended =
-        volume.suspended_user || volume.suspended_no_data || volume.suspended_fencing;
+    let suspended = volume.suspended_user || volume.suspended_no_data || volume.suspended_fencing;
     text.push_str(&format!(
         "_cstate={}\n_role={}\n_peer={}\n_disk={}\n_pdsk={}\n",
         volume.connection, volume.role, volume.peer_role, volume.disk, volume.peer_disk

@@ -62,14 +62,32 @@ fn call_of(run: &Run<'_>, target: &Target) -> Result<Call, Failure> {
     let volume = target.volume;
     let force = backend::force_given(run.arguments);
     Ok(match run.word.action {
-        Action::Down => Call::Down { resource, force: false },
-        Action::Detach => Call::Detach { resource, volume, force },
+        Action::Down => Call::Down {
+            resource,
+            force: false,
+        },
+        Action::Detach => Call::Detach {
+            resource,
+            volume,
+            force,
+        },
         Action::Disconnect => Call::Disconnect { resource, force },
-        Action::Primary => Call::Primary { resource, volume, force },
+        Action::Primary => Call::Primary {
+            resource,
+            volume,
+            force,
+        },
         Action::Secondary if force => {
-            return Err(Failure::new(USAGE, "'secondary --force' is not supported yet"));
+            return Err(Failure::new(
+                USAGE,
+                "'secondary --force' is not supported yet",
+            ));
         }
-        Action::Secondary => Call::Secondary { resource, volume, wait_ms: SECONDARY_WAIT_MS },
+        Action::Secondary => Call::Secondary {
+            resource,
+            volume,
+            wait_ms: SECONDARY_WAIT_MS,
+        },
         Action::InvalidateRemote => Call::InvalidateRemote { resource, volume },
         Action::PauseSync => Call::PauseSync { resource, volume },
         Action::ResumeSync => Call::ResumeSync { resource, volume },
@@ -93,12 +111,7 @@ fn call_of(run: &Run<'_>, target: &Target) -> Result<Call, Failure> {
 }
 
 /// Sends a command and prints what has to be said about its answer.
-fn command(
-    run: &Run<'_>,
-    client: &mut ControlClient,
-    target: &Target,
-    call: Call,
-) -> Outcome {
+fn command(run: &Run<'_>, client: &mut ControlClient, target: &Target, call: Call) -> Outcome {
     let global = run.configuration.config.global_options();
     // A promotion may run a fence-peer handler, and a handler may take its whole time.
     let deadline = match run.word.action {
@@ -151,10 +164,8 @@ fn judge(run: &Run<'_>, target: &Target, answer: CommandAnswer) -> Outcome {
     let quiet = matches!(run.word.action, Action::Invalidate | Action::Outdate);
     if failure.exit >= CONFIGURATION && !quiet {
         let step = failed_step(run, target, answer.volume);
-        failure = failure.line(format!(
-            "Command '{step}' terminated with exit code {}",
-            failure.exit
-        ));
+        let exit = failure.exit;
+        failure = failure.line(format!("Command '{step}' terminated with exit code {exit}"));
     }
     failure.next = match &answer.hint {
         Some(hint) => Some(run.invocation.hint(hint)),
@@ -257,14 +268,21 @@ fn configure(run: &Run<'_>, client: &mut ControlClient, view: &ResolvedResource)
         .map_err(|error| daemon::failed(run.invocation, &error))?;
     if answer.is_success() {
         // Options without effect were named already, with their place in the file.
-        for line in answer.info.iter().filter(|line| !line.contains("has no effect")) {
+        for line in answer
+            .info
+            .iter()
+            .filter(|line| !line.contains("has no effect"))
+        {
             err(&format!("{}: {line}", view.name));
         }
         return Ok(());
     }
     let mut failure = Failure::new(
         answer.exit.max(1),
-        format!("{}: Failure: ({}) {}", view.name, answer.number, answer.text),
+        format!(
+            "{}: Failure: ({}) {}",
+            view.name, answer.number, answer.text
+        ),
     );
     for line in &answer.info {
         failure = failure.line(line.clone());
@@ -319,7 +337,11 @@ pub(super) fn up(run: &Run<'_>, targets: &[Target]) -> Result<u8, Failure> {
 /// What can be refused or has to be said before anything is started.
 fn prepare(run: &Run<'_>, view: &ResolvedResource) -> Outcome {
     run.configuration.check_address(view)?;
-    for issue in view.support_issues().iter().filter(|issue| !issue.is_refusal()) {
+    for issue in view
+        .support_issues()
+        .iter()
+        .filter(|issue| !issue.is_refusal())
+    {
         let place = run.configuration.config.files.place(issue.at);
         err(&format!("{place}: warning: {}", issue.text()));
     }
@@ -331,7 +353,10 @@ fn prepare(run: &Run<'_>, view: &ResolvedResource) -> Outcome {
 }
 
 fn volume_of(report: Option<&ResourceReport>, number: u16) -> Option<&VolumeReport> {
-    report?.volumes.iter().find(|volume| volume.number == number)
+    report?
+        .volumes
+        .iter()
+        .find(|volume| volume.number == number)
 }
 
 fn attach_missing(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Outcome {
@@ -420,9 +445,8 @@ fn connect(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Outcom
 /// than Outdated keeps exit 5.
 fn outdate(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Outcome {
     let report = report(run, client, &target.view.name)?;
-    let attached = |number| {
-        volume_of(report.as_ref(), number).is_some_and(|volume| volume.disk != "Diskless")
-    };
+    let attached =
+        |number| volume_of(report.as_ref(), number).is_some_and(|volume| volume.disk != "Diskless");
     if !target.volumes().any(|volume| attached(volume.number)) {
         return super::metadata::outdate(run, target);
     }
@@ -436,9 +460,8 @@ fn outdate(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Outcom
 /// `invalidate`, with drbdadm's fall-back to the metadata of a disk that is not attached.
 fn invalidate(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Outcome {
     let report = report(run, client, &target.view.name)?;
-    let attached = |number| {
-        volume_of(report.as_ref(), number).is_some_and(|volume| volume.disk != "Diskless")
-    };
+    let attached =
+        |number| volume_of(report.as_ref(), number).is_some_and(|volume| volume.disk != "Diskless");
     if !target.volumes().any(|volume| attached(volume.number)) {
         return super::metadata::invalidate(run, target);
     }
@@ -473,12 +496,19 @@ fn wait(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Outcome {
     let startup = &target.view.startup;
     let report = report(run, client, &target.view.name)?;
     let outdated = report.is_some_and(|report| {
-        report.volumes.iter().any(|volume| volume.peer_disk == "Outdated")
+        report
+            .volumes
+            .iter()
+            .any(|volume| volume.peer_disk == "Outdated")
     });
     let degraded = limit(run, "degr-wfc-timeout", startup.degr_wfc_timeout)?;
     let normal = limit(run, "wfc-timeout", startup.wfc_timeout)?;
     let peer_outdated = limit(run, "outdated-wfc-timeout", startup.outdated_wfc_timeout)?;
-    let deadline = if outdated { peer_outdated.or(degraded) } else { normal };
+    let deadline = if outdated {
+        peer_outdated.or(degraded)
+    } else {
+        normal
+    };
     let until = if run.word.action == Action::WaitSync {
         WaitFor::Synced
     } else {
@@ -496,10 +526,7 @@ fn wait(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Outcome {
         return Ok(());
     }
     if answer.exit == TIMED_OUT {
-        let mut failure = Failure::new(
-            TIMED_OUT,
-            format!("{}: gave up waiting", target.view.name),
-        );
+        let mut failure = Failure::new(TIMED_OUT, format!("{}: gave up waiting", target.view.name));
         for line in answer.info {
             failure = failure.line(line);
         }

@@ -71,7 +71,10 @@ impl Interrupt {
     /// Fails once a signal has come.
     pub(crate) fn check(&self) -> Result<(), Failure> {
         if self.0.load(Ordering::Relaxed) {
-            Err(Failure::new(INTERRUPTED, "interrupted; the pair was stopped"))
+            Err(Failure::new(
+                INTERRUPTED,
+                "interrupted; the pair was stopped",
+            ))
         } else {
             Ok(())
         }
@@ -80,7 +83,8 @@ impl Interrupt {
 
 /// Runs the demo and returns its exit code.
 pub(crate) fn run(invocation: &Invocation, options: &Options) -> u8 {
-    let done = Interrupt::listen().and_then(|interrupt| story::tell(invocation, options, &interrupt));
+    let done =
+        Interrupt::listen().and_then(|interrupt| story::tell(invocation, options, &interrupt));
     match done {
         Ok(()) => 0,
         Err(failure) => {

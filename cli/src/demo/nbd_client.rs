@@ -334,7 +334,10 @@ mod tests {
         assert_eq!(unix.export, "r0/0");
         let tcp = parse_uri("nbd://[::1]:1234/r0");
         let tcp = tcp.unwrap_or_else(|| panic!("not understood"));
-        assert_eq!((tcp.address.as_str(), tcp.export.as_str()), ("[::1]:1234", "r0"));
+        assert_eq!(
+            (tcp.address.as_str(), tcp.export.as_str()),
+            ("[::1]:1234", "r0")
+        );
         let port = parse_uri("nbd://host/x").map(|place| place.address);
         assert_eq!(port.as_deref(), Some("host:10809"));
         assert_eq!(parse_uri("http://host/"), None);

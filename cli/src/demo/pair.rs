@@ -63,9 +63,8 @@ fn cannot(what: &str, path: &Path, error: &std::io::Error) -> Failure {
 fn free_ports() -> Result<(u16, u16), Failure> {
     let take = || TcpListener::bind("127.0.0.1:0").and_then(|one| Ok((one.local_addr()?, one)));
     let found = take().and_then(|one| Ok((one, take()?)));
-    let ((first, _held), (second, _also_held)) = found.map_err(|error| {
-        Failure::new(CANNOT_RUN, format!("cannot find free ports: {error}"))
-    })?;
+    let ((first, _held), (second, _also_held)) = found
+        .map_err(|error| Failure::new(CANNOT_RUN, format!("cannot find free ports: {error}")))?;
     Ok((first.port(), second.port()))
 }
 
@@ -103,10 +102,18 @@ impl NodeOfPair {
     }
 
     /// Writes etc/hostname, etc/drbd.conf and the disk.
-    fn prepare(&self, configuration: &str, disk_bytes: u64, seed: Option<u64>) -> Result<(), Failure> {
+    fn prepare(
+        &self,
+        configuration: &str,
+        disk_bytes: u64,
+        seed: Option<u64>,
+    ) -> Result<(), Failure> {
         let etc = self.invocation.places().etc_dir();
         std::fs::create_dir_all(&etc).map_err(|error| cannot("create", &etc, &error))?;
-        for (file, text) in [("hostname", format!("{}\n", self.name)), ("drbd.conf", configuration.to_owned())] {
+        for (file, text) in [
+            ("hostname", format!("{}\n", self.name)),
+            ("drbd.conf", configuration.to_owned()),
+        ] {
             let path = etc.join(file);
             std::fs::write(&path, text).map_err(|error| cannot("write", &path, &error))?;
         }
@@ -137,7 +144,10 @@ impl NodeOfPair {
     /// Ends its daemon with SIGKILL, as a power cut would.
     pub(crate) fn kill(&mut self) -> Result<u32, Failure> {
         let Some(mut child) = self.child.take() else {
-            return Err(Failure::new(CANNOT_RUN, format!("{} does not run", self.name)));
+            return Err(Failure::new(
+                CANNOT_RUN,
+                format!("{} does not run", self.name),
+            ));
         };
         let pid = child.id();
         child
@@ -166,9 +176,8 @@ impl NodeOfPair {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        let failed = |why: String| {
-            Failure::new(CANNOT_RUN, format!("{} {why}", self.command(words)))
-        };
+        let failed =
+            |why: String| Failure::new(CANNOT_RUN, format!("{} {why}", self.command(words)));
         let mut child = command
             .spawn()
             .map_err(|error| failed(format!("cannot be started: {error}")))?;

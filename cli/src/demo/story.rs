@@ -102,12 +102,7 @@ fn uri(node: &NodeOfPair) -> Result<String, Failure> {
     let volume = report.volumes.first();
     volume
         .and_then(|volume| volume.nbd.first().cloned())
-        .ok_or_else(|| {
-            Failure::new(
-                CANNOT_RUN,
-                format!("{} serves no NBD device", node.name),
-            )
-        })
+        .ok_or_else(|| Failure::new(CANNOT_RUN, format!("{} serves no NBD device", node.name)))
 }
 
 fn disks(report: &ResourceReport) -> Option<(&str, &str)> {
@@ -155,7 +150,10 @@ impl Story<'_> {
     }
 
     fn connect(&mut self, stay: Stay) -> Outcome {
-        screen::step(1, "Metadata on both disks (alpha's holds data already, so it needs --force); both come up and connect.");
+        screen::step(
+            1,
+            "Metadata on both disks (alpha's holds data already, so it needs --force); both come up and connect.",
+        );
         for node in [&self.pair.alpha, &self.pair.beta] {
             self.adm(node, &format!("create-md --force {RESOURCE}"))?;
         }
@@ -172,7 +170,10 @@ impl Story<'_> {
     }
 
     fn first_sync(&mut self, numbers: &mut Numbers) -> Outcome {
-        screen::step(2, "alpha has the data: it becomes Primary, and all of it is copied to beta.");
+        screen::step(
+            2,
+            "alpha has the data: it becomes Primary, and all of it is copied to beta.",
+        );
         self.adm(&self.pair.alpha, &format!("primary --force {RESOURCE}"))?;
         let report = self.pair.alpha.report()?;
         numbers.device_bytes = report.volumes.first().map_or(0, |volume| volume.bytes);
@@ -226,7 +227,9 @@ impl Story<'_> {
         let killed = self.pair.alpha.kill();
         let dead = self.all_ended(&writers);
         let before = writers.acknowledged();
-        let ended = writers.stop(&mut self.record).map_err(|error| nbd(&error))?;
+        let ended = writers
+            .stop(&mut self.record)
+            .map_err(|error| nbd(&error))?;
         watched?;
         dead?;
         numbers.acknowledged = before;
@@ -252,7 +255,9 @@ impl Story<'_> {
             let (alpha, beta) = (self.pair.alpha.report().ok(), self.pair.beta.report().ok());
             let count = writers.acknowledged();
             let bytes = count * BLOCK as u64;
-            let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(1).max(1);
+            let millis = u64::try_from(begun.elapsed().as_millis())
+                .unwrap_or(1)
+                .max(1);
             live.text(&format!(
                 "{} | {} | {} writes acknowledged, {}/s",
                 screen::node("alpha", alpha.as_ref()),
@@ -275,7 +280,10 @@ impl Story<'_> {
         let deadline = Instant::now() + PATIENCE;
         while !writers.all_ended() {
             if Instant::now() > deadline {
-                return Err(Failure::new(CANNOT_RUN, "the clients do not notice that the server is gone"));
+                return Err(Failure::new(
+                    CANNOT_RUN,
+                    "the clients do not notice that the server is gone",
+                ));
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -284,9 +292,11 @@ impl Story<'_> {
 
     fn promote(&self, begun: Instant, numbers: &mut Numbers) -> Outcome {
         screen::step(5, "beta takes over.");
-        self.wait_for(&self.pair.beta, "beta to see that alpha is gone", |report| {
-            report.peer_role == "Unknown"
-        })?;
+        self.wait_for(
+            &self.pair.beta,
+            "beta to see that alpha is gone",
+            |report| report.peer_role == "Unknown",
+        )?;
         self.adm(&self.pair.beta, &format!("primary {RESOURCE}"))?;
         let uri = uri(&self.pair.beta)?;
         NbdClient::connect(&uri)
@@ -301,7 +311,10 @@ impl Story<'_> {
     }
 
     fn fail_over(&mut self, numbers: &mut Numbers) -> Outcome {
-        screen::step(6, "Every block is read from beta and compared with the record of what was acknowledged.");
+        screen::step(
+            6,
+            "Every block is read from beta and compared with the record of what was acknowledged.",
+        );
         let uri = uri(&self.pair.beta)?;
         let findings = read_back(&uri, &self.record, CONNECTIONS).map_err(|error| nbd(&error))?;
         judge("beta", &findings)?;
@@ -353,8 +366,8 @@ impl Story<'_> {
             ),
         );
         let uri = uri(&self.pair.beta)?;
-        let writers = Writers::start(&uri, &self.record, region, CONNECTIONS)
-            .map_err(|error| nbd(&error))?;
+        let writers =
+            Writers::start(&uri, &self.record, region, CONNECTIONS).map_err(|error| nbd(&error))?;
         let begun = Instant::now();
         let mut watched = Ok(());
         while watched.is_ok() && begun.elapsed() < ALONE && !writers.all_ended() {
@@ -362,13 +375,21 @@ impl Story<'_> {
             std::thread::sleep(LOOK);
         }
         numbers.alone = writers.acknowledged();
-        let ended = writers.stop(&mut self.record).map_err(|error| nbd(&error))?;
+        let ended = writers
+            .stop(&mut self.record)
+            .map_err(|error| nbd(&error))?;
         watched?;
-        if let Some(Ended { error: Some(error), .. }) = ended.into_iter().find(|e| e.error.is_some()) {
+        if let Some(Ended {
+            error: Some(error), ..
+        }) = ended.into_iter().find(|e| e.error.is_some())
+        {
             return Err(nbd(&error));
         }
         let report = self.pair.beta.report()?;
-        let oos = report.volumes.first().map_or(0, |volume| volume.counters.oos);
+        let oos = report
+            .volumes
+            .first()
+            .map_or(0, |volume| volume.counters.oos);
         screen::note(&format!(
             "{} writes acknowledged; beta knows that {} differ from alpha",
             grouped(numbers.alone),
@@ -378,7 +399,10 @@ impl Story<'_> {
     }
 
     fn come_back(&mut self, stay: Stay, numbers: &mut Numbers) -> Outcome {
-        screen::step(8, "alpha comes back. Only what may differ is copied: what beta wrote alone, and what alpha was writing when it died.");
+        screen::step(
+            8,
+            "alpha comes back. Only what may differ is copied: what beta wrote alone, and what alpha was writing when it died.",
+        );
         self.pair.alpha.start(stay)?;
         self.adm(&self.pair.alpha, &format!("up {RESOURCE}"))?;
         numbers.resynced_bytes = self.sync(&self.pair.beta, numbers.device_bytes)?;
@@ -391,7 +415,10 @@ impl Story<'_> {
     }
 
     fn compare_disks(&mut self, numbers: &mut Numbers) -> Outcome {
-        screen::step(9, "Both disks are compared, block by block, with each other and with the record.");
+        screen::step(
+            9,
+            "Both disks are compared, block by block, with each other and with the record.",
+        );
         let (alpha, beta) = (&self.pair.alpha.disk, &self.pair.beta.disk);
         let mut findings = Findings::default();
         let mut different = 0;
@@ -445,7 +472,9 @@ impl Story<'_> {
         ));
         if !self.options.keep {
             let name = &self.pair.alpha.invocation.tandem;
-            out_line(&format!("\nBy hand: {name} demo --keep leaves the pair running and says what to type."));
+            out_line(&format!(
+                "\nBy hand: {name} demo --keep leaves the pair running and says what to type."
+            ));
         }
     }
 
@@ -454,11 +483,23 @@ impl Story<'_> {
         out_line("\nThe pair is still running; beta is Primary. By hand:");
         let lines = [
             (beta.invocation.tandem("status"), "what is going on"),
-            (format!("nbdinfo '{}'", uri(beta)?), "the device, for any NBD client"),
-            (beta.command(&format!("secondary {RESOURCE}")), "hand over: first here,"),
+            (
+                format!("nbdinfo '{}'", uri(beta)?),
+                "the device, for any NBD client",
+            ),
+            (
+                beta.command(&format!("secondary {RESOURCE}")),
+                "hand over: first here,",
+            ),
             (alpha.command(&format!("primary {RESOURCE}")), "then there"),
-            (beta.command(&format!("disconnect {RESOURCE}")), "part them,"),
-            (beta.command(&format!("connect {RESOURCE}")), "and together again"),
+            (
+                beta.command(&format!("disconnect {RESOURCE}")),
+                "part them,",
+            ),
+            (
+                beta.command(&format!("connect {RESOURCE}")),
+                "and together again",
+            ),
         ];
         for (command, remark) in lines {
             out_line(&format!("  {command}   # {remark}"));

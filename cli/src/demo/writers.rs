@@ -96,9 +96,9 @@ impl Writers {
         self.stop.store(true, Ordering::Relaxed);
         let mut all = Vec::new();
         for thread in self.threads {
-            let ended = thread.join().map_err(|_| {
-                NbdError::Protocol("a writer panicked".to_owned())
-            })??;
+            let ended = thread
+                .join()
+                .map_err(|_| NbdError::Protocol("a writer panicked".to_owned()))??;
             for (block, versions) in &ended.blocks {
                 record.blocks[*block] = *versions;
             }

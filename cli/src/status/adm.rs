@@ -486,7 +486,10 @@ mod tests {
             shown.contains("volume:0 replication:SyncTarget peer-disk:UpToDate done:50.00"),
             "{shown}"
         );
-        assert!(shown.contains("    volume:1 peer-disk:UpToDate\n"), "{shown}");
+        assert!(
+            shown.contains("    volume:1 peer-disk:UpToDate\n"),
+            "{shown}"
+        );
     }
 
     #[test]

@@ -124,7 +124,9 @@ fn disk(
         && volume.connection == "Connected";
     if fresh {
         return Some(remark(
-            format!("volume {number}: a fresh pair, neither side has data. On the node whose data count"),
+            format!(
+                "volume {number}: a fresh pair, neither side has data. On the node whose data count"
+            ),
             adm(format!("primary --force {target}")),
         ));
     }
@@ -144,12 +146,16 @@ fn disk(
         )),
         "Inconsistent" if volume.resync.is_none() && !volume.connection.starts_with("Paused") => {
             Some(remark(
-                format!("volume {number}: the local copy is incomplete until it has been synced from the peer"),
+                format!(
+                    "volume {number}: the local copy is incomplete until it has been synced from the peer"
+                ),
                 adm(format!("connect {}", resource.name)),
             ))
         }
         "Outdated" => Some(remark(
-            format!("volume {number}: the local copy is older than the peer's; it cannot become Primary"),
+            format!(
+                "volume {number}: the local copy is older than the peer's; it cannot become Primary"
+            ),
             adm(format!("connect {}", resource.name)),
         )),
         "Consistent" => Some(remark(

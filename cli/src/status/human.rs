@@ -36,9 +36,8 @@ pub(crate) fn run(invocation: &Invocation, resource: Option<&str>, view: View) -
     }
     let report = fetch(invocation, resource)?;
     if view == View::Json {
-        let text = serde_json::to_string_pretty(&report).map_err(|error| {
-            Failure::new(crate::failure::CANNOT_RUN, error.to_string())
-        })?;
+        let text = serde_json::to_string_pretty(&report)
+            .map_err(|error| Failure::new(crate::failure::CANNOT_RUN, error.to_string()))?;
         out_line(&text);
         return Ok(());
     }
@@ -67,7 +66,10 @@ fn watch(invocation: &Invocation, resource: Option<&str>) -> Outcome {
             let report = match stream.next(Some(REDRAW)) {
                 Ok(WatchItem::Status(report)) => report,
                 Ok(WatchItem::Handler(handler)) => {
-                    err(&format!("{}: handler {}", handler.resource, handler.handler));
+                    err(&format!(
+                        "{}: handler {}",
+                        handler.resource, handler.handler
+                    ));
                     continue;
                 }
                 Ok(WatchItem::Refused(answer)) => {
