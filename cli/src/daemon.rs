@@ -83,10 +83,13 @@ pub(crate) fn spawn(invocation: &Invocation, options: &[&str]) -> Result<Child, 
         .map_err(|error| cannot(format!("open the log {}", log.display()), &error))?;
     let program = std::env::current_exe()
         .map_err(|error| cannot("find the own program".to_owned(), &error))?;
+    // It may outlive this working directory.
+    let root = std::path::absolute(invocation.root_dir())
+        .map_err(|error| cannot("find the root".to_owned(), &error))?;
     Command::new(program)
         .arg("daemon")
         .arg("--root")
-        .arg(invocation.root_dir())
+        .arg(root)
         .args(options)
         .stdin(Stdio::null())
         .stdout(output)
