@@ -726,6 +726,10 @@ impl Resource {
         if let Some(volume) = self.volumes.get_mut(&number) {
             volume.generations.skip_initial_sync(set, volume.state.role);
             volume.superblock_changed(now);
+            if let Some(uuids) = volume.peer.uuids.as_mut() {
+                // The peer closes its bitmap UUID as well, without another P_UUIDS.
+                uuids.set.bitmap = 0;
+            }
             if let Some(backing) = volume.backing.as_mut() {
                 backing.bitmap.clear_all();
             }

@@ -12,3 +12,4 @@ mod pairs;
 mod plans;
 mod replication;
 mod roles;
+mod traces;
