@@ -284,3 +284,42 @@ fn a_pair_replicates_and_fails_over() {
     let disks = [alpha.disk(), bravo.disk()].map(|path| std::fs::read(path).unwrap());
     assert!(disks[0][..data.len()] == data && disks[1][..data.len()] == data);
 }
+
+#[test]
+fn a_returning_peer_is_resynced() {
+    let dir = tempfile::tempdir().unwrap();
+    let (alpha, bravo) = (
+        Node::start(&dir.path().join("alpha")),
+        Node::start(&dir.path().join("bravo")),
+    );
+    let (one, two) = ports();
+    for (node, mine, theirs) in [(&alpha, one, two), (&bravo, two, one)] {
+        node.create_md();
+        node.up(Some((mine, theirs)));
+    }
+    alpha.until("connected", |v| v.connection == "Connected");
+    alpha.primary(true);
+    let synced = |v: &VolumeReport| {
+        v.connection == "Connected" && v.disk == "UpToDate" && v.peer_disk == "UpToDate"
+    };
+    for node in [&alpha, &bravo] {
+        node.until("the first sync", synced);
+    }
+    bravo.down();
+    alpha.until("alone", |v| v.connection == "WFConnection");
+    let data = pattern(3, 5 << 20);
+    {
+        let mut disk = alpha.nbd();
+        disk.seek(SeekFrom::Start(8 << 20)).unwrap();
+        disk.write_all(&data).unwrap();
+        disk.flush().unwrap();
+    }
+    bravo.up(Some((two, one)));
+    for node in [&alpha, &bravo] {
+        node.until("the second sync", synced);
+    }
+    alpha.secondary();
+    bravo.until("the peer is Secondary", |v| v.peer_role == "Secondary");
+    bravo.primary(false);
+    bravo.check(8 << 20, &data);
+}
