@@ -419,12 +419,14 @@ impl Resource {
         if !self.is_reading() {
             return;
         }
+        let link = self.connection.link.as_ref();
+        let connected = link.is_some_and(|link| link.was_connected);
+        // A handshake that fails again and again in the same way is told once.
+        let again = !connected && self.connection.last_error.as_deref() == Some(text);
+        let level = if again { Level::Debug } else { Level::Warn };
         self.connection.last_error = Some(String::from(text));
-        self.log(
-            Level::Warn,
-            None,
-            format!("lost the connection to the peer: {text}"),
-        );
+        let line = format!("lost the connection to the peer: {text}");
+        self.log(level, None, line);
         self.change_connection(|state| state.conn = failure, Hardness::Hard);
     }
 

@@ -188,6 +188,12 @@ pub struct World {
     next_request: u64,
     /// The network is cut: dials fail, bytes are lost.
     pub cut: bool,
+    /// Bytes are lost without a word.
+    pub silent: bool,
+    /// No socket takes bytes any more: they are neither delivered nor reported as sent.
+    pub stalled: bool,
+    /// After so many bytes (in both directions together) the network is cut inside of whatever is being sent.
+    pub cut_after: Option<usize>,
 }
 
 impl World {
@@ -213,6 +219,9 @@ impl World {
             next_command: 0,
             next_request: 0,
             cut: false,
+            silent: false,
+            stalled: false,
+            cut_after: None,
         }
     }
 
@@ -304,6 +313,17 @@ impl World {
         self.nodes[node].hold = None;
         for effect in std::mem::take(&mut self.nodes[node].held) {
             self.perform(node, effect);
+        }
+        self.settle();
+    }
+
+    /// The same for all nodes: everything that was held back happens at the same moment.
+    pub fn release_all(&mut self) {
+        for node in 0..self.nodes.len() {
+            self.nodes[node].hold = None;
+            for effect in std::mem::take(&mut self.nodes[node].held) {
+                self.perform(node, effect);
+            }
         }
         self.settle();
     }
@@ -733,12 +753,19 @@ impl World {
             return;
         };
         let (node, other) = (end.node, end.other);
+        if self.stalled {
+            return;
+        }
         let mut sent = 0;
-        for bytes in [Some(head), payload].into_iter().flatten() {
-            if bytes.is_empty() {
-                continue;
+        for mut bytes in [Some(head), payload].into_iter().flatten() {
+            let mut cut = false;
+            if let Some(left) = self.cut_after.as_mut() {
+                cut = bytes.len() >= *left;
+                bytes.truncate(*left);
+                *left -= bytes.len();
             }
             sent += bytes.len() as u64;
+<<<<<<< HEAD
             let Some(to) = self.sockets.get_mut(&other) else {
                 continue;
             };
@@ -750,6 +777,29 @@ impl World {
                 to.waiting.push(event);
             } else {
                 self.events.push_back((to.node, event));
+=======
+            if let Some(to) = self.sockets.get_mut(&other).filter(|_| !self.silent)
+                && !bytes.is_empty()
+            {
+                let event = Event::Bytes {
+                    socket: other,
+                    bytes,
+                };
+                if to.paused {
+                    to.waiting.push(event);
+                } else {
+                    self.events.push_back((to.node, event));
+                }
+            }
+            if cut {
+                self.cut_after = None;
+                for (socket, end) in std::mem::take(&mut self.sockets) {
+                    let reason = String::from("connection reset");
+                    self.events
+                        .push_back((end.node, Event::Closed { socket, reason }));
+                }
+                return;
+>>>>>>> 6c60cf8 (Link: tests of dialling, handshake, split brain, liveness, strangers)
             }
         }
         self.events.push_back((

@@ -8,8 +8,12 @@
 mod attaching;
 mod detaching;
 mod harness;
+mod linking;
+mod liveness;
 mod pairs;
 mod plans;
 mod replication;
 mod roles;
+mod splitting;
+mod strangers;
 mod traces;
