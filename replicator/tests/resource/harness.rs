@@ -192,7 +192,7 @@ pub struct World {
     pub silent: bool,
     /// No socket takes bytes any more: they are neither delivered nor reported as sent.
     pub stalled: bool,
-    /// After so many bytes (in both directions together) the network is cut inside of whatever is being sent.
+    /// After so many bytes (in both directions together) every connection is reset, inside of whatever is being sent.
     pub cut_after: Option<usize>,
 }
 
@@ -502,11 +502,7 @@ impl World {
     /// Cuts the network: both sockets end on both sides, and nothing gets through until [`World::join`].
     pub fn cut_network(&mut self) {
         self.cut = true;
-        for (socket, end) in std::mem::take(&mut self.sockets) {
-            let reason = String::from("connection reset");
-            self.events
-                .push_back((end.node, Event::Closed { socket, reason }));
-        }
+        self.reset_all();
         self.settle();
     }
 
@@ -758,48 +754,18 @@ impl World {
         }
         let mut sent = 0;
         for mut bytes in [Some(head), payload].into_iter().flatten() {
-            let mut cut = false;
             if let Some(left) = self.cut_after.as_mut() {
-                cut = bytes.len() >= *left;
                 bytes.truncate(*left);
                 *left -= bytes.len();
             }
             sent += bytes.len() as u64;
-<<<<<<< HEAD
-            let Some(to) = self.sockets.get_mut(&other) else {
-                continue;
-            };
-            let event = Event::Bytes {
-                socket: other,
-                bytes,
-            };
-            if to.paused {
-                to.waiting.push(event);
-            } else {
-                self.events.push_back((to.node, event));
-=======
-            if let Some(to) = self.sockets.get_mut(&other).filter(|_| !self.silent)
-                && !bytes.is_empty()
-            {
-                let event = Event::Bytes {
-                    socket: other,
-                    bytes,
-                };
-                if to.paused {
-                    to.waiting.push(event);
-                } else {
-                    self.events.push_back((to.node, event));
-                }
+            if !bytes.is_empty() && !self.silent {
+                self.deliver(other, bytes);
             }
-            if cut {
+            if self.cut_after == Some(0) {
                 self.cut_after = None;
-                for (socket, end) in std::mem::take(&mut self.sockets) {
-                    let reason = String::from("connection reset");
-                    self.events
-                        .push_back((end.node, Event::Closed { socket, reason }));
-                }
+                self.reset_all();
                 return;
->>>>>>> 6c60cf8 (Link: tests of dialling, handshake, split brain, liveness, strangers)
             }
         }
         self.events.push_back((
@@ -809,6 +775,26 @@ impl World {
                 bytes: sent,
             },
         ));
+    }
+
+    fn deliver(&mut self, socket: SocketId, bytes: Bytes) {
+        let Some(to) = self.sockets.get_mut(&socket) else {
+            return;
+        };
+        let event = Event::Bytes { socket, bytes };
+        if to.paused {
+            to.waiting.push(event);
+        } else {
+            self.events.push_back((to.node, event));
+        }
+    }
+
+    fn reset_all(&mut self) {
+        for (socket, end) in std::mem::take(&mut self.sockets) {
+            let reason = String::from("connection reset");
+            self.events
+                .push_back((end.node, Event::Closed { socket, reason }));
+        }
     }
 
     fn close(&mut self, socket: SocketId, _how: CloseHow) {
