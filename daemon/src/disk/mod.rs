@@ -322,7 +322,7 @@ impl Disks {
         {
             self.reap();
         }
-        if self.ring.as_ref().is_some_and(|ring| ring.queued() > 0) {
+        if self.ring.as_mut().is_some_and(|ring| ring.queued() > 0) {
             // Short transfers that go on, or a submission that the kernel put off: another turn submits them.
             context.waker().wake_by_ref();
         }

@@ -4,6 +4,7 @@
 //! loop; an open file lives as long as an operation on it; every operation completes exactly once; dropping the ring waits for
 //! everything in flight.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -58,7 +59,8 @@ pub(crate) struct Ring<T> {
     slots: Vec<Option<Slot<T>>>,
     free: Vec<usize>,
     in_flight: usize,
-    queued: usize,
+    /// Operations for which the submission queue had no room, in order.
+    backlog: VecDeque<usize>,
 }
 
 impl<T> Ring<T> {
@@ -94,7 +96,7 @@ impl<T> Ring<T> {
             slots: Vec::new(),
             free: Vec::new(),
             in_flight: 0,
-            queued: 0,
+            backlog: VecDeque::new(),
         })
     }
 
@@ -105,8 +107,8 @@ impl<T> Ring<T> {
     }
 
     /// Operations that have not been handed to the kernel.
-    pub(crate) fn queued(&self) -> usize {
-        self.queued
+    pub(crate) fn queued(&mut self) -> usize {
+        self.ring.submission().len() + self.backlog.len()
     }
 
     /// Queues an operation. It reaches the kernel with the next [`Ring::submit`].
@@ -132,35 +134,41 @@ impl<T> Ring<T> {
         self.enqueue(index);
     }
 
+    /// Puts an operation into the submission queue, or behind it if there is no room.
     fn enqueue(&mut self, index: usize) {
-        let Some(Some(slot)) = self.slots.get_mut(index) else {
-            return;
-        };
-        let entry = entry_of(slot).user_data(index as u64);
-        loop {
-            // SAFETY: the memory and the descriptor of `entry` belong to the slot, which stays in `slots` until its completion is
-            // reaped, and `Drop` reaps everything before `slots` is freed.
-            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
-                self.queued += 1;
-                return;
-            }
-            // The queue is full: hand it over. The kernel takes at least one entry, or the error is lasting and reaping is needed first.
-            match self.ring.submit() {
-                Ok(taken) => self.queued = self.queued.saturating_sub(taken),
-                // Completions must come first; they are kept for the next reap.
-                Err(_) => {
-                    let _ = self.ring.submit_and_wait(1);
-                    self.queued = self.ring.submission().len();
-                }
-            }
+        if !self.backlog.is_empty() || !self.try_push(index) {
+            self.backlog.push_back(index);
         }
     }
 
-    /// Hands everything queued to the kernel with one system call.
+    fn try_push(&mut self, index: usize) -> bool {
+        let Some(Some(slot)) = self.slots.get_mut(index) else {
+            return true;
+        };
+        let entry = entry_of(slot).user_data(index as u64);
+        // SAFETY: the memory and the descriptor of `entry` belong to the slot, which stays in `slots` until its completion is
+        // reaped, and `Drop` reaps everything before `slots` is freed.
+        unsafe { self.ring.submission().push(&entry) }.is_ok()
+    }
+
+    fn fill(&mut self) {
+        while let Some(index) = self.backlog.front().copied() {
+            if !self.try_push(index) {
+                return;
+            }
+            self.backlog.pop_front();
+        }
+    }
+
+    /// Hands everything queued to the kernel, with one system call unless there is more than the queue holds.
     pub(crate) fn submit(&mut self) -> io::Result<()> {
-        while self.queued > 0 {
+        loop {
+            self.fill();
+            if self.ring.submission().is_empty() {
+                return Ok(());
+            }
             match self.ring.submit() {
-                Ok(_) => self.queued = self.ring.submission().len(),
+                Ok(_) => {}
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EINTR) => {}
                     // The completion queue is full or memory is short: what has completed is reaped by the caller, then again.
@@ -169,7 +177,6 @@ impl<T> Ring<T> {
                 },
             }
         }
-        Ok(())
     }
 
     /// Takes every completion that is there.
@@ -234,6 +241,7 @@ impl<T> Ring<T> {
     fn drain(&mut self) {
         let mut finished = Vec::new();
         while self.in_flight > 0 {
+            self.fill();
             let _ = self.ring.submit_and_wait(1);
             self.reap(&mut finished);
             finished.clear();
