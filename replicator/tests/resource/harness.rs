@@ -126,10 +126,22 @@ impl Disk {
         }
     }
 
+    /// The volatile cache wrote some of it by itself: those writes, by their order, for which `keep` says so.
+    pub fn keep_unflushed(&mut self, keep: impl Fn(usize) -> bool) {
+        for (at, (offset, data)) in self.unflushed.iter().enumerate() {
+            if keep(at) {
+                let range = *offset as usize..*offset as usize + data.len();
+                self.durable[range].copy_from_slice(data);
+            }
+        }
+    }
+
     /// Loss of power: what was not flushed is gone.
     pub fn cut_power(&mut self) {
-        self.unflushed.clear();
-        self.current = self.durable.clone();
+        for (offset, data) in std::mem::take(&mut self.unflushed) {
+            let range = offset as usize..offset as usize + data.len();
+            self.current[range.clone()].copy_from_slice(&self.durable[range]);
+        }
     }
 
     fn read(&self, offset: u64, length: u32) -> Bytes {
@@ -424,13 +436,10 @@ impl World {
     fn handle(&mut self, node: usize, event: Event) {
         let mut effects = Effects::new();
         let at = &mut self.nodes[node];
-        let words = format!("{event:?}");
+        let copy = event.clone(); // Printing all the bytes of every event would take most of the time.
         at.resource.handle(self.now, event, &mut effects);
         if let Err(what) = at.resource.check_invariants() {
-            panic!(
-                "node {node}, after {words:.300}: {what}; log: {:#?}",
-                at.log
-            );
+            panic!("node {node}, after {copy:?}: {what}; log: {:#?}", at.log);
         }
         for effect in effects {
             let at = &mut self.nodes[node];
@@ -513,10 +522,10 @@ impl World {
 
     /// A node loses its power: its engine and what its disk did not flush are gone. It comes back unconfigured.
     pub fn crash(&mut self, node: usize) {
-        let mut disk = self.nodes[node].disk.clone();
-        disk.cut_power();
-        self.nodes[node] = Node::new(node + 2, DiskOptions::default());
-        self.nodes[node].disk = disk;
+        let fresh = Node::new(node + 2, DiskOptions::default());
+        let old = std::mem::replace(&mut self.nodes[node], fresh);
+        self.nodes[node].disk = old.disk;
+        self.nodes[node].disk.cut_power();
         self.events.retain(|(at, _)| *at != node);
         let ends: Vec<SocketId> = self
             .sockets

@@ -6,6 +6,7 @@
 )]
 
 mod attaching;
+mod crashes;
 mod detaching;
 mod harness;
 mod linking;
