@@ -11,7 +11,7 @@ use crate::event::VolumeNumber;
 use crate::generations::UUID_FLAG_CRASHED_PRIMARY;
 use crate::options::OnIoError;
 use crate::state::effects::ConnectionEffect;
-use crate::state::word::{ConnState, State};
+use crate::state::word::{ConnState, DiskState, State};
 use crate::state::{self, Immediate};
 
 impl Resource {
@@ -70,6 +70,7 @@ impl Resource {
                 Deferred::Receiver(Receiver::Restart) => self.receiver_restarts(),
                 Deferred::PeerDiskChanged(volume) => self.peer_disk_changed(volume),
                 Deferred::DiskGone(volume) => {
+                    self.expose_peer_data(volume);
                     self.disk_gone(volume);
                     self.resync_disk_gone(volume);
                 }
@@ -85,6 +86,17 @@ impl Resource {
                 }
                 Deferred::PlanDone(volume, then, result) => self.plan_done(volume, then, result),
             }
+        }
+    }
+
+    /// From now on the application sees the peer's data. The peer may have started its generation before this node knew that
+    /// its own disk was gone: its P_UUIDS overtakes its consent.
+    fn expose_peer_data(&mut self, number: VolumeNumber) {
+        if let Some(volume) = self.volumes.get_mut(&number)
+            && let Some(peer) = &volume.peer.uuids
+            && volume.state.pdsk == DiskState::UpToDate
+        {
+            volume.generations.expose_peer(&volume.state, &peer.set);
         }
     }
 

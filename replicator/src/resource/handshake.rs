@@ -741,6 +741,8 @@ impl Resource {
             state.pdsk = DiskState::UpToDate;
         };
         self.change_state(number, up_to_date, Hardness::Hard);
+        // The peer may have taken an Inconsistent state for the newer one: it was sent before and arrived after its command.
+        self.send_state(number);
     }
 }
 

@@ -21,6 +21,9 @@ use super::trace::{Trace, name};
 /// Timers without progress of the clock that one engine may ask for before it is taken for a loop.
 const TIMERS_IN_PLACE_MAX: u32 = 200;
 
+/// Things that happen in one run, at most: far above the longest history that is drawn.
+const STEPS_MAX: u64 = 6_000_000;
+
 /// Something that will happen.
 #[derive(Debug)]
 enum What {
@@ -79,6 +82,7 @@ pub struct World {
     disk_dice: Dice,
     queue: BTreeMap<(u64, u64), What>,
     next: u64,
+    steps: u64,
     next_command: u64,
     /// `up` connects when this command is answered.
     connect_after: [Option<u64>; 2],
@@ -107,6 +111,7 @@ impl World {
             disk_dice: Dice::new(seed, "disks"),
             queue: BTreeMap::new(),
             next: 0,
+            steps: 0,
             next_command: 0,
             connect_after: [None; 2],
             timers_in_place: [(0, 0); 2],
@@ -172,6 +177,11 @@ impl World {
             return false;
         };
         self.now = at;
+        self.steps += 1;
+        if self.steps > STEPS_MAX {
+            self.fail("too much happens: the run does not end");
+            return false;
+        }
         match what {
             What::Engine(node, boot, event) => {
                 if self.nodes[node].boot == boot {
