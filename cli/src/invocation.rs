@@ -81,18 +81,27 @@ impl Invocation {
 
     /// A hint of the daemon, which knows neither how this program was called nor its options.
     pub(crate) fn hint(&self, hint: &str) -> String {
+        // What is to be typed on the other node has that node's root, which is not known here.
+        let there = hint.contains("on the peer");
+        let adm = if there {
+            "tandem adm ".to_owned()
+        } else {
+            self.adm("")
+        };
+        // One pass: what is put in may hold a name again.
+        const MARK: char = '\u{1}';
         let mut text = hint.to_owned();
         for name in ["tandem adm ", "tandemadm ", "drbdadm "] {
-            if let Some(rest) = text.strip_prefix(name) {
-                text = self.adm(rest);
-                break;
-            }
+            text = text.replace(name, &MARK.to_string());
         }
-        for name in ["&& tandem adm ", "&& tandemadm ", "&& drbdadm "] {
-            text = text.replace(name, &format!("&& {}", self.adm("")));
+        let is_command = text.starts_with(MARK);
+        text = text.replace("; then: ", " && ").replace(MARK, &adm);
+        if is_command && let Some((command, remark)) = text.split_once(" (") {
+            // Parentheses are no shell words; behind a # a remark does not hinder typing the line as is.
+            return format!("{command}   # {}", remark.trim_end_matches(')'));
         }
         match text.strip_prefix("tandem ") {
-            Some(rest) if text == hint => self.tandem(rest),
+            Some(rest) if !is_command => self.tandem(rest),
             _ => text,
         }
     }
@@ -128,6 +137,14 @@ mod tests {
         assert_eq!(
             invocation.hint("drbdadm primary r0"),
             "target/release/tandem adm --root '/tmp/a b' -c x.conf primary r0"
+        );
+        assert_eq!(
+            invocation.hint("tandem adm secondary r0 (on the peer)"),
+            "tandem adm secondary r0   # on the peer"
+        );
+        assert_eq!(
+            invocation.hint("tandemadm down r0; then: tandem adm up r0"),
+            "target/release/tandem adm --root '/tmp/a b' -c x.conf down r0 && target/release/tandem adm --root '/tmp/a b' -c x.conf up r0"
         );
         assert_eq!(
             invocation.hint("tandem status"),

@@ -209,7 +209,11 @@ fn dispatch(
             format!("'{}' takes no resource", word.name),
         ));
     }
-    let targets = configuration.targets(invocation, word, &arguments)?;
+    let targets = match word.action {
+        // It also shows what is not this host's.
+        Action::Dump => Vec::new(),
+        _ => configuration.targets(invocation, word, &arguments)?,
+    };
     let run = Run {
         invocation,
         word,

@@ -144,17 +144,13 @@ fn module_parameters(run: &Run<'_>) -> Outcome {
     Ok(())
 }
 
-/// The text of /proc/drbd, which the daemon keeps up to date.
+/// The text of /proc/drbd as it is now; the daemon's file may be a moment old.
 pub(super) fn proc(invocation: &Invocation) -> Outcome {
-    daemon::connect(invocation)?;
-    let file = invocation.places().proc_file();
-    let text = std::fs::read_to_string(&file).map_err(|error| {
-        Failure::new(
-            crate::failure::CANNOT_RUN,
-            format!("cannot read {}: {error}", file.display()),
-        )
-    })?;
-    out(&text);
+    let status = daemon::connect(invocation)?
+        .status(None)
+        .map_err(|error| daemon::failed(invocation, &error))?;
+    let resources = status.map_or_else(|_| Vec::new(), |report| report.resources);
+    out(&tandem_daemon::proc::text(&resources));
     Ok(())
 }
 

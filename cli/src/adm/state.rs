@@ -267,12 +267,15 @@ fn configure(run: &Run<'_>, client: &mut ControlClient, view: &ResolvedResource)
         .command(call, Some(global.cmd_timeout_medium))
         .map_err(|error| daemon::failed(run.invocation, &error))?;
     if answer.is_success() {
-        // Options without effect were named already, with their place in the file.
-        for line in answer
-            .info
-            .iter()
-            .filter(|line| !line.contains("has no effect"))
-        {
+        // What the configuration knows to be without effect was named already, with its place in the file.
+        let issues = view.support_issues();
+        let named = |line: &str| {
+            line.contains("has no effect")
+                && issues
+                    .iter()
+                    .any(|issue| line.split(' ').any(|word| word == issue.option))
+        };
+        for line in answer.info.iter().filter(|line| !named(line)) {
             err(&format!("{}: {line}", view.name));
         }
         return Ok(());

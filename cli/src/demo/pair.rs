@@ -173,6 +173,8 @@ impl NodeOfPair {
             .arg("--root")
             .arg(self.invocation.root_dir())
             .args(words.split(' '))
+            // Who a node is stands in its etc/hostname.
+            .env_remove("__DRBD_NODE__")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

@@ -299,9 +299,16 @@ impl Story<'_> {
         )?;
         self.adm(&self.pair.beta, &format!("primary {RESOURCE}"))?;
         let uri = uri(&self.pair.beta)?;
-        NbdClient::connect(&uri)
-            .map_err(|error| nbd(&error))?
-            .disconnect();
+        let client = NbdClient::connect(&uri).map_err(|error| nbd(&error))?;
+        if client.size() != numbers.device_bytes {
+            let line = format!(
+                "beta serves {} bytes, alpha served {}",
+                client.size(),
+                numbers.device_bytes
+            );
+            return Err(Failure::new(WRONG_DATA, line));
+        }
+        client.disconnect();
         numbers.failover = begun.elapsed();
         screen::note(&format!(
             "served again {:.2} s after the crash, at {uri}",
@@ -470,12 +477,7 @@ impl Story<'_> {
             size(numbers.resynced_bytes),
             size(numbers.device_bytes)
         ));
-        if !self.options.keep {
-            let name = &self.pair.alpha.invocation.tandem;
-            out_line(&format!(
-                "\nBy hand: {name} demo --keep leaves the pair running and says what to type."
-            ));
-        }
+        by_hand(&self.pair.alpha.invocation);
     }
 
     fn how_to_go_on(&self) -> Outcome {
@@ -512,6 +514,56 @@ impl Story<'_> {
         out_line(&format!("  rm -r {}", self.pair.directory.display()));
         Ok(())
     }
+}
+
+/// Each step as it is done on two machines.
+fn by_hand(program: &Invocation) {
+    let plain = Invocation {
+        root: None,
+        config_file: None,
+        ..program.clone()
+    };
+    let steps = [
+        (
+            "both",
+            plain.adm("create-md r0"),
+            "once, with r0 in /etc/drbd.conf",
+        ),
+        (
+            "both",
+            plain.adm("up r0"),
+            "starts the daemon, attaches, connects",
+        ),
+        (
+            "one",
+            plain.adm("primary --force r0"),
+            "once: its data are copied to the other",
+        ),
+        (
+            "one",
+            "nbd-client -unix /run/tandem/nbd/r0-0.sock /dev/nbd0".to_owned(),
+            "or any other NBD client",
+        ),
+        ("either", plain.tandem("status --watch"), "see what goes on"),
+        (
+            "other",
+            plain.adm("primary r0"),
+            "when the first one died: fail over",
+        ),
+        (
+            "first",
+            plain.adm("up r0"),
+            "when it is back: resync of what differs",
+        ),
+    ];
+    out_line("\nThe same by hand, on two machines:");
+    for (node, command, remark) in steps {
+        out_line(&format!("  {node:<7} {command}   # {remark}"));
+    }
+    out_line(&format!(
+        "On this one: {} --keep leaves the pair running and says what to type.",
+        plain.tandem("demo")
+    ));
 }
 
 /// Fails, and shows some of what is wrong.

@@ -76,10 +76,8 @@ fn connection(invocation: &Invocation, resource: &ResourceReport) -> Option<Rema
                 .is_some_and(|why| why.to_lowercase().contains("split"));
             if split {
                 return Some(remark(
-                    format!(
-                        "StandAlone: both nodes have changes the other lacks (split brain){why}. On the node whose changes \
-                         are given up"
-                    ),
+                    "StandAlone after a split brain: both nodes have changes that the other lacks. On the node whose \
+                     changes are given up",
                     Some(format!(
                         "{} && {}   # and on the other: connect {name}",
                         invocation.adm(&format!("secondary {name}")),

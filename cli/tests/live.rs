@@ -1,0 +1,209 @@
+//! Two nodes with real daemons, driven by the words of the Zimbra runbook (docs/spec/config-and-cli.md 4.11): what each
+//! command prints and its exit code.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{Node, Run, two_nodes};
+
+/// A state that does not come within this time does not come.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+fn quiet(run: &Run) {
+    assert_eq!((run.code, run.out.as_str()), (0, ""), "{run:?}");
+}
+
+/// Repeats a question until it is answered as wanted.
+fn until(node: &Node, words: &[&str], wanted: &str) {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let run = node.adm(words);
+        if run.out == wanted {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "{words:?} never said {wanted:?}, but {run:?}\n{}",
+            node.adm(&["proc"]).out
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn synced_pair() -> (Node, Node) {
+    let (alpha, beta) = two_nodes();
+    for node in [&alpha, &beta] {
+        assert_eq!(node.adm(&["create-md", "r0"]).code, 0);
+        quiet(&node.adm(&["up", "r0"]));
+    }
+    quiet(&alpha.adm(&["wait-connect", "--wfc-timeout=60", "r0"]));
+    quiet(&alpha.adm(&["primary", "--force", "r0"]));
+    until(&alpha, &["dstate", "r0"], "UpToDate/UpToDate\n");
+    (alpha, beta)
+}
+
+#[test]
+fn the_runbook_from_first_sync_to_switch_over() {
+    let (alpha, beta) = two_nodes();
+    for node in [&alpha, &beta] {
+        assert_eq!(node.adm(&["create-md", "r0"]).code, 0);
+        quiet(&node.adm(&["up", "r0"]));
+    }
+    quiet(&alpha.adm(&["wait-connect", "--wfc-timeout=60", "r0"]));
+    let early = alpha.adm(&["primary", "r0"]);
+    assert_eq!(early.code, 17);
+    assert!(
+        early
+            .err
+            .starts_with("0: State change failed: (-2) Need access to UpToDate data\n"),
+        "{early:?}"
+    );
+    assert!(
+        early
+            .err
+            .contains("Command 'drbdsetup primary 0' terminated with exit code 17\n"),
+        "{early:?}"
+    );
+    assert!(
+        early
+            .err
+            .contains("next: TANDEM adm --root ROOT primary --force r0"),
+        "{early:?}"
+    );
+    quiet(&alpha.adm(&["primary", "--force", "r0"]));
+    // The document runs it on the wrong node: it fails and changes nothing.
+    let wrong = alpha.adm(&["--discard-my-data", "connect", "r0"]);
+    assert_eq!(wrong.code, 10);
+    assert!(
+        wrong
+            .err
+            .starts_with("r0: Failure: (102) Local address(port) already in use.\n"),
+        "{wrong:?}"
+    );
+    quiet(&alpha.adm(&["wait-sync", "r0"]));
+    until(&alpha, &["dstate", "r0"], "UpToDate/UpToDate\n");
+    assert_eq!(alpha.adm(&["role", "r0"]).out, "Primary/Secondary\n");
+    assert_eq!(beta.adm(&["role", "r0"]).out, "Secondary/Primary\n");
+    assert_eq!(alpha.adm(&["cstate", "r0"]).out, "Connected\n");
+    assert!(
+        alpha
+            .adm(&["proc"])
+            .out
+            .contains(" 0: cs:Connected ro:Primary/Secondary ds:UpToDate/UpToDate C r-----\n")
+    );
+    let second = beta.adm(&["primary", "--force", "r0"]);
+    assert_eq!(second.code, 11);
+    assert!(
+        second
+            .err
+            .starts_with("0: State change failed: (-1) Multiple primaries not allowed by config\n"),
+        "{second:?}"
+    );
+    quiet(&alpha.adm(&["secondary", "r0"]));
+    quiet(&beta.adm(&["primary", "r0"]));
+    assert_eq!(beta.adm(&["role", "r0"]).out, "Primary/Secondary\n");
+    for node in [&beta, &alpha] {
+        quiet(&node.adm(&["down", "r0"]));
+        assert_eq!(node.adm(&["role", "r0"]).out, "Unconfigured\n");
+        quiet(&node.adm(&["down", "r0"]));
+    }
+}
+
+#[test]
+fn what_is_there_already_is_left_alone() {
+    let (alpha, _beta) = synced_pair();
+    quiet(&alpha.adm(&["up", "r0"]));
+    quiet(&alpha.adm(&["primary", "r0"]));
+    let attached = alpha.adm(&["attach", "r0"]);
+    assert_eq!(attached.code, 20);
+    assert!(
+        attached.err.starts_with("Device '0' is configured!\nCommand 'drbdmeta 0 v08 ROOT/disk internal apply-al' terminated with exit code 20\n"),
+        "{attached:?}"
+    );
+    let metadata = alpha.adm(&["create-md", "--force", "r0"]);
+    assert_eq!(metadata.code, 20);
+    assert!(
+        metadata
+            .err
+            .ends_with("next: TANDEM adm --root ROOT detach r0\n"),
+        "{metadata:?}"
+    );
+    let status = alpha.adm(&["status"]);
+    assert_eq!(
+        status.out,
+        "r0 role:Primary\n  disk:UpToDate\n  peer role:Secondary\n    replication:Established peer-disk:UpToDate\n\n"
+    );
+    let unknown = alpha.adm(&["status", "r7"]);
+    assert_eq!((unknown.code, unknown.out.as_str()), (10, ""));
+    let human = alpha.run(
+        common::PROGRAM,
+        &["status", "--root", &alpha.root(), "r0"],
+        "",
+    );
+    assert!(
+        human
+            .out
+            .starts_with("r0: Primary here, Secondary on beta ("),
+        "{human:?}"
+    );
+    assert!(!human.out.contains('!'), "{human:?}");
+}
+
+#[test]
+fn a_split_brain_is_explained_and_mended() {
+    let (alpha, beta) = synced_pair();
+    quiet(&beta.adm(&["disconnect", "r0"]));
+    until(&alpha, &["dstate", "r0"], "UpToDate/DUnknown\n");
+    let twice = beta.adm(&["disconnect", "r0"]);
+    assert_eq!(twice.code, 10);
+    assert!(
+        twice
+            .err
+            .starts_with("??: Failure: (162) Invalid configuration request\n"),
+        "{twice:?}"
+    );
+    quiet(&alpha.adm(&["disconnect", "r0"]));
+    quiet(&beta.adm(&["primary", "r0"]));
+    quiet(&beta.adm(&["connect", "r0"]));
+    quiet(&alpha.adm(&["connect", "r0"]));
+    until(&beta, &["cstate", "r0"], "StandAlone\n");
+    let told = beta.run(common::PROGRAM, &["status", "--root", &beta.root()], "");
+    assert!(
+        told.out.contains("split brain")
+            && told
+                .out
+                .contains("TANDEM adm --root ROOT connect --discard-my-data r0"),
+        "{told:?}"
+    );
+    let primary = beta.adm(&["connect", "--discard-my-data", "r0"]);
+    assert_eq!(primary.code, 10);
+    assert!(
+        primary
+            .err
+            .starts_with("r0: Failure: (123) --discard-my-data not allowed when primary.\n"),
+        "{primary:?}"
+    );
+    quiet(&beta.adm(&["secondary", "r0"]));
+    quiet(&beta.adm(&["connect", "--discard-my-data", "r0"]));
+    if alpha.adm(&["cstate", "r0"]).out == "StandAlone\n" {
+        quiet(&alpha.adm(&["connect", "r0"]));
+    }
+    until(&alpha, &["dstate", "r0"], "UpToDate/UpToDate\n");
+    until(&alpha, &["role", "r0"], "Primary/Secondary\n");
+}
+
+#[test]
+fn waiting_ends_when_its_time_is_up() {
+    let (alpha, _beta) = two_nodes();
+    assert_eq!(alpha.adm(&["create-md", "r0"]).code, 0);
+    quiet(&alpha.adm(&["up", "r0"]));
+    let begun = Instant::now();
+    let run = alpha.adm(&["wait-connect", "--wfc-timeout=1", "r0"]);
+    assert_eq!(run.code, 5, "{run:?}");
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+    assert!(run.err.starts_with("r0: gave up waiting\n"), "{run:?}");
+    let bad = alpha.adm(&["wait-connect", "--wfc-timeout=soon", "r0"]);
+    assert_eq!(bad.code, 1);
+}
