@@ -13,7 +13,6 @@ use super::plan::{Stage, Then};
 use super::volume::Volume;
 use crate::effect::Level;
 use crate::event::VolumeNumber;
-use crate::state;
 use crate::state::effects::{CrashedPrimary, flag, on_disk_flags};
 use crate::state::word::{DiskState, Role, State};
 use crate::time::Time;

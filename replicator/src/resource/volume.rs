@@ -13,7 +13,7 @@ use crate::generations::{Generations, Uuids};
 use crate::intervals::Intervals;
 use crate::options::{DiskOptions, VolumeOptions};
 use crate::state::rules::AttachResult;
-use crate::state::word::{DiskState, Role, State};
+use crate::state::word::{DiskState, State};
 use crate::status::Counters;
 use crate::time::Time;
 
@@ -85,8 +85,6 @@ pub(crate) enum IoHold {
     BitmapExchange,
     /// All bits are being set for a full sync.
     FullSync,
-    /// The size changes.
-    Resize,
 }
 
 /// What is known of the peer's side of a volume. Forgotten with the link unless said otherwise.
@@ -192,11 +190,6 @@ impl Volume {
     /// the handshake about it is over (7.1).
     pub(crate) fn writes_locally(&self) -> bool {
         self.backing.is_some() && self.state.disk >= DiskState::Inconsistent
-    }
-
-    /// The role of this node, for the generations.
-    pub(crate) fn role(&self) -> Role {
-        self.state.role
     }
 
     /// Set bits of the bitmap; 0 without a disk.

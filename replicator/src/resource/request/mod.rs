@@ -390,14 +390,6 @@ impl Resource {
         self.effects.push(Effect::Reply { request, result });
     }
 
-    /// Whether a client's request on this volume is admitted and not answered.
-    pub(crate) fn requests_open(&self, volume: VolumeNumber) -> bool {
-        self.requests
-            .clients
-            .values()
-            .any(|client| client.volume == volume)
-    }
-
     /// Clients' requests on this volume that are admitted and not answered (`ap` of the status).
     pub(crate) fn applications_open(&self, volume: VolumeNumber) -> u32 {
         self.requests

@@ -168,10 +168,10 @@ impl Resource {
             if !handed {
                 continue;
             }
-            if let Some(write) = self.requests.writes.get_mut(&id) {
-                if matches!(write.remote, Remote::Sent { .. }) {
-                    write.remote = Remote::Handed;
-                }
+            if let Some(write) = self.requests.writes.get_mut(&id)
+                && matches!(write.remote, Remote::Sent { .. })
+            {
+                write.remote = Remote::Handed;
             }
             self.check_write(id);
         }
