@@ -7,9 +7,14 @@ use core::time::Duration;
 use tandem_protocol::packet::Packet;
 
 use super::Resource;
+use crate::effect::Level;
 use crate::options::NetOptions;
 use crate::state::word::ConnState;
 use crate::time::Time;
+
+/// A peer sends the states of all its volumes in one go, right after P_PROTOCOL. A volume of which it said nothing for
+/// so long is not configured there.
+const VOLUME_WAIT: Duration = Duration::from_secs(5);
 
 /// What is known of the peer's life. Starts again with every link.
 #[derive(Clone, Copy, Debug, Default)]
@@ -101,6 +106,9 @@ impl Resource {
                 deadline = deadline.min(stream.progress + net.timeout);
             }
         }
+        if self.connection.state_sent && link.waiting.is_none() {
+            deadline = deadline.min(liveness.since + VOLUME_WAIT);
+        }
         if request_limit(net).is_some() {
             deadline = deadline.min(liveness.requests_at);
         }
@@ -114,9 +122,35 @@ impl Resource {
             return;
         };
         self.tick_closing();
+        self.watch_handshake();
         self.watch_pings(&net);
         self.watch_sends(&net);
         self.watch_requests(&net);
+    }
+
+    /// A volume that the peer does not know would keep every other one from changing its state (rule 7 of 2.4).
+    fn watch_handshake(&mut self) {
+        let over = self.connection.liveness.since + VOLUME_WAIT <= self.now;
+        let waits = self
+            .connection
+            .link
+            .as_ref()
+            .is_some_and(|link| link.waiting.is_none());
+        if !over || !waits || !self.connection.state_sent {
+            return;
+        }
+        self.connection.state_sent = false;
+        self.state_changed = true;
+        for number in self.volume_numbers() {
+            let volume = self.volumes.get(&number);
+            if volume.is_some_and(|volume| volume.state.conn == ConnState::WFReportParams) {
+                let text = format!(
+                    "the peer says nothing about volume {}: it is not configured there, and has no second copy",
+                    number.0
+                );
+                self.log(Level::Warn, Some(number), text);
+            }
+        }
     }
 
     fn watch_pings(&mut self, net: &NetOptions) {

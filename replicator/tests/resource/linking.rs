@@ -5,7 +5,7 @@ use std::time::Duration;
 use tandem_replicator::state::word::{ConnState, DiskState, Role};
 use tandem_replicator::{Command, Effect, Force, NetOptions, Protocol};
 
-use crate::harness::{Disk, VOLUME, World, protocol};
+use crate::harness::{VOLUME, World, protocol};
 
 pub fn attached_pair() -> World {
     let mut world = World::pair();
@@ -283,18 +283,14 @@ fn a_policy_that_discards_one_named_node_is_mirrored_on_the_other() {
 
 #[test]
 fn a_cut_at_any_byte_of_the_handshake_is_followed_by_a_connection() {
+    let mut world = attached_pair();
+    for node in 0..2 {
+        world.connect(node, &secret("golden", "sha1"));
+    }
     for bytes in 0..1000 {
-        let mut world = World::pair();
-        for node in 0..2 {
-            // Small disks: this makes a thousand pairs of them.
-            world.nodes[node].disk = Disk::fresh(4 << 20);
-            world.ok(node, Command::Attach { volume: VOLUME });
-        }
-        let net = secret("golden", "sha1");
+        world.cut_network();
         world.cut_after = Some(bytes);
-        for node in 0..2 {
-            world.connect(node, &net);
-        }
+        world.join();
         both_connected(&mut world);
         // A cut that comes late hits the established connection.
         world.advance(Duration::from_secs(12));
@@ -445,4 +441,80 @@ fn the_state_of_the_disk_follows_the_peer_over_the_link() {
     world.ok(0, Command::ResumeIo { volume: VOLUME });
     world.ok(0, Command::PauseSync { volume: VOLUME });
     world.run_until("node 1 sees it", |world| world.state(1).peer_isp);
+}
+
+#[test]
+fn a_volume_that_the_peer_does_not_have_is_named_and_does_not_stop_the_others() {
+    use tandem_replicator::{DiskOptions, Resource, ResourceOptions, VolumeNumber, VolumeOptions};
+    let mut world = World::pair();
+    let volume = |number| VolumeOptions {
+        number: VolumeNumber(number),
+        minor: u32::from(number),
+        disk: DiskOptions::default(),
+    };
+    world.nodes[0].resource = Resource::new(ResourceOptions {
+        name: String::from("r0"),
+        volumes: vec![volume(0), volume(1)],
+        seed: [9; 32],
+    });
+    for node in 0..2 {
+        world.ok(node, Command::Attach { volume: VOLUME });
+        world.connect(node, &NetOptions::default());
+    }
+    both_connected(&mut world);
+    let force = Force::Yes;
+    world.ok(
+        0,
+        Command::Primary {
+            volume: VOLUME,
+            force,
+        },
+    );
+    let told = |world: &World, node: usize| {
+        world.nodes[node]
+            .log
+            .iter()
+            .any(|line| line.contains("volume 1"))
+    };
+    assert!(
+        told(&world, 0) && told(&world, 1),
+        "{:?}",
+        world.nodes[0].log
+    );
+    let status = world.nodes[0].resource.status();
+    assert_eq!(status.volumes[1].state.conn, ConnState::WFReportParams);
+    world.ok(0, disconnect(Force::No));
+    let states = world.nodes[0].resource.status().volumes;
+    assert!(
+        states
+            .iter()
+            .all(|volume| volume.state.conn == ConnState::StandAlone)
+    );
+}
+
+#[test]
+fn reading_stops_while_the_disk_is_behind_and_goes_on_after() {
+    use crate::harness::writes_data;
+    let mut world = World::ready(&protocol(Protocol::A));
+    world.hold(1, writes_data);
+    let ids: Vec<_> = (0..40)
+        .map(|at| world.write(0, at << 20, 1 << 20, at as u8 + 1))
+        .collect();
+    let paused = |world: &World| {
+        world.nodes[1]
+            .history
+            .iter()
+            .any(|effect| matches!(effect, Effect::PauseRead { .. }))
+    };
+    assert!(paused(&world));
+    world.advance(Duration::from_secs(30));
+    both_connected(&mut world);
+    world.release(1);
+    world.run_until("all are answered", |world| {
+        ids.iter()
+            .all(|id| world.reply(0, *id).is_some_and(Result::is_ok))
+    });
+    world.run_until("the peer has everything", |world| {
+        (0..40_usize).all(|at| world.nodes[1].disk.current[at << 20] == at as u8 + 1)
+    });
 }
