@@ -1,0 +1,898 @@
+//! Plays one side of a capture: the engine stands in for one kernel, the capture for the other.
+//!
+//! The captured packets are walked in the order of their times. One of the other node's is fed to the engine; one of this
+//! node's must be what the engine says next on that socket. When the engine has nothing to say, time passes (a little),
+//! then the administrator's next action is taken.
+//!
+//! What may differ (each is left out of the comparison, or translated): opaque ids and epoch numbers, random generations
+//! and challenges, P_UNPLUG_REMOTE, pings, the kernel's count of set bits, a repeated P_STATE, the size of resync requests, the order
+//! of resync replies and of their acks (and so their sequence numbers), and what a node says of its queue in P_SIZES.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tandem_metadata::{AlGeometry, ByteLen, Layout, Placement, Superblock, activity_log};
+use tandem_protocol::auth::{HmacAlgorithm, SharedSecret};
+use tandem_protocol::packets::Data;
+use tandem_protocol::{Frame, Framer, Packet, Socket};
+use tandem_replicator::state::word::ConnState;
+use tandem_replicator::{
+    BackingInfo, Command, CommandId, DialError, DiskOperation, DiskOptions, Effect, Effects, Event,
+    Fua, MetaKind, MetaOperation, NetOptions, Notification, Operation, Request, RequestId,
+    Resource, ResourceOptions, SocketId, Time, Token, VolumeNumber, VolumeOptions,
+};
+use tandem_tests::golden::{self, Direction, Stream};
+
+const VOLUME: VolumeNumber = VolumeNumber(0);
+/// The backing disks of the captures.
+const DISK_BYTES: u64 = 1064 << 10;
+/// Time that may pass before the next action is taken.
+const PATIENCE: Duration = Duration::from_millis(400);
+
+/// What this node's administrator or application does.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// A command; it need not be answered at once.
+    Run(Command),
+    /// The network options of the scenario, with or without discard-my-data.
+    Connect { discard_my_data: bool },
+    /// An application's write.
+    Write {
+        offset: u64,
+        data: Vec<u8>,
+        fua: Fua,
+    },
+    /// The actions that follow wait until the current link has ended.
+    LinkEnds,
+}
+
+/// A packet of the capture.
+struct Captured {
+    connection: u32,
+    socket: Socket,
+    ours: bool,
+    frame: Frame,
+}
+
+/// One side of a capture, with the engine in its place.
+pub struct Player {
+    scenario: &'static str,
+    resource: Resource,
+    disk: Vec<u8>,
+    now: Time,
+    net: NetOptions,
+    actions: VecDeque<Action>,
+    captured: VecDeque<Captured>,
+    /// Streams to the engine, with what it said on them so far.
+    sockets: BTreeMap<SocketId, Speaker>,
+    link: BTreeMap<Socket, SocketId>,
+    dials: VecDeque<Token>,
+    next: u64,
+    /// Captured values of this node, and the engine's in their place; bit 0 of generations left out.
+    generations: BTreeMap<u64, u64>,
+    ids: BTreeMap<[u8; 8], [u8; 8]>,
+    barriers: BTreeMap<[u8; 4], [u8; 4]>,
+    challenge: Option<Bytes>,
+    last_state: Option<u32>,
+    last_expected_state: Option<u32>,
+    log: Vec<String>,
+    compared: usize,
+    /// Resync requests of the engine that were not answered yet, by sector, with their bytes.
+    requested: BTreeMap<u64, u32>,
+}
+
+struct Speaker {
+    framer: Framer,
+    said: VecDeque<Frame>,
+}
+
+impl Player {
+    /// The engine in the place of node `side` of a capture, with `data` on its disk.
+    pub fn new(
+        scenario: &'static str,
+        side: Direction,
+        net: NetOptions,
+        data: &[u8],
+        actions: Vec<Action>,
+    ) -> Player {
+        let volume = VolumeOptions {
+            number: VOLUME,
+            minor: 0,
+            disk: DiskOptions {
+                c_plan_ahead: 0,
+                resync_rate: 102_400,
+                ..DiskOptions::default()
+            },
+        };
+        let options = ResourceOptions {
+            name: String::from("r0"),
+            volumes: vec![volume],
+            seed: [7; 32],
+        };
+        let mut player = Player {
+            scenario,
+            resource: Resource::new(options),
+            disk: fresh_disk(data),
+            now: Time(1_000_000_000),
+            net,
+            actions: actions.into(),
+            captured: captured(scenario, side),
+            sockets: BTreeMap::new(),
+            link: BTreeMap::new(),
+            dials: VecDeque::new(),
+            next: 0,
+            generations: BTreeMap::new(),
+            ids: BTreeMap::new(),
+            barriers: BTreeMap::new(),
+            challenge: None,
+            last_state: None,
+            last_expected_state: None,
+            log: Vec::new(),
+            compared: 0,
+            requested: BTreeMap::new(),
+        };
+        player.run(Action::Run(Command::Attach { volume: VOLUME }));
+        player.run(Action::Connect {
+            discard_my_data: false,
+        });
+        player
+    }
+
+    /// Plays the whole capture; returns how many packets of this node were compared.
+    pub fn play(&mut self) -> usize {
+        let mut connection = 0;
+        while let Some(next) = self.captured.pop_front() {
+            if next.connection != connection && !self.is_of_link(&next, connection) {
+                self.end_link();
+                self.offline_actions();
+            }
+            connection = connection.max(next.connection);
+            if next.ours {
+                self.expect(&next);
+            } else {
+                self.feed(&next);
+            }
+        }
+        self.end_link();
+        self.offline_actions();
+        self.compared
+    }
+
+    /// The state of the volume, for the end of a test.
+    pub fn state(&self) -> tandem_replicator::state::word::State {
+        self.resource.status().volumes[0].state
+    }
+
+    /// The data on the disk.
+    pub fn data(&self) -> &[u8] {
+        &self.disk[..1 << 20]
+    }
+
+    /// A link consists of two connections with neighbouring numbers.
+    fn is_of_link(&self, next: &Captured, connection: u32) -> bool {
+        connection != 0
+            && next.connection.abs_diff(connection) == 1
+            && !self.link.contains_key(&next.socket)
+            || self.link.contains_key(&next.socket) && next.connection < connection
+            || self.link.is_empty() && connection == 0
+    }
+
+    fn fail(&self, what: &str) -> ! {
+        let left: Vec<&'static str> = self
+            .captured
+            .iter()
+            .take(5)
+            .map(|at| at.frame.packet.command().name())
+            .collect();
+        panic!(
+            "{}: {what}\nafter {} packets; next in the capture: {left:?}\nlog:\n{}",
+            self.scenario,
+            self.compared,
+            self.log.join("\n")
+        );
+    }
+
+    // --- what this node says ---
+
+    fn expect(&mut self, captured: &Captured) {
+        if is_left_out(&captured.frame.packet) {
+            return;
+        }
+        if let Packet::State(state) = &captured.frame.packet {
+            if self.last_expected_state.replace(state.state.0) == Some(state.state.0) {
+                return; // Said twice.
+            }
+        }
+        if matches!(
+            captured.frame.packet,
+            Packet::InitialData | Packet::InitialMeta
+        ) {
+            self.dial_as_captured(captured.socket);
+        }
+        let ending = self.state().conn < ConnState::WFReportParams;
+        let said = self
+            .link
+            .get(&captured.socket)
+            .and_then(|id| self.sockets.get(id));
+        let unsaid = said.is_none_or(|speaker| speaker.said.is_empty());
+        if ending && unsaid && matches!(captured.frame.packet, Packet::Uuids(_)) {
+            return; // Said into a link that ends: a kernel does, or is too late for it.
+        }
+        match &captured.frame.packet {
+            Packet::RsDataRequest(request) => {
+                self.expect_pieces(captured, request.sector, request.blksize)
+            }
+            Packet::RsWriteAck(ack) => self.expect_pieces(captured, ack.sector, ack.blksize),
+            packet => {
+                let said = self.hear(captured);
+                self.compare(packet, &said.packet);
+            }
+        }
+        self.compared += 1;
+    }
+
+    /// The engine may cut a resync request (and so its acks) into smaller ones: together they must cover the same.
+    fn expect_pieces(&mut self, captured: &Captured, sector: u64, bytes: u32) {
+        let (mut at, end) = (sector, sector + u64::from(bytes) / 512);
+        while at < end {
+            let mut wanted = captured.frame.packet.clone();
+            if let Packet::RsWriteAck(ack) = &mut wanted {
+                ack.sector = at;
+            }
+            let frame = Frame {
+                volume: captured.frame.volume,
+                packet: wanted,
+            };
+            let piece = Captured {
+                connection: captured.connection,
+                socket: captured.socket,
+                ours: true,
+                frame,
+            };
+            let (from, length) = match self.hear(&piece).packet {
+                Packet::RsDataRequest(request) => {
+                    self.requested.insert(request.sector, request.blksize);
+                    (request.sector, request.blksize)
+                }
+                Packet::RsWriteAck(ack) => (ack.sector, ack.blksize),
+                other => self.fail(&format!("the engine said {other:.300?} in the resync")),
+            };
+            if from != at || from + u64::from(length) / 512 > end {
+                self.fail(&format!("a resync request or ack of {length} bytes at {from}, not within {sector}..{end}"));
+            }
+            at += u64::from(length) / 512;
+        }
+    }
+
+    /// What the engine says next on that socket, driving it until it does.
+    fn hear(&mut self, captured: &Captured) -> Frame {
+        let wanted = &captured.frame.packet;
+        let mut waited = Duration::ZERO;
+        for _ in 0..100_000 {
+            if let Some(frame) = self.take_said(captured.socket, wanted) {
+                return frame;
+            }
+            if waited < PATIENCE || !self.may_act() || !self.is_connected() {
+                waited += Duration::from_millis(20);
+                self.pass(Duration::from_millis(20));
+                if waited > Duration::from_secs(20) {
+                    break;
+                }
+                continue;
+            }
+            waited = Duration::ZERO;
+            if let Some(action) = self.actions.pop_front() {
+                self.run(action);
+            }
+        }
+        self.fail(&format!("the engine does not say {wanted:.300?}"));
+    }
+
+    /// Nobody acts in the middle of a handshake.
+    fn is_connected(&self) -> bool {
+        self.state().conn >= ConnState::Connected
+    }
+
+    fn may_act(&self) -> bool {
+        self.actions
+            .front()
+            .is_some_and(|action| !matches!(action, Action::LinkEnds))
+    }
+
+    fn take_said(&mut self, socket: Socket, wanted: &Packet) -> Option<Frame> {
+        let id = *self.link.get(&socket)?;
+        let speaker = self.sockets.get_mut(&id)?;
+        loop {
+            let packet = &speaker.said.front()?.packet;
+            let repeated = match packet {
+                // The engine also tells its state after a skipped initial sync and once more after a resync.
+                Packet::State(state) => {
+                    self.last_state == Some(state.state.0) || !matches!(wanted, Packet::State(_))
+                }
+                _ => false,
+            };
+            if !is_left_out(packet) && !repeated {
+                break;
+            }
+            speaker.said.pop_front();
+        }
+        // Resync replies and acks may come in another order: the one that is wanted is looked for.
+        let at = match wanted {
+            Packet::RsDataReply(reply) => speaker.said.iter().position(
+                |frame| matches!(&frame.packet, Packet::RsDataReply(data) if data.sector == reply.sector),
+            )?,
+            Packet::RsWriteAck(ack) => speaker.said.iter().position(
+                |frame| matches!(&frame.packet, Packet::RsWriteAck(own) if own.sector == ack.sector),
+            )?,
+            _ => 0,
+        };
+        let frame = speaker.said.remove(at)?;
+        if let Packet::State(state) = &frame.packet {
+            self.last_state = Some(state.state.0);
+        }
+        Some(frame)
+    }
+
+    fn compare(&mut self, captured: &Packet, said: &Packet) {
+        let mut captured = captured.clone();
+        let mut said = said.clone();
+        match (&mut captured, &mut said) {
+            (Packet::ConnectionFeatures(kernel), Packet::ConnectionFeatures(own)) => {
+                kernel.protocol_min = own.protocol_min; // We do not speak 86 to 99.
+                kernel.reserved = own.reserved;
+            }
+            (Packet::AuthChallenge(_), Packet::AuthChallenge(own)) => {
+                self.challenge = Some(own.clone());
+                return;
+            }
+            (Packet::Sizes(kernel), Packet::Sizes(own)) => kernel.limits = own.limits,
+            (Packet::Uuids(kernel), Packet::Uuids(own)) => {
+                own.dirty_bits = kernel.dirty_bits;
+                let pairs = [
+                    (kernel.current, own.current),
+                    (kernel.bitmap, own.bitmap),
+                    (kernel.history[0], own.history[0]),
+                    (kernel.history[1], own.history[1]),
+                ];
+                for (theirs, ours) in pairs {
+                    self.same_generation(theirs, ours);
+                }
+                assert_eq!(
+                    kernel.flags, own.flags,
+                    "{}: flags of P_UUIDS",
+                    self.scenario
+                );
+                assert_eq!(
+                    kernel.current & 1,
+                    own.current & 1,
+                    "{}: the role bit",
+                    self.scenario
+                );
+                return;
+            }
+            (Packet::SyncUuid(kernel), Packet::SyncUuid(own)) => {
+                self.same_generation(kernel.uuid, own.uuid);
+                return;
+            }
+            (Packet::Data(kernel), Packet::Data(own)) => {
+                self.ids.insert(kernel.block_id, own.block_id);
+                kernel.block_id = own.block_id;
+            }
+            (Packet::Barrier(kernel), Packet::Barrier(own)) => {
+                self.barriers.insert(kernel.barrier, own.barrier);
+                return;
+            }
+            (Packet::RsWriteAck(kernel), Packet::RsWriteAck(own)) => kernel.seq_num = own.seq_num,
+            _ => {}
+        }
+        if captured != said {
+            self.fail(&format!(
+                "the kernel said {captured:.400?}\nthe engine said {said:.400?}"
+            ));
+        }
+    }
+
+    /// Generations are random: equal ones must stay equal, different ones different. The first meeting pairs them.
+    fn same_generation(&mut self, captured: u64, own: u64) {
+        const DELTA: u64 = 0x0001_0000_0000_0000;
+        let (theirs, ours) = (captured & !1, own & !1);
+        if theirs == 4 || theirs == 0 || ours == 4 || ours == 0 {
+            if theirs != ours {
+                self.fail(&format!(
+                    "generation {captured:016x}, the engine says {own:016x}"
+                ));
+            }
+            return;
+        }
+        let expected = self.generations.get(&theirs).copied().or_else(|| {
+            let before = self.generations.get(&theirs.wrapping_sub(DELTA)).copied();
+            before.map(|known| known.wrapping_add(DELTA))
+        });
+        match expected {
+            Some(expected) if expected != ours => {
+                self.fail(&format!(
+                    "generation {captured:016x} is not the engine's {own:016x}"
+                ));
+            }
+            _ => {
+                self.generations.insert(theirs, ours);
+            }
+        }
+    }
+
+    // --- what the other node says ---
+
+    fn feed(&mut self, captured: &Captured) {
+        if matches!(captured.frame.packet, Packet::PingAck) {
+            return; // The engine's own pings are answered at once.
+        }
+        if matches!(
+            captured.frame.packet,
+            Packet::InitialData | Packet::InitialMeta
+        ) {
+            self.refuse_dials();
+            let id = self.new_socket(captured.socket, Framer::dialled(captured.socket));
+            self.event(Event::Accepted { socket: id });
+        }
+        if let Packet::RsDataReply(reply) = &captured.frame.packet {
+            self.feed_pieces(captured, reply);
+            return;
+        }
+        let packet = self.translated(captured.frame.packet.clone());
+        self.feed_packet(captured, packet);
+    }
+
+    /// A resync reply, cut as the engine had asked for it.
+    fn feed_pieces(&mut self, captured: &Captured, reply: &Data) {
+        let mut start = 0;
+        while start < reply.payload.len() {
+            let sector = reply.sector + start as u64 / 512;
+            let Some(bytes) = self.requested.remove(&sector) else {
+                self.fail(&format!("the engine did not ask for sector {sector}"));
+            };
+            let payload = reply.payload.slice(start..start + bytes as usize);
+            let packet = Packet::RsDataReply(Data {
+                sector,
+                payload,
+                ..reply.clone()
+            });
+            self.feed_packet(captured, packet);
+            start += bytes as usize;
+        }
+    }
+
+    fn feed_packet(&mut self, captured: &Captured, packet: Packet) {
+        let Some(id) = self.link.get(&captured.socket).copied() else {
+            self.fail(&format!("no socket for {:?}", packet.command()));
+        };
+        // Until this node has said all it must before, the other one would not speak: let it.
+        self.pass(Duration::from_millis(1));
+        let bytes = encode(&Frame {
+            volume: captured.frame.volume,
+            packet,
+        });
+        self.event(Event::Bytes { socket: id, bytes });
+    }
+
+    fn translated(&mut self, packet: Packet) -> Packet {
+        match packet {
+            Packet::Uuids(mut uuids) => {
+                uuids.current = self.own_generation(uuids.current);
+                uuids.bitmap = self.own_generation(uuids.bitmap);
+                uuids.history = uuids.history.map(|slot| self.own_generation(slot));
+                Packet::Uuids(uuids)
+            }
+            Packet::SyncUuid(mut uuid) => {
+                uuid.uuid = self.own_generation(uuid.uuid);
+                Packet::SyncUuid(uuid)
+            }
+            Packet::WriteAck(mut ack) => {
+                ack.block_id = self.own_id(ack.block_id);
+                Packet::WriteAck(ack)
+            }
+            Packet::RecvAck(mut ack) => {
+                ack.block_id = self.own_id(ack.block_id);
+                Packet::RecvAck(ack)
+            }
+            Packet::BarrierAck(mut ack) => {
+                ack.barrier = self
+                    .barriers
+                    .get(&ack.barrier)
+                    .copied()
+                    .unwrap_or(ack.barrier);
+                Packet::BarrierAck(ack)
+            }
+            Packet::AuthResponse(_) => Packet::AuthResponse(self.answer_to_our_challenge()),
+            other => other,
+        }
+    }
+
+    fn own_generation(&mut self, captured: u64) -> u64 {
+        let known = self
+            .generations
+            .get(&(captured & !1))
+            .map(|own| own | captured & 1);
+        // One that the other node made is taken as it is.
+        known.unwrap_or_else(|| {
+            self.generations.insert(captured & !1, captured & !1);
+            captured
+        })
+    }
+
+    fn own_id(&self, captured: [u8; 8]) -> [u8; 8] {
+        self.ids.get(&captured).copied().unwrap_or(captured)
+    }
+
+    fn answer_to_our_challenge(&self) -> Bytes {
+        let Some((secret, name)) = &self.net.secret else {
+            self.fail("no secret")
+        };
+        let Some(challenge) = &self.challenge else {
+            self.fail("no challenge was sent")
+        };
+        let algorithm = HmacAlgorithm::from_name(name).expect("a known digest");
+        let wrong = self.scenario == "06-auth-wrong-secret";
+        let secret = if wrong { &b"other secret"[..] } else { secret };
+        algorithm
+            .response(&SharedSecret::new(secret), challenge)
+            .into()
+    }
+
+    // --- the link ---
+
+    fn dial_as_captured(&mut self, socket: Socket) {
+        for _ in 0..1000 {
+            if let Some(token) = self.dials.pop_front() {
+                let id = self.new_socket(socket, Framer::accepted());
+                self.event(Event::Dialled {
+                    token,
+                    result: Ok(id),
+                });
+                return;
+            }
+            self.pass(Duration::from_millis(50));
+        }
+        self.fail("the engine does not dial");
+    }
+
+    fn refuse_dials(&mut self) {
+        while let Some(token) = self.dials.pop_front() {
+            let result = Err(DialError::Unreachable(String::from("connection refused")));
+            self.event(Event::Dialled { token, result });
+        }
+    }
+
+    fn new_socket(&mut self, socket: Socket, framer: Framer) -> SocketId {
+        self.next += 1;
+        let id = SocketId(self.next);
+        self.sockets.insert(
+            id,
+            Speaker {
+                framer,
+                said: VecDeque::new(),
+            },
+        );
+        self.link.insert(socket, id);
+        id
+    }
+
+    fn end_link(&mut self) {
+        self.pass(Duration::from_millis(1));
+        let link = core::mem::take(&mut self.link);
+        for id in link.into_values() {
+            if self.sockets.remove(&id).is_some() {
+                let reason = String::from("the peer closed it");
+                self.event(Event::Closed { socket: id, reason });
+            }
+        }
+        self.last_state = None;
+        self.last_expected_state = None;
+        self.pass(Duration::from_millis(1));
+    }
+
+    /// What was done while the nodes were apart.
+    fn offline_actions(&mut self) {
+        if !matches!(self.actions.front(), Some(Action::LinkEnds)) {
+            return;
+        }
+        self.actions.pop_front();
+        while self.may_act() {
+            self.refuse_dials();
+            if let Some(action) = self.actions.pop_front() {
+                let connects = matches!(action, Action::Connect { .. });
+                self.run(action);
+                if connects {
+                    return; // What follows belongs to the next link.
+                }
+            }
+            self.pass(Duration::from_millis(200));
+        }
+    }
+
+    // --- the machine around the engine ---
+
+    fn run(&mut self, action: Action) {
+        self.next += 1;
+        match action {
+            Action::Run(command) => self.event(Event::Command {
+                id: CommandId(self.next),
+                command,
+            }),
+            Action::Connect { discard_my_data } => {
+                let command = Command::Connect {
+                    net: self.net.clone(),
+                    discard_my_data,
+                    tentative: false,
+                };
+                self.event(Event::Command {
+                    id: CommandId(self.next),
+                    command,
+                });
+            }
+            Action::Write { offset, data, fua } => {
+                let operation = Operation::Write {
+                    offset,
+                    data: Bytes::from(data),
+                    fua,
+                };
+                let request = Request {
+                    id: RequestId(self.next),
+                    volume: VOLUME,
+                    operation,
+                };
+                self.event(Event::Request(request));
+            }
+            Action::LinkEnds => {}
+        }
+    }
+
+    fn pass(&mut self, length: Duration) {
+        let end = self.now + length;
+        while let Some(at) = self.resource.next_deadline().filter(|at| *at <= end) {
+            self.now = self.now.max(at);
+            self.event(Event::Timer);
+        }
+        self.now = end;
+    }
+
+    fn event(&mut self, event: Event) {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let mut effects = Effects::new();
+            self.resource.handle(self.now, event, &mut effects);
+            for effect in effects {
+                self.perform(effect, &mut events);
+            }
+        }
+    }
+
+    fn perform(&mut self, effect: Effect, events: &mut VecDeque<Event>) {
+        match effect {
+            Effect::Disk {
+                token, operation, ..
+            } => {
+                let result = Ok(self.disk_operation(operation));
+                events.push_back(Event::DiskDone { token, result });
+            }
+            Effect::Meta {
+                token, operation, ..
+            } => {
+                let data = match operation {
+                    MetaOperation::Read { offset, length } => self.read(offset, length),
+                    MetaOperation::Write { offset, data, .. } => self.write(offset, &data),
+                    MetaOperation::Flush => Bytes::new(),
+                };
+                events.push_back(Event::MetaDone {
+                    token,
+                    result: Ok(data),
+                });
+            }
+            Effect::Send {
+                socket,
+                head,
+                payload,
+            } => self.heard(socket, &head, payload, events),
+            Effect::Answer { answer, .. } if answer.exit != 0 => {
+                self.log.push(format!("answer {answer:?}"))
+            }
+            Effect::Dial { token } => self.dials.push_back(token),
+            Effect::Close { socket, .. } => {
+                events.push_back(Event::Closed {
+                    socket,
+                    reason: String::from("closed here"),
+                });
+            }
+            Effect::OpenBacking { token, .. } => {
+                let result = Ok(BackingInfo {
+                    data_bytes: DISK_BYTES,
+                    meta_bytes: DISK_BYTES,
+                    meta_kind: MetaKind::Internal,
+                    logical_block: 512,
+                    discard: true,
+                    discard_zeroes: true,
+                });
+                events.push_back(Event::BackingOpened { token, result });
+            }
+            Effect::CloseBacking { token, .. } => events.push_back(Event::BackingClosed { token }),
+            Effect::RunHandler { token, .. } => {
+                events.push_back(Event::HandlerDone { token, exit: 0 })
+            }
+            Effect::Notify(Notification::Log { text, .. }) => self.log.push(text),
+            _ => {}
+        }
+    }
+
+    fn heard(
+        &mut self,
+        socket: SocketId,
+        head: &Bytes,
+        payload: Option<Bytes>,
+        events: &mut VecDeque<Event>,
+    ) {
+        let Some(speaker) = self.sockets.get_mut(&socket) else {
+            return;
+        };
+        let bytes = head.len() + payload.as_ref().map_or(0, Bytes::len);
+        speaker.framer.push(head.clone());
+        if let Some(payload) = payload {
+            speaker.framer.push(payload);
+        }
+        while let Some(frame) = speaker
+            .framer
+            .next()
+            .expect("the engine sends what its own framer reads")
+        {
+            if frame.packet == Packet::Ping {
+                let ack = encode(&Frame {
+                    volume: 0,
+                    packet: Packet::PingAck,
+                });
+                events.push_back(Event::Bytes { socket, bytes: ack });
+            }
+            speaker.said.push_back(frame);
+        }
+        events.push_back(Event::Sent {
+            socket,
+            bytes: bytes as u64,
+        });
+    }
+
+    fn disk_operation(&mut self, operation: DiskOperation) -> Bytes {
+        match operation {
+            DiskOperation::Read { offset, length } => self.read(offset, length),
+            DiskOperation::Write { offset, data, .. } => self.write(offset, &data),
+            DiskOperation::Discard { offset, length, .. }
+            | DiskOperation::Zero { offset, length, .. } => {
+                self.write(offset, &vec![0; length as usize])
+            }
+            DiskOperation::Flush => Bytes::new(),
+        }
+    }
+
+    fn read(&self, offset: u64, length: u32) -> Bytes {
+        let start = offset as usize;
+        Bytes::copy_from_slice(&self.disk[start..start + length as usize])
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> Bytes {
+        let start = offset as usize;
+        self.disk[start..start + data.len()].copy_from_slice(data);
+        Bytes::new()
+    }
+}
+
+fn is_left_out(packet: &Packet) -> bool {
+    matches!(
+        packet,
+        Packet::Ping | Packet::PingAck | Packet::UnplugRemote
+    )
+}
+
+fn encode(frame: &Frame) -> Bytes {
+    let mut out = BytesMut::new();
+    let payload = frame
+        .encode_into(frame.packet.header_kind(), &mut out)
+        .expect("a packet within the limits");
+    out.extend_from_slice(&payload.unwrap_or_default());
+    out.freeze()
+}
+
+fn fresh_disk(data: &[u8]) -> Vec<u8> {
+    let layout = Layout::new(
+        Placement::Internal,
+        ByteLen(DISK_BYTES),
+        AlGeometry::DEFAULT,
+    )
+    .expect("a layout");
+    let mut disk = vec![0; DISK_BYTES as usize];
+    let mut put = |offset: u64, bytes: &[u8]| {
+        disk[offset as usize..offset as usize + bytes.len()].copy_from_slice(bytes);
+    };
+    put(0, data);
+    let block = activity_log::initialized_block();
+    for number in 0..layout.geometry().blocks() {
+        put(layout.activity_log_block(number).0, &block[..]);
+    }
+    put(
+        layout.bitmap_offset().0,
+        &vec![0xFF; layout.bitmap_len().0 as usize],
+    );
+    put(
+        layout.superblock_offset().0,
+        &Superblock::fresh(&layout).encode()[..],
+    );
+    disk
+}
+
+/// The packets of a capture in the order of time, as one side sees them.
+fn captured(scenario: &str, side: Direction) -> VecDeque<Captured> {
+    let streams = golden::streams(scenario).expect("the capture's streams");
+    let mut frames: BTreeMap<(u32, Direction), (Socket, VecDeque<Frame>)> = BTreeMap::new();
+    for stream in &streams {
+        frames.insert(
+            (stream.connection, stream.direction),
+            (stream.socket, decode(stream)),
+        );
+    }
+    let mut all = VecDeque::new();
+    for line in golden::listing(scenario).expect("the capture's listing") {
+        let Some((socket, queue)) = frames.get_mut(&(line.connection, line.direction)) else {
+            continue;
+        };
+        if let Some(frame) = queue.pop_front() {
+            all.push_back(Captured {
+                connection: line.connection,
+                socket: *socket,
+                ours: line.direction == side,
+                frame,
+            });
+        }
+    }
+    all
+}
+
+fn decode(stream: &Stream) -> VecDeque<Frame> {
+    let starts_with_first_packet =
+        stream.bytes.get(4) == Some(&0xff) && matches!(stream.bytes.get(5), Some(0xf1 | 0xf2));
+    let mut framer = if starts_with_first_packet {
+        Framer::accepted()
+    } else {
+        Framer::dialled(stream.socket)
+    };
+    framer.push(Bytes::copy_from_slice(&stream.bytes));
+    let mut frames = VecDeque::new();
+    while let Some(frame) = framer.next().expect("a captured stream") {
+        frames.push_back(frame);
+    }
+    frames
+}
+
+/// The payload of the first P_RS_DATA_REPLY of a capture.
+pub fn first_resync_payload(scenario: &str) -> Vec<u8> {
+    let all = captured(scenario, Direction::AToB);
+    all.into_iter()
+        .find_map(|at| match at.frame.packet {
+            Packet::RsDataReply(data) => Some(data.payload.to_vec()),
+            _ => None,
+        })
+        .unwrap_or_default()
+}
+
+/// The application's writes of a capture, as the kernel sent them.
+pub fn writes(scenario: &str) -> Vec<Action> {
+    let all = captured(scenario, Direction::AToB);
+    let write = |at: Captured| match at.frame.packet {
+        Packet::Data(data) => Some(Action::Write {
+            offset: data.sector * 512,
+            data: data.payload.to_vec(),
+            fua: if data.dp_flags.0 & 16 != 0 {
+                Fua::Yes
+            } else {
+                Fua::No
+            },
+        }),
+        _ => None,
+    };
+    all.into_iter().filter_map(write).collect()
+}
