@@ -477,7 +477,7 @@ impl Story<'_> {
             size(numbers.resynced_bytes),
             size(numbers.device_bytes)
         ));
-        by_hand(&self.pair.alpha.invocation);
+        by_hand(&self.pair.alpha.invocation, self.options.keep);
     }
 
     fn how_to_go_on(&self) -> Outcome {
@@ -517,7 +517,7 @@ impl Story<'_> {
 }
 
 /// Each step as it is done on two machines.
-fn by_hand(program: &Invocation) {
+fn by_hand(program: &Invocation, kept: bool) {
     let plain = Invocation {
         root: None,
         config_file: None,
@@ -559,6 +559,9 @@ fn by_hand(program: &Invocation) {
     out_line("\nThe same by hand, on two machines:");
     for (node, command, remark) in steps {
         out_line(&format!("  {node:<7} {command}   # {remark}"));
+    }
+    if kept {
+        return;
     }
     out_line(&format!(
         "On this one: {} --keep leaves the pair running and says what to type.",

@@ -147,10 +147,7 @@ fn text(resource: &ResourceReport, detail: Detail) -> String {
     for volume in &resource.volumes {
         text.push_str(&device_line(volume, detail, numbered));
     }
-    if resource.peer.is_some() && resource.connection != "StandAlone"
-        || resource.connection != "StandAlone"
-        || detail.verbose && resource.peer.is_some()
-    {
+    if resource.peer.is_some() {
         text.push_str(&peer_lines(resource, detail, numbered));
     }
     text.push('\n');

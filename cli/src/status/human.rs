@@ -58,33 +58,31 @@ fn fetch(invocation: &Invocation, resource: Option<&str>) -> Result<StatusReport
 }
 
 fn watch(invocation: &Invocation, resource: Option<&str>) -> Outcome {
+    let mut stream = daemon::connect(invocation)?
+        .watch(resource)
+        .map_err(|error| daemon::failed(invocation, &error))?;
     loop {
-        let mut stream = daemon::connect(invocation)?
-            .watch(resource)
-            .map_err(|error| daemon::failed(invocation, &error))?;
-        loop {
-            let report = match stream.next(Some(REDRAW)) {
-                Ok(WatchItem::Status(report)) => report,
-                Ok(WatchItem::Handler(handler)) => {
-                    err(&format!(
-                        "{}: handler {}",
-                        handler.resource, handler.handler
-                    ));
-                    continue;
-                }
-                Ok(WatchItem::Refused(answer)) => {
-                    return Err(Failure::new(answer.exit.max(1), answer.text));
-                }
-                Err(ControlError::Timeout { .. }) => fetch(invocation, resource)?,
-                Err(error) => return Err(daemon::failed(invocation, &error)),
-            };
-            let clear = if std::io::stdout().is_terminal() {
-                "\x1b[H\x1b[2J"
-            } else {
-                ""
-            };
-            out(&format!("{clear}{}", text(invocation, &report)));
-        }
+        let report = match stream.next(Some(REDRAW)) {
+            Ok(WatchItem::Status(report)) => report,
+            Ok(WatchItem::Handler(handler)) => {
+                err(&format!(
+                    "{}: handler {}",
+                    handler.resource, handler.handler
+                ));
+                continue;
+            }
+            Ok(WatchItem::Refused(answer)) => {
+                return Err(Failure::new(answer.exit.max(1), answer.text));
+            }
+            Err(ControlError::Timeout { .. }) => fetch(invocation, resource)?,
+            Err(error) => return Err(daemon::failed(invocation, &error)),
+        };
+        let clear = if std::io::stdout().is_terminal() {
+            "\x1b[H\x1b[2J"
+        } else {
+            ""
+        };
+        out(&format!("{clear}{}", text(invocation, &report)));
     }
 }
 
