@@ -223,7 +223,9 @@ impl Resource {
     }
 
     fn generation_is_pending(&self, number: VolumeNumber) -> bool {
-        self.volumes.get(&number).is_some_and(|volume| volume.generation_pending)
+        self.volumes
+            .get(&number)
+            .is_some_and(|volume| volume.generation_pending)
     }
 
     /// The generation of the only disk is durable: writes that would be missed without it go on.

@@ -71,7 +71,10 @@ fn main() -> ExitCode {
         (Some(seeds), _) => seeds,
         (None, Some(_)) => {
             let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-            (since.map_or(0, |since| since.as_nanos() as u64 & 0xffff_ffff_f000), u64::MAX)
+            (
+                since.map_or(0, |since| since.as_nanos() as u64 & 0xffff_ffff_f000),
+                u64::MAX,
+            )
         }
         (None, None) => (0, 100),
     };
@@ -130,7 +133,9 @@ fn many(arguments: &Arguments, from: u64, to: u64, end: Option<Instant>) -> Exit
             });
         }
     });
-    let total = total.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let total = total
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     println!(
         "{} seeds from {from}, {} requests, {} faults and commands, {} split brains, {} nudges, {} virtual hours, {:.1} s",
         total.runs,
@@ -153,7 +158,9 @@ fn many(arguments: &Arguments, from: u64, to: u64, end: Option<Instant>) -> Exit
 
 /// True: a failure.
 fn note(total: &Mutex<Total>, seed: u64, outcome: Outcome) -> bool {
-    let mut total = total.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut total = total
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     total.runs += 1;
     match outcome {
         Ok(report) => {

@@ -498,8 +498,12 @@ impl Campaign {
                     return false;
                 }
                 let force_or_not = force;
-                self.world
-                    .command(secondary, Command::Down { force: force_or_not });
+                self.world.command(
+                    secondary,
+                    Command::Down {
+                        force: force_or_not,
+                    },
+                );
                 let wait = self.dice.between(200, 1500) * MS;
                 if self.live(wait).is_err() {
                     return true;
@@ -515,7 +519,8 @@ impl Campaign {
                 }
                 self.world.oracle.discard(secondary);
                 if self.dice.chance(1, 2) {
-                    self.world.command(secondary, Command::Invalidate { volume });
+                    self.world
+                        .command(secondary, Command::Invalidate { volume });
                 } else {
                     self.world
                         .command(primary, Command::InvalidateRemote { volume });
@@ -631,7 +636,11 @@ impl Campaign {
     fn together(&mut self, seconds: u64) -> Result<bool, String> {
         for _ in 0..seconds {
             self.live(1000 * MS)?;
-            let calm = self.world.nodes.iter().all(|node| node.open_commands.is_empty());
+            let calm = self
+                .world
+                .nodes
+                .iter()
+                .all(|node| node.open_commands.is_empty());
             let served = self.world.nodes.iter().any(super::node::Node::is_primary);
             if self.world.is_in_sync() && calm && served && !self.person.sees_split() {
                 return Ok(true);
@@ -721,7 +730,10 @@ impl Campaign {
                 }
             }
             if !self.world.nodes[1 - node].is_primary() {
-                return Err(format!("a switchover of healed nodes fails: {}", self.states()));
+                return Err(format!(
+                    "a switchover of healed nodes fails: {}",
+                    self.states()
+                ));
             }
         }
         Ok(())

@@ -115,7 +115,13 @@ impl Clients {
     }
 
     /// A request for a device of so many bytes, if the clients want one now.
-    pub fn ask(&mut self, now: u64, node: usize, bytes: u64, oracle: &mut Oracle) -> Option<Request> {
+    pub fn ask(
+        &mut self,
+        now: u64,
+        node: usize,
+        bytes: u64,
+        oracle: &mut Oracle,
+    ) -> Option<Request> {
         if self.quiet || self.resting[node] || self.in_flight(node) >= self.habits.depth {
             return None;
         }
@@ -228,7 +234,10 @@ impl Clients {
             ));
         };
         if open.node != node {
-            return Err(format!("request {} is answered by the other node", request.0));
+            return Err(format!(
+                "request {} is answered by the other node",
+                request.0
+            ));
         }
         match (&open.asked, result) {
             (Asked::Write { id, durable }, Ok(_)) => {

@@ -266,13 +266,7 @@ impl Network {
         let (reader_open, reader_paused, node, boot, socket) = {
             let reader = &ends[1 - from];
             let open = reader.open && !reader.closing && !reader.dead;
-            (
-                open,
-                reader.paused,
-                reader.node,
-                reader.boot,
-                reader.socket,
-            )
+            (open, reader.paused, reader.node, reader.boot, reader.socket)
         };
         let own = &mut ends[from];
         while own.flight.front().is_some_and(|(at, _)| *at <= now) {
@@ -416,8 +410,7 @@ impl Network {
     /// An engine dials.
     pub fn dial(&mut self, now: u64, node: usize, boot: u64, token: Token) {
         let at = now + self.delay();
-        self.out
-            .push((at, NetEvent::Reach { node, boot, token }));
+        self.out.push((at, NetEvent::Reach { node, boot, token }));
     }
 
     /// A dial arrives, or not.

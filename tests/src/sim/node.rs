@@ -299,12 +299,7 @@ impl Node {
     ///
     /// # Errors
     /// The engine panicked, or says itself that an invariant is broken.
-    pub fn handle(
-        &mut self,
-        now: Time,
-        event: Event,
-        effects: &mut Effects,
-    ) -> Result<(), String> {
+    pub fn handle(&mut self, now: Time, event: Event, effects: &mut Effects) -> Result<(), String> {
         let Some(engine) = self.engine.as_mut() else {
             return Ok(());
         };
@@ -359,7 +354,8 @@ impl Node {
     /// It runs and is Primary.
     #[must_use]
     pub fn is_primary(&self) -> bool {
-        self.state().is_some_and(|state| state.role == Role::Primary)
+        self.state()
+            .is_some_and(|state| state.role == Role::Primary)
     }
 
     /// It is connected at all.
@@ -464,14 +460,18 @@ impl Node {
             return false;
         };
         let hit = match (fault, io) {
-            (IoFault::DataRead, Io::Data(DiskOperation::Read { .. }, _)) | (IoFault::Meta, Io::Meta(..)) => true,
+            (IoFault::DataRead, Io::Data(DiskOperation::Read { .. }, _))
+            | (IoFault::Meta, Io::Meta(..)) => true,
             (IoFault::DataWrite, Io::Data(operation, _)) => {
                 !matches!(operation, DiskOperation::Read { .. })
             }
             _ => false,
         };
         if hit {
-            self.fault = left.checked_sub(1).filter(|left| *left > 0).map(|left| (fault, left));
+            self.fault = left
+                .checked_sub(1)
+                .filter(|left| *left > 0)
+                .map(|left| (fault, left));
         }
         hit
     }

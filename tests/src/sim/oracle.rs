@@ -169,11 +169,7 @@ impl Oracle {
         write.ended = Some(tick);
         write.acknowledged = true;
         let history = write.history;
-        raise(
-            &self.writes,
-            &mut self.histories[history].acknowledged,
-            id,
-        );
+        raise(&self.writes, &mut self.histories[history].acknowledged, id);
         let Some(state) = after else { return };
         let own = state.disk == DiskState::UpToDate;
         let connected = state.conn.is_connected();
@@ -376,7 +372,9 @@ impl Oracle {
         // The other node's history may not go on where this one's ended.
         let same = view.history == other.history || self.descends(view.history, other.history);
         let acknowledged = &self.histories[view.history].acknowledged;
-        same && self.dominates(&view.live, acknowledged, view.history).is_ok()
+        same && self
+            .dominates(&view.live, acknowledged, view.history)
+            .is_ok()
     }
 
     /// Are the two nodes of one history, as far as acknowledged writes go?
@@ -389,9 +387,9 @@ impl Oracle {
     #[must_use]
     pub fn wrote_since_split(&self, node: usize) -> bool {
         let history = self.views[node].history;
-        let since = self.histories[history].forked.max(
-            self.histories[self.views[1 - node].history].forked,
-        );
+        let since = self.histories[history]
+            .forked
+            .max(self.histories[self.views[1 - node].history].forked);
         self.writes
             .iter()
             .any(|write| write.history == history && write.acknowledged && write.submitted > since)
@@ -434,10 +432,7 @@ impl Oracle {
         nodes: &[Node; 2],
     ) -> Result<(), String> {
         let tick = self.tick();
-        if new.role == Role::Primary
-            && new.conn.is_connected()
-            && new.peer == Role::Primary
-        {
+        if new.role == Role::Primary && new.conn.is_connected() && new.peer == Role::Primary {
             return Err(format!("{} is Primary and sees a Primary", name(node)));
         }
         let becomes_source = |state: State| {
@@ -614,12 +609,12 @@ impl Oracle {
         let history = self.views[node].history;
         let busy = on.sectors_in_flight();
         let sectors = &self.histories[history].sectors;
-        let present = sectors.keys().filter_map(|sector| {
-            match on.data.content(*sector) {
+        let present = sectors
+            .keys()
+            .filter_map(|sector| match on.data.content(*sector) {
                 Content::Stamp(write) if (*write as usize) < self.writes.len() => Some(*write),
                 _ => None,
-            }
-        });
+            });
         let Some(youngest) = present.max_by_key(|id| self.writes[*id as usize].submitted) else {
             return Ok(());
         };
@@ -778,7 +773,11 @@ impl Oracle {
     /// Writes so far, for the summary.
     #[must_use]
     pub fn counts(&self) -> (usize, usize, usize) {
-        let acknowledged = self.writes.iter().filter(|write| write.acknowledged).count();
+        let acknowledged = self
+            .writes
+            .iter()
+            .filter(|write| write.acknowledged)
+            .count();
         (self.writes.len() - 1, acknowledged, self.histories.len())
     }
 }

@@ -230,7 +230,10 @@ impl World {
                     if done(self) {
                         return Ok(());
                     }
-                    return Err(format!("nothing more happened within {} s", limit / 1000 / MS));
+                    return Err(format!(
+                        "nothing more happened within {} s",
+                        limit / 1000 / MS
+                    ));
                 }
             }
         }
@@ -344,9 +347,9 @@ impl World {
             let Effect::Reply { request, result } = effect else {
                 continue;
             };
-            let answered =
-                self.clients
-                    .answered(node, *request, result, after, &mut self.oracle);
+            let answered = self
+                .clients
+                .answered(node, *request, result, after, &mut self.oracle);
             if let Err(text) = answered {
                 self.fail(text);
             }
@@ -562,9 +565,9 @@ impl World {
 
     /// One request of a client now, in the order of [`Habits::mix`].
     pub fn request(&mut self, node: usize, kind: usize, first: u64, sectors: u64) {
-        let request =
-            self.clients
-                .request(self.now, node, kind, first, sectors, &mut self.oracle);
+        let request = self
+            .clients
+            .request(self.now, node, kind, first, sectors, &mut self.oracle);
         self.deliver(node, Event::Request(request));
     }
 
@@ -609,11 +612,7 @@ impl World {
 
     /// The process of a node dies, or its power fails.
     pub fn stop(&mut self, node: usize, power: bool) {
-        let how = if power {
-            "loses power"
-        } else {
-            "is killed"
-        };
+        let how = if power { "loses power" } else { "is killed" };
         self.say(format!("{} {how}", name(node)));
         self.nodes[node].stop(&mut self.disk_dice, power);
         self.net.hosts[node] = self.nodes[node].host;
@@ -643,7 +642,10 @@ impl World {
 
     /// Holds back (or lets go) what the nodes send: from A, from B.
     pub fn block(&mut self, blocked: [bool; 2]) {
-        self.say(format!("network blocked: from A {}, from B {}", blocked[0], blocked[1]));
+        self.say(format!(
+            "network blocked: from A {}, from B {}",
+            blocked[0], blocked[1]
+        ));
         self.net.blocked = blocked;
         if blocked != [true; 2] {
             self.net.wake(self.now);
@@ -664,8 +666,7 @@ impl World {
 
     /// Closes one socket of a test by its number.
     pub fn close_socket(&mut self, socket: u64) {
-        self.net
-            .close(self.now, SocketId(socket), CloseHow::Abort);
+        self.net.close(self.now, SocketId(socket), CloseHow::Abort);
         self.take_net();
     }
 
@@ -694,7 +695,10 @@ impl World {
         if !self.is_in_sync() || !self.is_idle() {
             return false;
         }
-        let sectors = self.nodes[0].status.as_ref().map_or(0, |status| status.bytes / 512);
+        let sectors = self.nodes[0]
+            .status
+            .as_ref()
+            .map_or(0, |status| status.bytes / 512);
         if let Err(text) = self.oracle.check_equal(&self.nodes, sectors) {
             self.fail(text);
         }
