@@ -240,6 +240,12 @@ impl World {
     /// Two nodes, attached, connected; both Secondary with fresh disks.
     pub fn connected(net: &NetOptions) -> World {
         let mut world = World::pair();
+        world.make_connected(net);
+        world
+    }
+
+    fn make_connected(&mut self, net: &NetOptions) {
+        let world = self;
         for node in 0..2 {
             world.ok(node, Command::Attach { volume: VOLUME });
             world.connect(node, net);
@@ -247,12 +253,28 @@ impl World {
         world.run_until("both are connected", |world| {
             (0..2).all(|node| world.state(node).conn == ConnState::Connected)
         });
-        world
     }
 
     /// The same with the initial sync skipped: both UpToDate, and node 0 Primary.
     pub fn ready(net: &NetOptions) -> World {
-        let mut world = World::connected(net);
+        let mut world = World::pair();
+        world.make_ready(net);
+        world
+    }
+
+    /// The same with smaller disks, for tests that need many worlds.
+    pub fn small(net: &NetOptions, bytes: u64) -> World {
+        let mut world = World::pair();
+        for node in &mut world.nodes {
+            node.disk = Disk::fresh(bytes);
+        }
+        world.make_ready(net);
+        world
+    }
+
+    fn make_ready(&mut self, net: &NetOptions) {
+        let world = self;
+        world.make_connected(net);
         world.ok(
             0,
             Command::NewCurrentUuid {
@@ -267,7 +289,6 @@ impl World {
             })
         });
         world.primary(0);
-        world
     }
 
     /// Gives the command `connect`, which is answered at once.

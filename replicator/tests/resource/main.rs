@@ -8,6 +8,7 @@
 mod attaching;
 mod crashes;
 mod detaching;
+mod failovers;
 mod harness;
 mod linking;
 mod liveness;

@@ -246,3 +246,63 @@ fn the_link_lost_in_the_middle_of_a_detach_lets_it_go_on_alone() {
     });
     assert_eq!(world.state(1).disk, DiskState::Diskless);
 }
+
+#[test]
+fn a_link_lost_while_an_attach_is_negotiated_leaves_a_settled_disk() {
+    for written in [false, true] {
+        let mut world = World::ready(&NetOptions::default());
+        world.ok(1, detach());
+        if written {
+            world.write_ok(0, 0, 4096, 1);
+        }
+        world.hold(1, |effect| matches!(effect, Effect::Send { .. }));
+        let attach = world.command(1, Command::Attach { volume: VOLUME });
+        assert_eq!(world.state(1).disk, DiskState::Negotiating);
+        world.cut_network();
+        world.release(1);
+        world.run_until("the attach is answered", |world| {
+            world.nodes[1].answers.contains_key(&attach)
+        });
+        // The data of the Primary moved on: what this disk has is not what it would have had to offer.
+        world.run_until("the disk is settled", |world| {
+            world.state(1).disk != DiskState::Negotiating
+        });
+        assert_eq!(
+            world.nodes[1].open,
+            world.state(1).disk != DiskState::Diskless
+        );
+        world.join();
+        if world.state(1).disk == DiskState::Diskless {
+            world.ok(1, Command::Attach { volume: VOLUME });
+        }
+        world.run_until("both are UpToDate", |world| {
+            (0..2).all(|node| {
+                let state = world.state(node);
+                state.conn == ConnState::Connected && state.disk == DiskState::UpToDate
+            })
+        });
+    }
+}
+
+#[test]
+fn an_attach_during_the_handshake_waits_for_its_end() {
+    let mut world = World::ready(&NetOptions::default());
+    world.cut_network();
+    world.ok(1, detach());
+    // The handshake of the volumes gets stuck half way.
+    world.hold(0, |effect| matches!(effect, Effect::Send { .. }));
+    world.join();
+    world.advance(std::time::Duration::from_secs(2));
+    let attach = world.command(1, Command::Attach { volume: VOLUME });
+    world.release(0);
+    world.run_until("the attach is answered", |world| {
+        world.nodes[1].answers.contains_key(&attach)
+    });
+    assert_eq!(world.nodes[1].answers[&attach].exit, 0);
+    world.run_until("both are UpToDate", |world| {
+        (0..2).all(|node| {
+            let state = world.state(node);
+            state.conn == ConnState::Connected && state.disk == DiskState::UpToDate
+        })
+    });
+}
