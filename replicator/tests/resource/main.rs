@@ -15,6 +15,7 @@ mod liveness;
 mod pairs;
 mod plans;
 mod replication;
+mod resyncing;
 mod roles;
 mod splitting;
 mod strangers;
