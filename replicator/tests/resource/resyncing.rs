@@ -4,17 +4,41 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tandem_replicator::state::word::{ConnState, DiskState, Role};
-use tandem_replicator::{Command, DiskOperation, Effect, Force, Fua, NetOptions, Operation, Protocol};
+use tandem_replicator::{
+    Command, DiskOperation, DiskOptions, Effect, Force, Fua, NetOptions, Operation, Protocol,
+};
 
 use super::harness::{
-    VOLUME, World, durable_flags, flushes_data, protocol, writes_data,
-    writes_superblock,
+    VOLUME, World, durable_flags, flushes_data, protocol, writes_data, writes_superblock,
 };
 
 const MIB: u64 = 1 << 20;
 
 fn force_primary(world: &mut World, node: usize) {
-    world.ok(node, Command::Primary { volume: VOLUME, force: Force::Yes });
+    world.ok(
+        node,
+        Command::Primary {
+            volume: VOLUME,
+            force: Force::Yes,
+        },
+    );
+}
+
+/// A resync takes a while: 4 MiB/s.
+fn slow(world: &mut World) {
+    for node in 0..2 {
+        let options = DiskOptions {
+            c_max_rate: 4096,
+            ..DiskOptions::default()
+        };
+        world.ok(
+            node,
+            Command::DiskOptions {
+                volume: VOLUME,
+                options,
+            },
+        );
+    }
 }
 
 fn is_synced(world: &World) -> bool {
@@ -39,8 +63,15 @@ fn bytes_of_device(world: &World) -> usize {
 fn check_equal(world: &World) {
     let bytes = bytes_of_device(world);
     assert!(bytes > 0);
-    let (a, b) = (&world.nodes[0].disk.current[..bytes], &world.nodes[1].disk.current[..bytes]);
-    assert!(a == b, "disks differ at {:?}", a.iter().zip(b).position(|(a, b)| a != b));
+    let (a, b) = (
+        &world.nodes[0].disk.current[..bytes],
+        &world.nodes[1].disk.current[..bytes],
+    );
+    assert!(
+        a == b,
+        "disks differ at {:?}",
+        a.iter().zip(b).position(|(a, b)| a != b)
+    );
     for node in 0..2 {
         assert_eq!(world.out_of_sync(node), 0, "node {node}");
     }
@@ -64,7 +95,9 @@ fn scramble(world: &mut World) {
 
 fn cut_and_write(world: &mut World, fills: &[(u64, u8)]) {
     world.cut_network();
-    world.run_until("node 0 noticed", |world| world.state(0).conn < ConnState::Connected);
+    world.run_until("node 0 noticed", |world| {
+        world.state(0).conn < ConnState::Connected
+    });
     for (offset, fill) in fills {
         world.write_ok(0, *offset, 8192, *fill);
     }
@@ -91,6 +124,7 @@ fn what_was_written_while_the_peer_was_away_is_copied() {
     for letter in [Protocol::A, Protocol::B, Protocol::C] {
         let mut world = World::ready(&protocol(letter));
         world.write_ok(0, 0, 65536, 1);
+        world.advance(Duration::from_secs(1));
         cut_and_write(&mut world, &[(4096, 2), (20 * MIB, 3), (33 * MIB + 512, 4)]);
         let missed = world.out_of_sync(0);
         assert!((24..=36).contains(&missed), "{missed}");
@@ -113,9 +147,12 @@ fn a_resync_without_bits_ends_at_once() {
 #[test]
 fn the_application_writes_on_the_source_meanwhile() {
     let mut world = World::connected(&protocol(Protocol::C));
+    slow(&mut world);
     scramble(&mut world);
     force_primary(&mut world, 0);
-    world.run_until("the target asks", |world| world.state(1).conn == ConnState::SyncTarget);
+    world.run_until("the target asks", |world| {
+        world.state(1).conn == ConnState::SyncTarget
+    });
     let mut open = Vec::new();
     for round in 0..400_u64 {
         let offset = (round * 7919 % 4096) * 4096 + (round % 3) * 512;
@@ -132,9 +169,12 @@ fn the_application_writes_on_the_source_meanwhile() {
 #[test]
 fn the_application_writes_on_a_primary_target() {
     let mut world = World::ready(&protocol(Protocol::C));
+    slow(&mut world);
     world.write_ok(0, 0, 65536, 9);
     world.ok(0, Command::Invalidate { volume: VOLUME });
-    world.run_until("node 0 is target", |world| world.state(0).conn == ConnState::SyncTarget);
+    world.run_until("node 0 is target", |world| {
+        world.state(0).conn == ConnState::SyncTarget
+    });
     assert_eq!(world.state(0).role, Role::Primary);
     assert_eq!(world.read_ok(0, 0, 512), Bytes::from(vec![9; 512]));
     for round in 0..300_u64 {
@@ -154,7 +194,9 @@ fn invalidate_remote_copies_everything_to_the_peer() {
     world.write_ok(0, 5 * MIB, 65536, 9);
     world.nodes[1].disk.current[5 * MIB as usize..5 * MIB as usize + 65536].fill(77);
     world.ok(0, Command::InvalidateRemote { volume: VOLUME });
-    world.run_until("it began", |world| world.state(0).conn == ConnState::SyncSource);
+    world.run_until("it began", |world| {
+        world.state(0).conn == ConnState::SyncSource
+    });
     wait_synced(&mut world);
     check_equal(&world);
 }
@@ -162,10 +204,13 @@ fn invalidate_remote_copies_everything_to_the_peer() {
 #[test]
 fn a_promotion_and_a_demotion_during_the_resync_lose_nothing() {
     let mut world = World::ready(&protocol(Protocol::C));
+    slow(&mut world);
     world.write_ok(0, 0, 65536, 9);
     world.ok(0, Command::Secondary { volume: VOLUME });
     world.ok(0, Command::Invalidate { volume: VOLUME });
-    world.run_until("node 0 is target", |world| world.state(0).conn == ConnState::SyncTarget);
+    world.run_until("node 0 is target", |world| {
+        world.state(0).conn == ConnState::SyncTarget
+    });
     world.hold(1, |effect| matches!(effect, Effect::Disk { .. }));
     world.advance(Duration::from_millis(300));
     world.primary(0);
@@ -181,10 +226,13 @@ fn a_promotion_and_a_demotion_during_the_resync_lose_nothing() {
 #[test]
 fn an_interrupted_resync_goes_on_where_it_was() {
     let mut world = World::connected(&protocol(Protocol::C));
+    slow(&mut world);
     scramble(&mut world);
     force_primary(&mut world, 0);
     let all = world.out_of_sync(1);
-    world.run_until("a part is synced", |world| world.out_of_sync(1) < all - 4096);
+    world.run_until("a part is synced", |world| {
+        world.out_of_sync(1) < all - 4096
+    });
     assert_eq!(world.state(1).conn, ConnState::SyncTarget);
     world.cut_network();
     world.advance(Duration::from_secs(2));
@@ -206,18 +254,23 @@ fn bring_up(world: &mut World, node: usize, net: &NetOptions) {
 
 #[test]
 fn a_target_that_loses_power_anywhere_is_synced_completely_afterwards() {
-    for moment in 0..24_u64 {
+    for moment in 0..6_u64 {
         let net = protocol(Protocol::C);
         let mut world = World::connected(&net);
+        slow(&mut world);
         scramble(&mut world);
         force_primary(&mut world, 0);
-        world.run_until("the resync runs", |world| world.state(1).conn == ConnState::SyncTarget);
-        world.advance(Duration::from_millis(moment * 317));
+        world.run_until("the resync runs", |world| {
+            world.state(1).conn == ConnState::SyncTarget
+        });
+        world.advance(Duration::from_millis(moment * 1317));
         world.write_ok(0, 3 * MIB, 4096, 5);
         world.crash(1);
         world.write_ok(0, 9 * MIB, 4096, 6);
         bring_up(&mut world, 1, &net);
-        world.run_until("they meet", |world| world.state(1).conn >= ConnState::Connected);
+        world.run_until("they meet", |world| {
+            world.state(1).conn >= ConnState::Connected
+        });
         wait_synced(&mut world);
         check_equal(&world);
     }
@@ -227,14 +280,23 @@ fn a_target_that_loses_power_anywhere_is_synced_completely_afterwards() {
 fn a_source_that_loses_power_is_source_again() {
     let net = protocol(Protocol::C);
     let mut world = World::connected(&net);
+    slow(&mut world);
     scramble(&mut world);
     force_primary(&mut world, 0);
-    world.run_until("the resync runs", |world| world.state(1).conn == ConnState::SyncTarget);
+    world.run_until("the resync runs", |world| {
+        world.state(1).conn == ConnState::SyncTarget
+    });
     world.advance(Duration::from_secs(3));
     world.write_ok(0, 3 * MIB, 4096, 5);
     world.crash(0);
     world.advance(Duration::from_secs(2));
-    let answer = world.answer(1, Command::Primary { volume: VOLUME, force: Force::No });
+    let answer = world.answer(
+        1,
+        Command::Primary {
+            volume: VOLUME,
+            force: Force::No,
+        },
+    );
     assert_eq!(answer.number, -2);
     bring_up(&mut world, 0, &net);
     wait_synced(&mut world);
@@ -244,12 +306,15 @@ fn a_source_that_loses_power_is_source_again() {
 #[test]
 fn both_lose_power_during_a_resync() {
     let net = protocol(Protocol::C);
-    for moment in 0..12_u64 {
+    for moment in 0..4_u64 {
         let mut world = World::connected(&net);
+        slow(&mut world);
         scramble(&mut world);
         force_primary(&mut world, 0);
-        world.run_until("the resync runs", |world| world.state(1).conn == ConnState::SyncTarget);
-        world.advance(Duration::from_millis(moment * 511));
+        world.run_until("the resync runs", |world| {
+            world.state(1).conn == ConnState::SyncTarget
+        });
+        world.advance(Duration::from_millis(moment * 1711));
         world.crash(1);
         world.crash(0);
         bring_up(&mut world, 0, &net);
@@ -263,21 +328,24 @@ fn both_lose_power_during_a_resync() {
 fn the_link_is_cut_at_every_step_of_the_way() {
     let net = protocol(Protocol::C);
     let mut world = World::ready(&net);
-    for step in 0..60_u64 {
-        cut_and_write(&mut world, &[(step * MIB / 2, step as u8), (7 * MIB, step as u8)]);
-        world.join();
-        world.run_until("they meet", |world| world.state(0).conn > ConnState::Connected);
-        // Handlers, plans and requests happen without time passing: count events.
-        world.hold(1, {
+    for step in 1..140_u64 {
+        cut_and_write(
+            &mut world,
+            &[(step % 100 * MIB / 2, step as u8), (7 * MIB, step as u8)],
+        );
+        // Everything happens without time passing: this many effects of one node are carried out.
+        let node = (step % 2) as usize;
+        world.hold(node, {
             let mut left = step;
             move |_| {
                 left = left.saturating_sub(1);
                 left == 0
             }
         });
-        world.advance(Duration::from_millis(50));
+        world.join();
+        world.advance(Duration::from_secs(11));
         world.cut_network();
-        world.release(1);
+        world.release(node);
         world.advance(Duration::from_secs(3));
         world.join();
         wait_synced(&mut world);
@@ -292,10 +360,15 @@ fn nothing_is_cleared_on_the_targets_disk_before_it_is_flushed() {
     let all = bytes_of_device(&world) as u64 / 4096;
     world.hold(1, flushes_data);
     force_primary(&mut world, 0);
-    world.run_until("blocks arrive", |world| world.nodes[1].history.iter().any(writes_data));
+    world.run_until("blocks arrive", |world| {
+        world.nodes[1].history.iter().any(writes_data)
+    });
     world.advance(Duration::from_secs(20));
     assert_eq!(world.nodes[1].disk.bits_durable(), all);
-    assert!(world.out_of_sync(0) < all * 4, "the source knows what is written");
+    assert!(
+        world.out_of_sync(0) < all * 4,
+        "the source knows what is written"
+    );
     world.release(1);
     wait_synced(&mut world);
     check_equal(&world);
@@ -307,17 +380,30 @@ fn the_target_says_inconsistent_before_the_first_block_is_written() {
     cut_and_write(&mut world, &[(0, 1), (20 * MIB, 2)]);
     let writes = writes_superblock(&world.nodes[1].disk);
     world.nodes[1].history.clear();
+    world.hold(1, writes_data);
     world.join();
-    world.run_until("the handshake is over", |world| world.state(1).conn == ConnState::SyncTarget);
-    let mut flags = None;
-    world.run_until("a block is written", |world| {
-        if flags.is_none() && world.nodes[1].history.iter().any(writes_data) {
-            flags = Some(durable_flags(world, 1));
+    world.run_until("a block is to be written", |world| world.held(1) > 0);
+    assert!(!durable_flags(&world, 1).contains(tandem_metadata::Flags::CONSISTENT));
+    assert_eq!(
+        world.nodes[1].disk.superblock().uuids.current,
+        world.uuids(0)[1] & !1
+    );
+    world.release(1);
+    // And the superblock is waited for, whatever else happens.
+    cut_and_write(&mut world, &[(0, 3)]);
+    world.join();
+    world.hold(1, {
+        let mut syncs = 0;
+        move |effect| {
+            syncs += usize::from(writes(effect));
+            syncs > 1 && writes(effect)
         }
-        flags.is_some()
     });
-    let _ = writes;
-    assert!(!flags.unwrap().contains(tandem_metadata::Flags::CONSISTENT));
+    world.run_until("the superblock is to be written", |world| world.held(1) > 0);
+    world.nodes[1].history.clear();
+    world.advance(Duration::from_secs(1));
+    assert!(!world.nodes[1].history.iter().any(writes_data));
+    world.release(1);
     wait_synced(&mut world);
     check_equal(&world);
 }
@@ -326,17 +412,25 @@ fn the_target_says_inconsistent_before_the_first_block_is_written() {
 fn the_target_is_up_to_date_only_when_its_superblock_says_so() {
     let mut world = World::ready(&protocol(Protocol::C));
     cut_and_write(&mut world, &[(0, 1)]);
-    world.join();
-    world.run_until("the target runs", |world| world.state(1).conn == ConnState::SyncTarget);
     let writes = writes_superblock(&world.nodes[1].disk);
-    world.hold(1, writes);
+    let mut flushed = false;
+    world.hold(1, move |effect| {
+        flushed |= flushes_data(effect);
+        flushed && writes(effect)
+    });
+    world.join();
+    world.run_until("the superblock is to be written", |world| world.held(1) > 0);
     world.advance(Duration::from_secs(1));
     assert_eq!(world.state(1).disk, DiskState::Inconsistent);
     assert_eq!(world.state(0).conn, ConnState::SyncSource);
     world.release(1);
     wait_synced(&mut world);
     let flags = durable_flags(&world, 1);
-    assert!(flags.contains(tandem_metadata::Flags::CONSISTENT.with(tandem_metadata::Flags::WAS_UP_TO_DATE)));
+    assert!(
+        flags.contains(
+            tandem_metadata::Flags::CONSISTENT.with(tandem_metadata::Flags::WAS_UP_TO_DATE)
+        )
+    );
     check_equal(&world);
 }
 
@@ -346,9 +440,13 @@ fn the_sync_uuid_is_durable_on_the_source_before_it_is_sent() {
     cut_and_write(&mut world, &[(0, 1)]);
     world.advance(Duration::from_secs(6));
     let writes = writes_superblock(&world.nodes[0].disk);
+    let mut running = false;
+    world.hold(0, move |effect| {
+        running |= matches!(effect, Effect::RunHandler { .. });
+        running && writes(effect)
+    });
     world.join();
-    world.run_until("bitmaps are exchanged", |world| world.state(0).conn == ConnState::WFBitMapS);
-    world.hold(0, writes);
+    world.run_until("the sync UUID is to be written", |world| world.held(0) > 0);
     world.advance(Duration::from_secs(1));
     assert_eq!(world.state(0).conn, ConnState::WFBitMapS);
     assert_eq!(world.state(1).conn, ConnState::WFSyncUUID);
@@ -361,6 +459,7 @@ fn the_sync_uuid_is_durable_on_the_source_before_it_is_sent() {
 fn a_pause_on_either_node_holds_the_resync() {
     for node in 0..2 {
         let mut world = World::connected(&protocol(Protocol::C));
+        slow(&mut world);
         scramble(&mut world);
         world.ok(node, Command::PauseSync { volume: VOLUME });
         force_primary(&mut world, 0);
@@ -406,7 +505,9 @@ fn a_source_that_cannot_read_a_block_tells_so() {
     });
     force_primary(&mut world, 0);
     // on-io-error detach: the source's disk goes.
-    world.run_until("the source is diskless", |world| world.state(0).disk == DiskState::Diskless);
+    world.run_until("the source is diskless", |world| {
+        world.state(0).disk == DiskState::Diskless
+    });
     world.advance(Duration::from_secs(1));
     assert_eq!(world.state(1).conn, ConnState::Connected);
     assert_eq!(world.state(1).disk, DiskState::Inconsistent);
@@ -422,7 +523,9 @@ fn a_target_that_cannot_write_a_block_detaches_and_the_source_goes_on() {
             if (*offset..*offset + data.len() as u64).contains(&(8 * MIB)))
     });
     force_primary(&mut world, 0);
-    world.run_until("the target is diskless", |world| world.state(1).disk == DiskState::Diskless);
+    world.run_until("the target is diskless", |world| {
+        world.state(1).disk == DiskState::Diskless
+    });
     world.write_ok(0, 0, 4096, 3);
     assert_eq!(world.state(0).conn, ConnState::Connected);
     assert_eq!(world.state(0).pdsk, DiskState::Diskless);
@@ -438,7 +541,9 @@ fn defaults_reach_the_maximum_rate_on_a_fast_link() {
     let mut world = World::connected(&protocol(Protocol::C));
     scramble(&mut world);
     force_primary(&mut world, 0);
-    world.run_until("the resync runs", |world| world.state(1).conn == ConnState::SyncTarget);
+    world.run_until("the resync runs", |world| {
+        world.state(1).conn == ConnState::SyncTarget
+    });
     let began = world.now;
     world.run_until("both are UpToDate and Connected", is_synced);
     let spent = world.now.since(began);
@@ -448,7 +553,10 @@ fn defaults_reach_the_maximum_rate_on_a_fast_link() {
 
 #[test]
 fn plain_bitmaps_work_as_well() {
-    let net = NetOptions { use_rle: false, ..NetOptions::default() };
+    let net = NetOptions {
+        use_rle: false,
+        ..NetOptions::default()
+    };
     let mut world = World::ready(&net);
     cut_and_write(&mut world, &[(0, 1), (30 * MIB, 2)]);
     world.join();
@@ -463,7 +571,13 @@ fn reads_of_a_source_are_not_overtaken_by_the_applications_writes() {
     world.join();
     // The source's read hangs; a write to the same block waits for it, one beside it does not.
     world.hold(0, |effect| {
-        matches!(effect, Effect::Disk { operation: DiskOperation::Read { .. }, .. })
+        matches!(
+            effect,
+            Effect::Disk {
+                operation: DiskOperation::Read { .. },
+                ..
+            }
+        )
     });
     world.run_until("the source reads", |world| world.held(0) > 0);
     let same = world.write(0, 0, 4096, 7);
@@ -480,12 +594,22 @@ fn reads_of_a_source_are_not_overtaken_by_the_applications_writes() {
 #[test]
 fn fua_and_discards_go_on_during_a_resync() {
     let mut world = World::connected(&protocol(Protocol::C));
+    slow(&mut world);
     scramble(&mut world);
     force_primary(&mut world, 0);
-    world.run_until("the resync runs", |world| world.state(1).conn == ConnState::SyncTarget);
+    world.run_until("the resync runs", |world| {
+        world.state(1).conn == ConnState::SyncTarget
+    });
     for round in 0..40_u64 {
         let offset = (round * 131 % 700) * 65536;
-        let id = world.request(0, Operation::Discard { offset, length: 65536, fua: Fua::Yes });
+        let id = world.request(
+            0,
+            Operation::Discard {
+                offset,
+                length: 65536,
+                fua: Fua::Yes,
+            },
+        );
         world.run_until("answered", |world| world.reply(0, id).is_some());
         assert_eq!(world.reply(0, id), Some(&Ok(Bytes::new())));
         world.advance(Duration::from_millis(40));

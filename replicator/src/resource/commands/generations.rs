@@ -166,6 +166,13 @@ impl Resource {
     /// Step 4 of 3.10: the peer takes over this generation, and both disks are UpToDate.
     fn skip_initial_sync(&mut self, number: VolumeNumber) {
         self.send_uuids_skip_initial_sync(number);
+        if let Some(volume) = self.volumes.get_mut(&number) {
+            // The peer takes this generation over without a P_UUIDS of its own: a later resync from it ends with these.
+            let own = volume.generations.uuids;
+            if let Some(uuids) = volume.peer.uuids.as_mut() {
+                uuids.set = own;
+            }
+        }
         let up_to_date = |state: &mut crate::state::State| {
             state.disk = DiskState::UpToDate;
             state.pdsk = DiskState::UpToDate;
