@@ -22,6 +22,10 @@ use crate::socket::{ReadBuffer, SendQueue, Stream};
 /// How long a lingering close waits for the peer to take what was sent.
 const LINGER: Duration = Duration::from_secs(1);
 
+/// How long the end of a socket that is closed last waits for the peer's end: the default ping-timeout, in which a
+/// kernel handles what it has read from the other one.
+const LAST: Duration = Duration::from_millis(500);
+
 /// Reads of one stream in one turn: then the others get their turn, so that a ping is answered in time.
 const READS_PER_TURN: usize = 8;
 
@@ -46,8 +50,10 @@ type Dialling = Pin<Box<dyn Future<Output = Result<TcpStream, DialError>>>>;
 #[derive(Debug)]
 enum Phase {
     Open,
-    /// Closed by us: what is queued goes out, then our side is shut, then the peer's end is awaited.
+    /// Closed by us: what is queued goes out, then (not before `earliest`) our side is shut, then the peer's end is
+    /// awaited.
     Lingering {
+        earliest: Instant,
         deadline: Instant,
         shut: bool,
     },
@@ -139,15 +145,16 @@ impl Peer {
                     reason: "closed by this node".to_owned(),
                 })
             }
-            CloseHow::Linger => {
+            CloseHow::Linger | CloseHow::LingerLast => {
                 let link = self.links.get_mut(&socket)?;
                 if matches!(link.phase, Phase::Open) {
-                    let deadline = Instant::now() + LINGER;
+                    let now = Instant::now();
+                    let last = how == CloseHow::LingerLast;
                     link.phase = Phase::Lingering {
-                        deadline,
+                        earliest: if last { now + LAST } else { now },
+                        deadline: now + LINGER,
                         shut: false,
                     };
-                    self.linger_timer = Some(Box::pin(tokio::time::sleep_until(deadline)));
                 }
                 None
             }
@@ -265,6 +272,19 @@ impl Peer {
             }
         }
         self.end(ended, events);
+        self.arm(context);
+    }
+
+    /// Wakes at the next moment of a lingering close.
+    fn arm(&mut self, context: &mut Context<'_>) {
+        let next = self.links.values().filter_map(Link::next_moment).min();
+        self.linger_timer = next.map(|at| {
+            let mut timer = Box::pin(tokio::time::sleep_until(at));
+            if timer.as_mut().poll(context).is_ready() {
+                context.waker().wake_by_ref();
+            }
+            timer
+        });
     }
 
     fn end(&mut self, ended: Vec<(SocketId, String)>, events: &mut Vec<Event>) {
@@ -277,15 +297,38 @@ impl Peer {
 }
 
 impl Link {
+    /// When a lingering close goes on by itself.
+    fn next_moment(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Open => None,
+            Phase::Lingering {
+                shut: true,
+                deadline,
+                ..
+            } => Some(deadline),
+            // Past `earliest` only the peer's reading is awaited, up to the deadline.
+            Phase::Lingering {
+                earliest, deadline, ..
+            } if earliest <= Instant::now() => Some(deadline),
+            Phase::Lingering { earliest, .. } => Some(earliest),
+        }
+    }
+
     /// Goes on with a lingering close; the reason when it is over.
     fn linger(&mut self) -> Option<String> {
-        let Phase::Lingering { deadline, shut } = &mut self.phase else {
+        let Phase::Lingering {
+            earliest,
+            deadline,
+            shut,
+        } = &mut self.phase
+        else {
             return None;
         };
-        if Instant::now() >= *deadline {
+        let now = Instant::now();
+        if now >= *deadline {
             return Some("closed by this node; the peer did not end its side in time".to_owned());
         }
-        if !*shut && self.queue.is_empty() {
+        if !*shut && now >= *earliest && self.queue.is_empty() {
             *shut = true;
             if let Stream::Tcp(stream) = &self.stream {
                 let shutdown = socket2::SockRef::from(stream).shutdown(std::net::Shutdown::Write);

@@ -181,6 +181,32 @@ fn a_lingering_close_delivers_what_was_sent() {
 }
 
 #[test]
+fn a_socket_that_is_closed_last_ends_after_the_peers_end_or_a_while() {
+    run(async {
+        let (listener, address) = raw_server().await;
+        let mut end = End::new(settings("127.0.0.1:0", address));
+        let socket = dialled(&mut end).await;
+        let (mut other, _) = listener.accept().await.unwrap();
+        end.peer.close(socket, CloseHow::LingerLast);
+        let early = tokio::time::timeout(LAST / 4, end.next()).await;
+        assert!(early.is_err(), "{early:?}");
+        let mut byte = [0];
+        let silent = tokio::time::timeout(Duration::from_millis(10), other.read(&mut byte)).await;
+        assert!(silent.is_err(), "our end came at once");
+        let (got, closed) = tokio::join!(
+            async {
+                let got = tokio::time::timeout(WAIT, other.read(&mut byte)).await;
+                drop(other);
+                got.unwrap().unwrap()
+            },
+            end.next()
+        );
+        assert_eq!(got, 0);
+        assert!(matches!(closed, Event::Closed { socket: s, .. } if s == socket));
+    });
+}
+
+#[test]
 fn a_lingering_close_does_not_wait_for_ever() {
     run(async {
         let (listener, address) = raw_server().await;

@@ -462,7 +462,7 @@ impl Resource {
             if let Some(link) = link {
                 // What was sent last (an answer, a reason) still has to arrive.
                 self.close(link.data.id, CloseHow::Linger);
-                self.close(link.meta.id, CloseHow::Linger);
+                self.close(link.meta.id, CloseHow::LingerLast);
                 self.forget_link();
             }
         }

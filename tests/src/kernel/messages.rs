@@ -38,6 +38,7 @@ const ALSO_HEALTHY: &[&str] = &[
     "drbd_bm_resize called with capacity == ",
     "resync bitmap: bits=",
     "detected capacity change from ",
+    "size = ",
     "bitmap READ of ",
     "bitmap WRITE of ",
     "Resync done (total ",

@@ -18,6 +18,8 @@ const LOSS: &[&str] = &[
     "sock was shut down by peer",
     "meta connection shut down by peer",
     "short read",
+    "_drbd_send_page",
+    "drbd_send_block() failed",
     "PingAck did not arrive in time",
     "sock_sendmsg returned",
     "sock_recvmsg returned",

@@ -13,6 +13,7 @@ fn of_different_sizes(tandem_bytes: u64, kernel_bytes: u64) {
             ..Setup::default()
         },
     );
+    couple.may_say(&["Considerable difference in lower level device sizes"]);
     couple.tandem.must(&["primary", "r0"]);
     let mut client = couple.client();
     let bytes = couple.kernel.device_bytes();

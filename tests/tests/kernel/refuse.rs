@@ -86,6 +86,8 @@ fn a_disk_that_became_too_small_is_refused() {
     couple.tandem.start();
     couple.may_say(&[
         "The peer's disk size is too small",
+        "Considerable difference in lower level device sizes",
+        "error receiving ReportSizes",
         "Discarding network configuration",
         "BrokenPipe",
         "NetworkFailure",
