@@ -22,8 +22,8 @@ use core::time::Duration;
 use tandem_protocol::Socket;
 use tandem_protocol::packet::Packet;
 
-use super::handshake::Opening;
 use super::link::Stream;
+use super::opening::Opening;
 use super::{Pending, Resource};
 use crate::effect::{CloseHow, Effect, Level};
 use crate::event::{DialError, SocketId};
@@ -270,11 +270,20 @@ impl Resource {
             }
             Err(DialError::Unreachable(text)) if current && looking => {
                 self.note_failure(Level::Info, &format!("{text}; trying on"));
-                if matches!(self.connection.dialling.phase, Phase::Searching(_)) {
-                    self.wait_for_peer();
-                }
+                self.dial_failed();
             }
             Err(_) => {}
+        }
+    }
+
+    /// The peer cannot be reached: its turn is awaited. If it has come meanwhile, it can be reached now.
+    fn dial_failed(&mut self) {
+        let dialling = &self.connection.dialling;
+        let came = dialling.data.is_some() || dialling.meta.is_some();
+        match dialling.phase {
+            Phase::Searching(_) if came => self.turn_soon(),
+            Phase::Searching(_) => self.wait_for_peer(),
+            _ => {}
         }
     }
 

@@ -4,6 +4,7 @@ use alloc::format;
 use alloc::string::String;
 
 use super::Resource;
+use super::dialling::Phase;
 use super::volume::Volume;
 use crate::state::sanitise;
 use crate::state::word::{ConnState, DiskState, Role};
@@ -17,9 +18,32 @@ impl Resource {
         if !self.deferred.is_empty() {
             return Err(String::from("deferred work is left over"));
         }
+        self.check_link().map_err(String::from)?;
         for volume in self.volumes.values() {
             self.check_volume(volume)
                 .map_err(|what| format!("volume {}: {what}", volume.number.0))?;
+        }
+        Ok(())
+    }
+
+    fn check_link(&self) -> Result<(), &'static str> {
+        let connection = &self.connection;
+        let linked = connection.link.is_some();
+        if linked != (connection.cstate == ConnState::WFReportParams) {
+            return Err("a link exists in WFReportParams and above, and nowhere else");
+        }
+        if linked != matches!(connection.dialling.phase, Phase::Linked) {
+            return Err("the phase of dialling does not tell that there is (or is no) link");
+        }
+        if connection.state_sent && !linked {
+            return Err("a handshake is under way without a link");
+        }
+        let idle = matches!(connection.dialling.phase, Phase::Idle);
+        if idle != (connection.cstate == ConnState::StandAlone) {
+            return Err("a node looks for its peer exactly unless it is StandAlone");
+        }
+        if linked && (connection.net.is_none() || connection.agreed.is_none()) {
+            return Err("a link without options or without an agreement");
         }
         Ok(())
     }

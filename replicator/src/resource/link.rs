@@ -451,6 +451,9 @@ impl Resource {
     fn clean_up(&mut self) {
         if !matches!(self.connection.dialling.phase, Phase::Draining(_)) {
             let link = self.connection.link.take();
+            if self.connection.cstate == ConnState::TearDown {
+                self.connection.last_error = Some(String::from("the peer disconnected by command"));
+            }
             self.abandon_attempt(CloseHow::Linger);
             let again = link.as_ref().is_some_and(|link| link.was_connected);
             let afterwards = if again {

@@ -44,6 +44,7 @@ pub(crate) mod handshake;
 pub(crate) mod invariants;
 pub(crate) mod link;
 pub(crate) mod liveness;
+pub(crate) mod opening;
 pub(crate) mod peer_io;
 pub(crate) mod plan;
 pub(crate) mod reads;

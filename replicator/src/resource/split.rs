@@ -20,7 +20,7 @@ use crate::generations::{
     UUID_FLAG_DISCARD_MY_DATA, compare, decide, refusal_outcome,
 };
 use crate::state::word::{ConnState, DiskState, Role, State};
-use crate::state::{Hardness, evaluate};
+use crate::state::{Hardness, StateResult, evaluate};
 
 /// A handshake that waits until all bits are on disk.
 #[derive(Clone, Copy, Debug)]
@@ -187,10 +187,16 @@ impl Resource {
         let hardness = if new { Hardness::Soft } else { Hardness::Hard };
         let result = self.change_state(number, change, hardness);
         if new && !result.is_success() {
-            let text = format!(
-                "the states of the two nodes do not fit together: {}",
-                result.message()
-            );
+            let text = match result {
+                StateResult::TwoPrimaries | StateResult::OtherVolumePeerPrimary => format!(
+                    "both nodes are Primary; on one of them type: tandem adm secondary {}",
+                    self.name
+                ),
+                other => format!(
+                    "the states of the two nodes do not fit together: {}",
+                    other.message()
+                ),
+            };
             self.refuse_connection(&text);
             return Ok(());
         }

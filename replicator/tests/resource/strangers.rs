@@ -355,3 +355,36 @@ fn some_packet(pick: usize, number: u64) -> Packet {
         _ => Packet::SyncUuid(SyncUuid { uuid: number }),
     }
 }
+
+#[test]
+fn a_dial_that_fails_after_the_peer_came_is_repeated_soon() {
+    use tandem_replicator::DialError;
+    let mut world = World::alone();
+    let mut token = None;
+    world.hold(0, |effect| matches!(effect, Effect::Dial { .. }));
+    world.connect(0, &NetOptions::default());
+    for effect in &world.nodes[0].history {
+        if let Effect::Dial { token: dial } = effect {
+            token = Some(*dial);
+        }
+    }
+    world.event(0, Event::Accepted { socket: DATA });
+    say(&mut world, DATA, Packet::InitialData);
+    let dials = |world: &World| {
+        let dials = world.nodes[0].history.iter();
+        dials
+            .filter(|effect| matches!(effect, Effect::Dial { .. }))
+            .count()
+    };
+    assert_eq!(dials(&world), 1);
+    let result = Err(DialError::Unreachable(String::from("timed out")));
+    world.event(
+        0,
+        Event::Dialled {
+            token: token.unwrap(),
+            result,
+        },
+    );
+    world.advance(Duration::from_secs(2));
+    assert_eq!(dials(&world), 2);
+}
