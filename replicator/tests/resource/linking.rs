@@ -341,8 +341,8 @@ fn two_nodes_that_disconnect_at_the_same_moment_both_succeed() {
     world.run_until("both are answered", |world| {
         (0..2).all(|node| world.nodes[node].answers.contains_key(&commands[node]))
     });
-    for node in 0..2 {
-        assert_eq!(world.nodes[node].answers[&commands[node]].exit, 0);
+    for (node, command) in commands.iter().enumerate() {
+        assert_eq!(world.nodes[node].answers[command].exit, 0);
         assert_eq!(conn(&world, node), ConnState::StandAlone);
     }
 }

@@ -58,7 +58,7 @@ fn a_split_brain_is_reported_and_leaves_both_alone() {
         world.run_until("both are StandAlone", |world| {
             (0..2).all(|node| conn(world, node) == ConnState::StandAlone)
         });
-        for node in 0..2 {
+        for (node, before) in before.into_iter().enumerate() {
             let handlers = &world.nodes[node].handlers;
             assert!(handlers.contains(&"initial-split-brain") && handlers.contains(&"split-brain"));
             assert!(log_has(&world, node, "Split-Brain detected but unresolved"));
@@ -67,7 +67,7 @@ fn a_split_brain_is_reported_and_leaves_both_alone() {
                 node,
                 "tandem adm connect --discard-my-data r0"
             ));
-            assert_eq!(world.uuids(node), before[node], "nothing was changed");
+            assert_eq!(world.uuids(node), before, "nothing was changed");
         }
     }
 }

@@ -279,7 +279,7 @@ fn some_packet(pick: usize, number: u64) -> Packet {
     let low = number as u32;
     let ack = BlockAck {
         sector: number % 4096,
-        block_id: if number % 3 == 0 {
+        block_id: if number.is_multiple_of(3) {
             [0xff; 8]
         } else {
             number.to_be_bytes()
