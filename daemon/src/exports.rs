@@ -287,7 +287,7 @@ fn meaning(all: &[Arc<Published>], scope: &Scope, name: &str) -> Result<Target, 
                 )));
             }
         },
-        None => Some((name.to_owned(), 0)),
+        None => Some((name.to_owned(), only_volume(all, name)?)),
     };
     match (named, scope) {
         (None, Scope::One { resource, volume }) => Ok((resource.clone(), *volume)),
@@ -313,6 +313,22 @@ fn meaning(all: &[Arc<Published>], scope: &Scope, name: &str) -> Result<Target, 
                 )),
             }
         }
+    }
+}
+
+/// The name of a resource alone names its volume, when it has only one (docs/spec/nbd.md 1).
+fn only_volume(all: &[Arc<Published>], resource: &str) -> Result<u16, Refusal> {
+    let published = all
+        .iter()
+        .find(|published| published.report.name == resource);
+    match published.map(|published| published.report.volumes.as_slice()) {
+        Some([only]) => Ok(only.number),
+        Some([]) | None => Ok(0),
+        Some(several) => Err(Refusal::unknown(format!(
+            "{resource} has {} volumes: name one, such as {resource}/{}",
+            several.len(),
+            several[0].number
+        ))),
     }
 }
 

@@ -253,8 +253,7 @@ impl Node {
             }
         };
         command
-            .arg("daemon")
-            .arg("--root")
+            .args(["daemon", "--with-parent", "--root"])
             .arg(&self.root)
             .env("__DRBD_NODE__", &self.name)
             .stdin(Stdio::null())
