@@ -145,11 +145,7 @@ fn after_both_were_killed_everything_acknowledged_is_there() {
 
 #[test]
 fn a_peer_that_hangs_is_dropped_after_the_ping_timeout_and_comes_back() {
-    let net = "ping-int 1; ping-timeout 5; timeout 15; connect-int 1; protocol C;";
-    let settings = Settings {
-        net: String::from(net),
-        ..Settings::default()
-    };
+    let settings = Settings::default().with_net("ping-int 1; ping-timeout 5; timeout 15;");
     let pair = Pair::synced(&settings, LinkKind::Direct);
     let mut record = pair.record();
     let mut client = pair.client(&pair.alpha);
@@ -187,14 +183,14 @@ fn sigterm_takes_everything_down_in_order() {
     );
     let cstate = pair.bravo.word("cstate");
     assert_ne!(cstate, "Connected", "{}", pair.logs());
-    let received = pair.bravo.counter(0, "nr");
+    let received = pair.bravo.settled_counter(0, "nr");
     pair.alpha.start();
     pair.alpha.must(&["up", "r0"]);
     if pair.bravo.word("cstate") == "StandAlone" {
         pair.bravo.must(&["connect", "r0"]);
     }
     pair.wait_synced();
-    let resynced = pair.bravo.counter(0, "nr") - received;
+    let resynced = pair.bravo.settled_counter(0, "nr") - received;
     assert!(
         resynced <= 64,
         "{resynced} KiB were resynced after an orderly end\n{}",

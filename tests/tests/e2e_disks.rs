@@ -107,7 +107,7 @@ fn a_disk_that_is_too_small_is_named_with_its_size() {
     let pair = blank(&Settings::default().with_disk_bytes(48 << 10));
     let ended = pair.alpha.adm(&["create-md", "r0"]);
     assert!(ended.code.is_some_and(|code| code != 0), "{}", ended.all());
-    assert!(ended.says("small"), "{}", ended.all());
+    assert!(ended.says("49152 bytes"), "{}", ended.all());
 }
 
 #[test]
@@ -139,7 +139,8 @@ fn a_disk_that_the_other_daemon_uses_is_refused() {
     fs::remove_file(pair.bravo.disk(0)).unwrap();
     fs::hard_link(&taken, pair.bravo.disk(0)).unwrap();
     let ended = pair.bravo.adm(&["up", "r0"]);
-    let busy = ended.code.is_some_and(|code| code != 0) && ended.says("in use");
+    let holder = format!("pid {}", pair.alpha.pid().unwrap());
+    let busy = ended.code == Some(10) && ended.says("(114)") && ended.says(&holder);
     assert!(busy, "{}\n{}", ended.all(), pair.logs());
     assert_eq!(
         pair.alpha.word("dstate"),

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tandem_tests::e2e::client::{Client, Fua};
-use tandem_tests::e2e::node::{Node, STATE_LIMIT, Settings};
+use tandem_tests::e2e::node::{Node, STATE_LIMIT, Settings, net};
 use tandem_tests::e2e::pair::{CLIENT_LIMIT, LinkKind, Pair};
 use tandem_tests::e2e::proxy::connect_from;
 use tandem_tests::e2e::record::{Record, pattern};
@@ -93,14 +93,14 @@ fn node_works(pair: &Pair, record: &mut Record, seed: u32) {
 fn rubbish_on_the_replication_port_does_not_disturb_an_established_connection() {
     let mut pair = Pair::synced(&Settings::default(), LinkKind::Direct);
     let mut record = pair.record();
-    let sent = pair.alpha.counter(0, "ns");
+    let sent = pair.alpha.settled_counter(0, "ns");
     throw_rubbish_at(pair.alpha_addresses.0, pair.alpha_addresses.1);
     throw_rubbish_at(pair.bravo_addresses.0, pair.bravo_addresses.1);
     for node in [&pair.alpha, &pair.bravo] {
         assert_eq!(node.word("cstate"), "Connected", "{}", pair.logs());
     }
     node_works(&pair, &mut record, 1);
-    let now = pair.alpha.counter(0, "ns");
+    let now = pair.alpha.settled_counter(0, "ns");
     assert!(
         now - sent <= 64,
         "the connection was lost and resynced: {sent} to {now} KiB\n{}",
@@ -299,7 +299,7 @@ fn nodes_with_other_secrets_do_not_connect_and_say_why() {
 #[test]
 fn nodes_that_disagree_on_the_protocol_do_not_connect_and_say_why() {
     let a = Settings {
-        net: String::from("protocol A; connect-int 1;"),
+        net: net('A'),
         ..Settings::default()
     };
     let pair = up_with(&a, &Settings::default());
@@ -338,10 +338,9 @@ fn write_time(pair: &Pair, record: &mut Record, offset: u64) -> Duration {
 #[test]
 fn over_a_slow_link_protocol_c_waits_for_the_peer_and_a_does_not() {
     const DELAY: Duration = Duration::from_millis(100);
-    for (protocol, waits) in [("A", false), ("C", true)] {
-        let net = format!("protocol {protocol}; ping-timeout 20; connect-int 1;");
+    for (protocol, waits) in [('A', false), ('C', true)] {
         let settings = Settings {
-            net,
+            net: net(protocol),
             ..Settings::default()
         };
         let pair = Pair::synced(&settings, LinkKind::Proxied);
@@ -361,11 +360,8 @@ fn over_a_slow_link_protocol_c_waits_for_the_peer_and_a_does_not() {
 
 #[test]
 fn a_peer_that_takes_no_more_data_is_dropped_after_ko_count_timeouts() {
-    let net = "protocol C; timeout 10; ko-count 2; ping-int 60; ping-timeout 300; connect-int 1;";
-    let settings = Settings {
-        net: String::from(net),
-        ..Settings::default()
-    };
+    let net = "timeout 10; ko-count 2; ping-int 60; ping-timeout 300;";
+    let settings = Settings::default().with_net(net);
     let pair = Pair::synced(&settings, LinkKind::Proxied);
     let mut record = pair.record();
     let mut client = pair.client(&pair.alpha);

@@ -10,7 +10,7 @@ use crate::control::messages::{Call, CommandAnswer, Options, ResourceDefinition,
 use crate::resource_loop::{Message, disk_options_command};
 
 /// Pause between two attempts to demote a device that is held open.
-const DEMOTE_PAUSE: Duration = Duration::from_millis(100);
+pub(super) const DEMOTE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Pause of a `wait` after each change: counters change all the time.
 const WAIT_PAUSE: Duration = Duration::from_millis(20);

@@ -35,6 +35,10 @@ const DOWN_PATIENCE: Duration = Duration::from_secs(10);
 /// "Device is held open by someone" (state-machine.md 2.7).
 const DEVICE_IN_USE: i32 = -12;
 
+/// How long `down` waits for clients to leave: a program that has just ended, or a file system that was just unmounted, needs a
+/// moment to let go of the device.
+const CLIENTS_PATIENCE: Duration = Duration::from_secs(2);
+
 /// A resource that is up.
 struct Running {
     definition: Arc<ResourceDefinition>,
@@ -205,16 +209,21 @@ impl Node {
         if self.definition(resource).is_err() {
             return Ok(CommandAnswer::success());
         }
-        let answer = match self
-            .ask(resource, |answer| Message::Command {
+        let deadline = tokio::time::Instant::now() + CLIENTS_PATIENCE;
+        let answer = loop {
+            let asked = self.ask(resource, |answer| Message::Command {
                 command: Command::Down { force },
                 answer,
-            })
-            .await
-        {
-            Ok(answer) => from_engine(answer),
-            // Its loop has failed: nothing is left that could be taken down.
-            Err(_) => CommandAnswer::success(),
+            });
+            let answer = match asked.await {
+                Ok(answer) => from_engine(answer),
+                // Its loop has failed: nothing is left that could be taken down.
+                Err(_) => CommandAnswer::success(),
+            };
+            if answer.number != DEVICE_IN_USE || tokio::time::Instant::now() >= deadline {
+                break answer;
+            }
+            tokio::time::sleep(commands::DEMOTE_PAUSE).await;
         };
         if answer.is_success() {
             self.remove(resource).await;

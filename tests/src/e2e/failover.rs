@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::history::History;
 use super::load::{Load, Plan, read_back};
-use super::node::Settings;
+use super::node::{Settings, net};
 use super::pair::{LinkKind, Pair};
 use super::verdict::{Rule, Verdict, judge};
 use super::wait;
@@ -37,10 +37,7 @@ const DELAY: Duration = Duration::from_millis(5);
 pub fn run(round: &Round, base: &Path) -> Verdict {
     let settings = Settings {
         disk_bytes: 32 << 20,
-        net: format!(
-            "protocol {}; ping-timeout 20; connect-int 1;",
-            round.protocol
-        ),
+        net: net(round.protocol),
         ..Settings::default()
     };
     let link = if round.protocol == 'C' {

@@ -5,7 +5,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -17,6 +17,9 @@ pub const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long a state may take to be reached, on a loaded machine.
 pub const STATE_LIMIT: Duration = Duration::from_secs(40);
+
+/// A counter that has not moved for this long is at rest.
+const COUNTERS_REST: Duration = Duration::from_millis(400);
 
 /// Lines of a log that a failure shows.
 const LOG_LINES: usize = 200;
@@ -70,11 +73,16 @@ impl Default for Settings {
             disk_bytes: 16 << 20,
             volumes: 1,
             meta: Meta::Internal,
-            net: String::from("protocol C; ping-timeout 20; connect-int 1;"),
+            net: net('C'),
             disk: String::from("c-plan-ahead 0; resync-rate 400M;"),
             handlers: String::new(),
         }
     }
+}
+
+/// The lines of the `net` section that most tests want: patient with a loaded machine, quick to connect.
+pub fn net(protocol: char) -> String {
+    format!("protocol {protocol}; ping-timeout 20; socket-check-timeout 2; connect-int 1;")
 }
 
 impl Settings {
@@ -449,6 +457,23 @@ impl Node {
         let counters = proc_counters(&text);
         let found = counters.get(&minor).and_then(|counters| counters.get(name));
         *found.unwrap_or_else(|| panic!("no {name} of minor {minor} in\n{text}"))
+    }
+
+    /// A counter that does not move any more: the daemon may publish counters a moment after an answer.
+    ///
+    /// # Panics
+    /// When it is not there or does not come to rest.
+    pub fn settled_counter(&self, minor: u32, name: &str) -> u64 {
+        let mut last = (self.counter(minor, name), Instant::now());
+        let settled = || {
+            let now = self.counter(minor, name);
+            if now != last.0 {
+                last = (now, Instant::now());
+            }
+            (last.1.elapsed() > COUNTERS_REST).then_some(now)
+        };
+        let what = format!("{name} of {} at rest", self.name);
+        wait::until(&what, STATE_LIMIT, settled, || self.logs())
     }
 
     /// Waits until `cstate` and `dstate` of the first volume are these.

@@ -78,7 +78,11 @@ impl Pair {
             LinkKind::Direct => (None, a, b),
             LinkKind::Proxied => {
                 let (to_b, to_a) = (address::fresh(), address::fresh());
-                let proxies = [Proxy::start(to_b, b), Proxy::start(to_a, a)];
+                // Bravo expects alpha to come from where it believes alpha, and the other way round.
+                let proxies = [
+                    Proxy::start(to_b, b, to_a.ip()),
+                    Proxy::start(to_a, a, to_b.ip()),
+                ];
                 (Some(proxies), to_a, to_b)
             }
         };

@@ -34,18 +34,18 @@ struct Shared {
 /// The proxy. Dropping it cuts everything and ends its threads.
 #[derive(Debug)]
 pub struct Proxy {
-    /// Where it listens; it connects to the node from the same IP.
+    /// Where it listens.
     pub address: SocketAddr,
     shared: Arc<Shared>,
     acceptor: Option<JoinHandle<()>>,
 }
 
 impl Proxy {
-    /// Listens on `address` and passes connections on to `target`.
+    /// Listens on `address` and passes connections on to `target`, which sees them come from `source`.
     ///
     /// # Panics
     /// When the address cannot be used.
-    pub fn start(address: SocketAddr, target: SocketAddr) -> Proxy {
+    pub fn start(address: SocketAddr, target: SocketAddr, source: IpAddr) -> Proxy {
         let listener = TcpListener::bind(address).expect("the proxy's address is free");
         listener
             .set_nonblocking(true)
@@ -58,7 +58,7 @@ impl Proxy {
         });
         let acceptor = {
             let shared = Arc::clone(&shared);
-            std::thread::spawn(move || accept(&listener, address.ip(), target, &shared))
+            std::thread::spawn(move || accept(&listener, source, target, &shared))
         };
         Proxy {
             address,
@@ -266,10 +266,11 @@ mod tests {
 
     fn linked() -> (Proxy, TcpListener, TcpStream, TcpStream) {
         let node = TcpListener::bind(address::fresh()).unwrap();
-        let proxy = Proxy::start(address::fresh(), node.local_addr().unwrap());
+        let source = address::fresh().ip();
+        let proxy = Proxy::start(address::fresh(), node.local_addr().unwrap(), source);
         let near = TcpStream::connect(proxy.address).unwrap();
         let (far, from) = node.accept().unwrap();
-        assert_eq!(from.ip(), proxy.address.ip());
+        assert_eq!(from.ip(), source);
         for stream in [&near, &far] {
             stream.set_read_timeout(Some(LIMIT)).unwrap();
         }
