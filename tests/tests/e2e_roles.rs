@@ -9,7 +9,7 @@ use tandem_tests::e2e::client::{Client, Fua};
 use tandem_tests::e2e::node::{Node, STATE_LIMIT, Settings};
 use tandem_tests::e2e::pair::{CLIENT_LIMIT, LinkKind, Pair};
 use tandem_tests::e2e::record::pattern;
-use tandem_tests::e2e::{process, tool, wait};
+use tandem_tests::e2e::{tool, wait};
 
 fn synced() -> Pair {
     Pair::synced(&Settings::default(), LinkKind::Direct)
@@ -180,26 +180,6 @@ fn an_unconfigured_resource_is_said_to_be_so() {
     assert!(said.says("No currently configured"), "{}", said.all());
 }
 
-/// A daemon that a command started by itself: ended at the end of the test.
-struct Started<'a>(&'a Node);
-
-impl Started<'_> {
-    fn pid(&self) -> Option<String> {
-        let file = self.0.root.join("run/tandem/tandemd.pid");
-        let text = fs::read_to_string(file).ok()?;
-        Some(text.trim().to_owned()).filter(|pid| !pid.is_empty())
-    }
-}
-
-impl Drop for Started<'_> {
-    fn drop(&mut self) {
-        if let Some(pid) = self.pid() {
-            let mut kill = std::process::Command::new("kill");
-            process::run(kill.args(["-s", "KILL", &pid]), STATE_LIMIT);
-        }
-    }
-}
-
 #[test]
 fn without_a_daemon_nothing_can_be_asked_and_up_starts_one() {
     let base = std::env::temp_dir();
@@ -224,7 +204,10 @@ fn without_a_daemon_nothing_can_be_asked_and_up_starts_one() {
     let started = Started(&pair.alpha);
     assert_eq!(started.pid(), None, "a daemon was started for nothing");
     pair.alpha.must(&["up", "r0"]);
-    assert!(started.pid().is_some(), "`up` started no daemon");
+    assert!(
+        pair.alpha.started_daemon().is_some(),
+        "`up` started no daemon"
+    );
     assert_eq!(pair.alpha.word("dstate"), "Inconsistent/DUnknown");
     pair.alpha.must(&["down", "r0"]);
 }

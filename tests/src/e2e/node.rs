@@ -295,6 +295,23 @@ impl Node {
             child.kill().ok();
             child.wait().ok();
         }
+        // A command may have started another one, when it found none.
+        if let Some(pid) = self.started_daemon() {
+            let mut kill = Command::new("kill");
+            process::run(kill.args(["-s", "KILL", &pid.to_string()]), COMMAND_LIMIT);
+        }
+    }
+
+    /// The daemon of this node that a command started by itself, if one runs.
+    pub fn started_daemon(&self) -> Option<u32> {
+        let file = self.root.join("run/tandem/tandemd.pid");
+        let pid: u32 = fs::read_to_string(file).ok()?.trim().parse().ok()?;
+        let words = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let root = self.root.display().to_string();
+        let ours = String::from_utf8_lossy(&words)
+            .split('\0')
+            .any(|word| word == root);
+        (ours && self.pid() != Some(pid)).then_some(pid)
     }
 
     /// SIGKILL, and up again as after a reboot.
