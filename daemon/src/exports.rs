@@ -374,10 +374,10 @@ fn why_not(published: &Published, number: u16) -> Refusal {
             .as_ref()
             .map_or("the peer", |peer| &peer.peer_name);
         format!(
-            "use it on {peer}, or type there: tandemadm secondary {resource}, then here: tandemadm primary {resource}"
+            "use it on {peer}, or type there: tandem adm secondary {resource}, then here: tandem adm primary {resource}"
         )
     } else {
-        format!("to use it here, type: tandemadm primary {resource}")
+        format!("to use it here, type: tandem adm primary {resource}")
     };
     Refusal::policy(format!(
         "resource {resource} is {role} on this node (disk {disk}, connection {connection}); {advice}"
@@ -450,7 +450,7 @@ mod tests {
         let refusal = why_not(&published("r0", &[0]), 0);
         assert!(refusal.text.contains("Secondary"), "{}", refusal.text);
         assert!(
-            refusal.text.contains("tandemadm primary r0"),
+            refusal.text.contains("tandem adm primary r0"),
             "{}",
             refusal.text
         );

@@ -268,7 +268,7 @@ fn an_nbd_refusal_tells_the_state_and_what_to_type() {
     stream.read_exact(&mut text).unwrap();
     let text = String::from_utf8(text).unwrap();
     assert!(
-        text.contains("Secondary") && text.contains("tandemadm primary r0"),
+        text.contains("Secondary") && text.contains("tandem adm primary r0"),
         "{text}"
     );
 }

@@ -203,7 +203,7 @@ impl Node {
             if report.connection == "StandAlone" {
                 return Err(CommandAnswer::failure(0, "StandAlone", 5)
                     .with_info(format!("resource {resource} does not try to connect"))
-                    .with_hint(format!("tandemadm connect {resource}")));
+                    .with_hint(format!("tandem adm connect {resource}")));
             }
             // The counter of changes is never closed while the node lives.
             let _ = changes.changed().await;

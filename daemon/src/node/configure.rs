@@ -41,7 +41,10 @@ impl Node {
                         .with_info(
                             "its volumes have changed, and they cannot change while it is up",
                         )
-                        .with_hint(format!("tandemadm down {0} && tandemadm up {0}", old.name)));
+                        .with_hint(format!(
+                            "tandem adm down {0} && tandem adm up {0}",
+                            old.name
+                        )));
                 }
                 self.remove(&old.name).await;
                 self.start(definition)?

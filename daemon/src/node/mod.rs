@@ -284,7 +284,7 @@ impl Node {
         CommandAnswer::failure(0, "The resource has failed", 20)
             .with_info(failed.unwrap_or_else(|| "its loop has ended".to_owned()))
             .with_hint(format!(
-                "tandemadm down {resource} && tandemadm up {resource}"
+                "tandem adm down {resource} && tandem adm up {resource}"
             ))
     }
 

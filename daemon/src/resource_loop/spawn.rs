@@ -38,7 +38,7 @@ pub(crate) fn spawn<E: Engine + 'static>(
         };
         if let Some(failed) = &failed {
             tracing::error!(
-                "{failed}; type: tandemadm down {0}, then tandemadm up {0}",
+                "{failed}; type: tandem adm down {0}, then tandem adm up {0}",
                 definition.name
             );
         }
