@@ -201,8 +201,8 @@ fn without_a_daemon_nothing_can_be_asked_and_up_starts_one() {
     }
     pair.alpha.must(&["down", "r0"]);
     pair.alpha.must(&["secondary", "r0"]);
-    let started = Started(&pair.alpha);
-    assert_eq!(started.pid(), None, "a daemon was started for nothing");
+    let started = pair.alpha.started_daemon();
+    assert_eq!(started, None, "a daemon was started for nothing");
     pair.alpha.must(&["up", "r0"]);
     assert!(
         pair.alpha.started_daemon().is_some(),
