@@ -67,7 +67,11 @@ impl Exchange {
     }
 
     fn is_idle(&self) -> bool {
-        !self.wanted && !self.received && self.sync_uuid.is_none() && self.fill.is_none()
+        !self.wanted
+            && !self.received
+            && self.receiver.is_none()
+            && self.sync_uuid.is_none()
+            && self.fill.is_none()
     }
 }
 
@@ -132,7 +136,9 @@ impl Resource {
             match volume.state.conn {
                 ConnState::WFBitMapS | ConnState::WFBitMapT => self.step_exchange(number),
                 ConnState::WFSyncUUID => self.step_sync_uuid(number),
-                _ => {}
+                ConnState::StartingSyncT => {}
+                // A disk failed on either node: nothing comes of it.
+                _ => self.exchange_over(number),
             }
         }
     }
@@ -312,6 +318,7 @@ impl Resource {
         self.write_superblock_soon(number);
         self.log_generations(number, "sync UUID received");
         self.start_resync(number, Side::Target);
+        self.receiving_may_go_on();
     }
 
     /// 2.9 no. 19: StartingSyncS or StartingSyncT.
@@ -382,8 +389,9 @@ impl Resource {
         self.change_state(number, |state| state.conn = next, Hardness::Hard);
     }
 
-    /// The link or the disk is gone.
+    /// The link or a disk is gone.
     pub(super) fn exchange_over(&mut self, number: VolumeNumber) {
+        self.receiving_may_go_on();
         if let Some(volume) = self.volumes.get_mut(&number) {
             let filling = volume.exchange.filling;
             let fill = volume.exchange.fill.filter(|_| filling);

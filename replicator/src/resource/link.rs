@@ -242,7 +242,9 @@ impl Resource {
             Some((kind, stream)) => {
                 stream.took(now, bytes);
                 let taken = stream.taken;
+                let paused = stream.paused;
                 if kind == Socket::Data {
+                    self.connection.link_work |= paused;
                     self.writes_sent(taken);
                 }
             }

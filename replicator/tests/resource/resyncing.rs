@@ -5,7 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tandem_replicator::state::word::{ConnState, DiskState, Role};
 use tandem_replicator::{
-    Command, DiskOperation, DiskOptions, Effect, Force, Fua, NetOptions, Operation, Protocol,
+    Command, DiskOperation, DiskOptions, Effect, Force, Fua, NetOptions, OnIoError, Operation,
+    Protocol,
 };
 
 use super::harness::{
@@ -618,4 +619,149 @@ fn fua_and_discards_go_on_during_a_resync() {
     world.run_until("flushed", |world| world.reply(0, id).is_some());
     wait_synced(&mut world);
     check_equal(&world);
+}
+
+/// Errors of the disk are passed on instead of detaching it.
+fn pass_on(world: &mut World) {
+    for node in 0..2 {
+        let options = DiskOptions {
+            on_io_error: OnIoError::PassOn,
+            ..DiskOptions::default()
+        };
+        world.ok(
+            node,
+            Command::DiskOptions {
+                volume: VOLUME,
+                options,
+            },
+        );
+    }
+}
+
+fn touches(effect: &Effect, at: u64) -> bool {
+    let (offset, length) = match effect {
+        Effect::Disk {
+            operation: DiskOperation::Read { offset, length },
+            ..
+        } => (*offset, u64::from(*length)),
+        Effect::Disk {
+            operation: DiskOperation::Write { offset, data, .. },
+            ..
+        } => (*offset, data.len() as u64),
+        _ => return false,
+    };
+    (offset..offset + length).contains(&at)
+}
+
+fn ended_with_one_bad_block(world: &mut World) {
+    world.run_until("both sides ended", |world| {
+        (0..2).all(|node| world.state(node).conn == ConnState::Connected)
+            && world.state(1).disk == DiskState::Inconsistent
+            && world.state(0).pdsk == DiskState::Inconsistent
+            && world.nodes[1].handlers.contains(&"after-resync-target")
+    });
+    assert_eq!(world.out_of_sync(1), 4);
+    assert_eq!(world.out_of_sync(0), 4);
+    assert_eq!(world.state(0).disk, DiskState::UpToDate);
+}
+
+#[test]
+fn a_block_that_the_source_cannot_read_is_all_that_stays_out_of_sync() {
+    let net = protocol(Protocol::C);
+    let mut world = World::connected(&net);
+    scramble(&mut world);
+    pass_on(&mut world);
+    world.fail(0, |effect| {
+        matches!(
+            effect,
+            Effect::Disk {
+                operation: DiskOperation::Read { .. },
+                ..
+            }
+        ) && touches(effect, 8 * MIB)
+    });
+    force_primary(&mut world, 0);
+    ended_with_one_bad_block(&mut world);
+    // The next connection finds it again.
+    world.heal_disk(0);
+    world.cut_network();
+    world.advance(Duration::from_secs(1));
+    world.join();
+    wait_synced(&mut world);
+    check_equal(&world);
+}
+
+#[test]
+fn a_block_that_the_target_cannot_write_is_all_that_stays_out_of_sync() {
+    let net = protocol(Protocol::C);
+    let mut world = World::connected(&net);
+    scramble(&mut world);
+    pass_on(&mut world);
+    world.fail(1, |effect| writes_data(effect) && touches(effect, 8 * MIB));
+    force_primary(&mut world, 0);
+    ended_with_one_bad_block(&mut world);
+    world.heal_disk(1);
+    world.cut_network();
+    world.advance(Duration::from_secs(1));
+    world.join();
+    wait_synced(&mut world);
+    check_equal(&world);
+}
+
+#[test]
+fn a_target_that_cannot_flush_never_says_that_it_is_done() {
+    let mut world = World::connected(&protocol(Protocol::C));
+    scramble(&mut world);
+    pass_on(&mut world);
+    world.fail(1, flushes_data);
+    force_primary(&mut world, 0);
+    world.advance(Duration::from_secs(60));
+    assert_eq!(world.state(1).disk, DiskState::Inconsistent);
+    assert_ne!(world.out_of_sync(1), 0);
+    world.heal_disk(1);
+    world.cut_network();
+    world.advance(Duration::from_secs(1));
+    world.join();
+    wait_synced(&mut world);
+    check_equal(&world);
+}
+
+#[test]
+fn a_disk_that_goes_while_bitmaps_are_exchanged_leaves_nothing_held() {
+    for node in 0..2 {
+        for handler in [false, true] {
+            let mut world = World::ready(&protocol(Protocol::C));
+            cut_and_write(&mut world, &[(0, 1), (30 * MIB, 2)]);
+            // The other node hangs at its handler, or right before it sends its bitmap.
+            world.hold(1 - node, move |effect| match effect {
+                Effect::RunHandler { .. } => handler,
+                Effect::Send {
+                    payload: None,
+                    head,
+                    ..
+                } => !handler && head.len() > 100,
+                _ => false,
+            });
+            world.join();
+            world.advance(Duration::from_secs(2));
+            world.ok(
+                node,
+                Command::Detach {
+                    volume: VOLUME,
+                    force: Force::Yes,
+                },
+            );
+            world.advance(Duration::from_secs(1));
+            world.release(1 - node);
+            world.advance(Duration::from_secs(1));
+            let id = world.write(0, 4096, 4096, 7);
+            world.run_until("a write is answered", |world| world.reply(0, id).is_some());
+            world.ok(node, Command::Attach { volume: VOLUME });
+            world.advance(Duration::from_secs(20));
+            if node == 1 {
+                wait_synced(&mut world);
+                check_equal(&world);
+            }
+        }
+    }
 }

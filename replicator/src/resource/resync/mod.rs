@@ -103,6 +103,8 @@ enum Phase {
 pub(crate) struct Resync {
     run: Run,
     phase: Phase,
+    /// What the connection of the volume was when it started.
+    from: ConnState,
     progress: Progress,
     /// Blocks that could not be read on the source or written on the target.
     failed: u64,
@@ -220,6 +222,7 @@ impl Resource {
         volume.resync = Some(Resync {
             run,
             phase: Phase::Starting,
+            from: volume.state.conn,
             progress: Progress::new(now, volume.bits_set()),
             failed: 0,
             paused_at: None,
@@ -272,11 +275,12 @@ impl Resource {
         }
     }
 
-    /// The link and the disk are still there (6.1, last paragraph).
+    /// The link and the disks are still there (6.1, last paragraph).
     fn may_start(&self, number: VolumeNumber) -> bool {
         self.volumes.get(&number).is_some_and(|volume| {
             volume.state.conn >= ConnState::Connected
                 && volume.state.disk >= DiskState::Inconsistent
+                && volume.state.pdsk >= DiskState::Inconsistent
                 && volume.backing.is_some()
         })
     }
@@ -594,8 +598,11 @@ impl Resource {
     /// A volume that is no longer in a resync (its peer's disk failed, say) has none.
     fn drop_stale(&mut self, number: VolumeNumber) {
         let stale = self.volumes.get(&number).is_some_and(|volume| {
-            let started = |resync: &Resync| resync.phase != Phase::Starting;
-            volume.resync.as_ref().is_some_and(started) && !volume.state.conn.is_resync()
+            let conn = volume.state.conn;
+            volume.resync.as_ref().is_some_and(|resync| {
+                let waits = resync.phase == Phase::Starting && conn == resync.from;
+                !waits && !conn.is_resync()
+            })
         });
         if stale {
             self.drop_resync(number);
@@ -619,6 +626,11 @@ impl Resource {
 
     /// Whether a resync lets the next packet of the data socket be handled.
     pub(crate) fn resync_may_receive(&self) -> bool {
+        let link = self.connection.link.as_ref();
+        let unsent = link.map_or(0, |link| link.data.queued.saturating_sub(link.data.taken));
+        if unsent >= source::UNSENT_BYTES_MAX {
+            return false;
+        }
         !self.volumes.values().any(|volume| {
             let starting = volume.resync.as_ref().is_some_and(|resync| {
                 resync.phase == Phase::Starting && resync.side() == Side::Target

@@ -12,7 +12,7 @@ use tandem_protocol::digest::DigestAlgorithm;
 use tandem_protocol::packet::Packet;
 use tandem_protocol::packets::{BlockAck, BlockDesc, BlockRequest, Data, DpFlags, HashedRequest};
 
-use super::{Io, Phase, Resync};
+use super::{Io, Phase, Resync, Run};
 use crate::bitmap::{bits_covered, bits_touched};
 use crate::effect::DiskOperation;
 use crate::event::{IoError, VolumeNumber};
@@ -25,6 +25,10 @@ use crate::time::Time;
 
 /// Bytes that are read for targets at one time before the data socket is not read any more.
 pub(super) const READ_BYTES_MAX: u64 = 32 << 20;
+
+/// Bytes that were handed to the data socket and not taken before it is not read any more: a target that asks and does not
+/// listen.
+pub(super) const UNSENT_BYTES_MAX: u64 = 128 << 20;
 
 /// A request that comes while the application is busy waits this long (state-machine.md 6.9).
 const DELAY: Duration = Duration::from_millis(100);
@@ -67,6 +71,8 @@ pub(super) struct Read {
     question: Question,
     /// The connection that asked, by its count.
     link: u64,
+    /// The resync that it belongs to.
+    run: Option<Run>,
     stage: Stage,
 }
 
@@ -144,6 +150,7 @@ impl Resource {
         };
         let (id, link) = (self.requests.next_id(), self.connection.count);
         if let Some(volume) = self.volumes.get_mut(&number) {
+            let run = volume.resync.as_ref().map(|resync| resync.run);
             volume.sync_io.read_bytes += u64::from(request.blksize);
             volume.sync_io.reads.insert(
                 id,
@@ -151,6 +158,7 @@ impl Resource {
                     request,
                     question,
                     link,
+                    run,
                     stage,
                 },
             );
@@ -285,9 +293,10 @@ impl Resource {
             return;
         };
         volume.sync_io.read_bytes -= u64::from(read.request.blksize);
+        let same_run = read.run == volume.resync.as_ref().map(|resync| resync.run);
         let linked = read.link == self.connection.count && self.connection.link.is_some();
         // A peer whose disk is gone asked before that: it wants no answer.
-        if linked && volume.state.pdsk >= DiskState::Inconsistent {
+        if linked && same_run && volume.state.pdsk >= DiskState::Inconsistent {
             match data {
                 Some(data) => self.answer_with(number, &read, data),
                 None => {

@@ -37,6 +37,9 @@ const UNFLUSHED_MAX: usize = 4096;
 /// Largest request in bytes: small enough that a write of an application waits for it only briefly.
 const REQUEST_BYTES_MAX: u32 = 256 << 10;
 
+/// What one bit of the bitmap stands for.
+const BLOCK_BYTES: u32 = 4096;
+
 /// Blocks asked for and not yet on disk, at most: 4 MiB, what a peer can buffer (wire-protocol.md 6.7).
 const WINDOW_BLOCKS_MAX: u32 = 1024;
 
@@ -63,6 +66,8 @@ pub(super) struct Target {
     flushing: Vec<Range<u64>>,
     flush_running: bool,
     flush_due: Option<Time>,
+    /// Blocks failed: this time each is asked for by itself, to find those that really cannot be copied.
+    narrow: bool,
     /// A block was written since the cursor was last at the beginning.
     progressed: bool,
     /// The role for which intervals are held: a Primary's are held from before the request.
@@ -126,6 +131,7 @@ impl Target {
             flushing: Vec::new(),
             flush_running: false,
             flush_due: None,
+            narrow: false,
             progressed: false,
             primary: false,
             sectors: 0,
@@ -343,7 +349,7 @@ impl Resource {
                 .sync_io
                 .writes
                 .values()
-                .map(|write| write.length / 4096)
+                .map(|write| write.length / BLOCK_BYTES)
                 .sum();
             let device_bytes = volume.bytes;
             let (Some(backing), Some(resync)) = (volume.backing.as_ref(), volume.resync.as_mut())
@@ -359,7 +365,11 @@ impl Resource {
                 return;
             }
             let limits = RequestLimits {
-                bytes_max: most.saturating_mul(4096).min(REQUEST_BYTES_MAX),
+                bytes_max: if target.narrow {
+                    BLOCK_BYTES
+                } else {
+                    most.saturating_mul(BLOCK_BYTES).min(REQUEST_BYTES_MAX)
+                },
                 device_bytes,
                 discard_granularity: None,
             };
@@ -731,10 +741,21 @@ impl Resource {
             .volumes
             .get_mut(&number)
             .and_then(|at| at.resync.as_mut());
-        if let Some(target) = resync.and_then(Resync::target) {
+        let Some(resync) = resync else {
+            return;
+        };
+        let mut lost = 0;
+        if let Some(target) = resync.target() {
             target.flush_running = false;
-            target.flushing.clear();
+            target.progressed = false;
+            lost = target
+                .flushing
+                .drain(..)
+                .map(|range| range.end - range.start)
+                .sum();
         }
+        resync.failed += lost;
+        self.check_end(number);
     }
 
     /// Looks whether the resync is over.
@@ -767,7 +788,8 @@ impl Resource {
             self.flush_blocks(number);
             return;
         }
-        if left <= failed || (failed > 0 && !target.progressed) {
+        let found = left <= failed && target.narrow;
+        if left == 0 || found || (failed > 0 && !target.progressed) {
             resync.failed = if left == 0 { 0 } else { failed.max(left) };
             resync.phase = Phase::Pinging;
             self.ping_before_end(number);
@@ -776,6 +798,7 @@ impl Resource {
         // Bits were set behind the cursor, or some failed while others did not: once more from the beginning.
         target.cursor = 0;
         target.progressed = false;
+        target.narrow = failed > 0;
         resync.failed = 0;
         let text = format!("resync: {left} bits are left, asked for once more");
         self.log(crate::effect::Level::Debug, Some(number), text);
