@@ -40,6 +40,8 @@ pub struct Setup {
     pub tandem_bytes: u64,
     /// Bytes of the kernel's backing disk.
     pub kernel_bytes: u64,
+    /// Volumes of the resource.
+    pub volumes: u16,
     /// Who dials.
     pub dial: Dial,
 }
@@ -54,6 +56,7 @@ impl Default for Setup {
             kernel_disk: String::new(),
             tandem_bytes: 8 << 20,
             kernel_bytes: 8 << 20,
+            volumes: 1,
             dial: Dial::Both,
         }
     }
@@ -87,7 +90,7 @@ impl<'m> Couple<'m> {
     /// # Panics
     /// When something cannot be made.
     pub fn configured(machine: &'m Machine, setup: Setup) -> Couple<'m> {
-        let kernel = KernelNode::create(machine, setup.kernel_bytes);
+        let kernel = KernelNode::create(machine, setup.kernel_bytes, setup.volumes);
         let own = free_port();
         let seen_by_kernel = match setup.dial {
             Dial::OnlyTandem => free_port(),
@@ -182,6 +185,10 @@ impl<'m> Couple<'m> {
         let (own, peer) = kernel_first.split_once('/').expect("own/peer");
         self.tandem
             .wait_state("Connected", &format!("{peer}/{own}"));
+        for volume in 1..self.setup.volumes {
+            let view = self.kernel.volume(volume);
+            view.wait_for(&format!("cs:Connected ro:[A-Za-z/]* ds:{kernel_first} "));
+        }
     }
 
     /// Connected, without data.
@@ -212,8 +219,20 @@ impl<'m> Couple<'m> {
     /// # Panics
     /// When it is refused.
     pub fn client(&self) -> Client {
-        Client::connect(&self.tandem.socket(), "r0", COMMAND_LIMIT)
-            .unwrap_or_else(|error| panic!("NBD: {error}\n{}", self.tandem.log()))
+        self.client_of(0)
+    }
+
+    /// A client of Tandem's device of this volume.
+    ///
+    /// # Panics
+    /// When it is refused.
+    pub fn client_of(&self, volume: u16) -> Client {
+        Client::connect(
+            &self.tandem.socket(),
+            &format!("r0/{volume}"),
+            COMMAND_LIMIT,
+        )
+        .unwrap_or_else(|error| panic!("NBD: {error}\n{}", self.tandem.log()))
     }
 
     /// Parts of messages that this test lets the kernel say.
@@ -227,16 +246,18 @@ impl<'m> Couple<'m> {
     /// When a block differs.
     pub fn compare_disks(&self) {
         let bytes = self.kernel.device_bytes();
-        self.compare_first(bytes);
+        for volume in 0..self.setup.volumes {
+            self.compare_first(volume, bytes);
+        }
     }
 
-    /// Compares the first `bytes` of both backing disks.
+    /// Compares the first `bytes` of both backing disks of a volume.
     ///
     /// # Panics
     /// When a block differs.
-    pub fn compare_first(&self, bytes: u64) {
-        let ours = fs::read(self.tandem.disk(0)).expect("Tandem's disk");
-        let kernels = self.kernel.disk(0, bytes);
+    pub fn compare_first(&self, volume: u16, bytes: u64) {
+        let ours = fs::read(self.tandem.disk(volume)).expect("Tandem's disk");
+        let kernels = self.kernel.volume(volume).disk(0, bytes);
         let differing: Vec<usize> = ours[..bytes as usize]
             .chunks(4096)
             .zip(kernels.chunks(4096))
@@ -246,7 +267,7 @@ impl<'m> Couple<'m> {
             .collect();
         assert!(
             differing.is_empty(),
-            "{} blocks differ, first {:?}\n{}{}",
+            "volume {volume}: {} blocks differ, first {:?}\n{}{}",
             differing.len(),
             &differing[..differing.len().min(10)],
             self.tandem.log(),
@@ -262,7 +283,9 @@ impl<'m> Couple<'m> {
         let bytes = self.kernel.device_bytes();
         self.tandem.must(&["down", "r0"]);
         self.kernel.must("down");
-        self.compare_first(bytes);
+        for volume in 0..self.setup.volumes {
+            self.compare_first(volume, bytes);
+        }
         self.kernel.judge_messages(&self.announced.borrow());
     }
 
@@ -291,6 +314,7 @@ fn settings(setup: &Setup) -> Settings {
         disk_bytes: setup.tandem_bytes,
         net: format!("{} {} {TIMES}", setup.net, setup.tandem_net),
         disk: setup.disk.clone(),
+        volumes: setup.volumes,
         ..Settings::default()
     }
 }

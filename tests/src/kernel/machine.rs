@@ -23,7 +23,7 @@ const LIFE_SECONDS: &str = "1200";
 /// Bytes of the machine's disk that one resource gets.
 pub const SLOT_BYTES: u64 = 256 << 20;
 /// Resources of one machine, at most.
-const SLOTS: u64 = 64;
+const SLOTS: u64 = 96;
 /// First port of DRBD in a machine.
 const GUEST_PORTS: u16 = 7800;
 
@@ -127,14 +127,17 @@ impl Machine {
         self.dir.join("vm/k/share")
     }
 
-    /// A number for a new resource: its minor, its slice of the disk, its port.
+    /// The first of `volumes` numbers for a new resource: its minors, slices of the disk, and its port.
     ///
     /// # Panics
     /// When the machine is full.
-    pub fn next_resource(&self) -> u32 {
-        let number = self.resources.fetch_add(1, Ordering::Relaxed);
-        assert!(u64::from(number) < SLOTS, "the machine's disk is full");
-        number
+    pub fn next_resource(&self, volumes: u32) -> u32 {
+        let first = self.resources.fetch_add(volumes, Ordering::Relaxed);
+        assert!(
+            u64::from(first + volumes) <= SLOTS,
+            "the machine's disk is full"
+        );
+        first
     }
 
     /// The port of a resource in the machine.

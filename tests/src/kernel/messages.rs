@@ -75,13 +75,12 @@ const NEVER: &[&str] = &[
 ];
 
 /// The messages about one resource: its name and the numbers of its minors.
-pub fn of_resource(all: &str, name: &str, minor: u32) -> Vec<String> {
-    let prefixes = [
-        format!("drbd {name}: "),
-        format!("block drbd{minor}: "),
-        format!("drbd {name}/0 drbd{minor}: "),
-        format!("drbd{minor}: "),
-    ];
+pub fn of_resource(all: &str, name: &str, minors: std::ops::Range<u32>) -> Vec<String> {
+    let mut prefixes = vec![format!("drbd {name}: ")];
+    for minor in minors {
+        prefixes.push(format!("block drbd{minor}: "));
+        prefixes.push(format!("drbd{minor}: "));
+    }
     all.lines()
         .filter_map(|line| {
             let text = line.split_once(';')?.1;
@@ -212,7 +211,7 @@ mod tests {
                    6,340,5140901,-;block drbd3: updated UUIDs 0EEA06DFE3B98789:0000000000000000:66B656DC9B402C57:1\n\
                    6,341,5140902,-;block drbd3: role( Secondary -> Primary ) \n\
                    6,342,5140903,-;block drbd4: not ours\n";
-        let messages = of_resource(all, "s3", 3);
+        let messages = of_resource(all, "s3", 3..4);
         assert_eq!(messages.len(), 3);
         assert_eq!(judge(&messages, "s3", &[]), Vec::<String>::new());
     }

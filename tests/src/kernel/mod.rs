@@ -12,7 +12,7 @@ pub mod node;
 
 pub use couple::{Couple, Dial, Setup};
 pub use machine::Machine;
-pub use node::KernelNode;
+pub use node::{Health, KernelNode};
 
 /// Bytes that differ from block to block and from seed to seed.
 pub fn noise(seed: u64, length: usize) -> Vec<u8> {

@@ -11,44 +11,99 @@ use crate::e2e::process::Ended;
 /// How long a state may take to be reached.
 const STATE_LIMIT_S: u64 = 40;
 
-/// A resource with one volume in the kernel of a machine.
+/// A resource in the kernel of a machine, seen through one of its volumes (the first, unless [`KernelNode::volume`]).
 #[derive(Debug)]
 pub struct KernelNode<'m> {
     machine: &'m Machine,
     /// The resource's name in the machine.
     pub name: String,
-    /// Its minor, also its slice of the disk.
+    /// The volume's minor, also its slice of the disk.
     pub minor: u32,
-    /// Bytes of its backing disk, internal metadata included.
+    /// Minor of the first volume, also the number of the port.
+    first: u32,
+    volumes: u32,
+    /// Bytes of each backing disk, internal metadata included.
     pub disk_bytes: u64,
+    life: Life,
+}
+
+/// Whether a value stands for the resource itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    /// Its end takes the resource down.
+    Resource,
+    /// A look at another volume.
+    View,
 }
 
 impl<'m> KernelNode<'m> {
-    /// Makes the backing disk; nothing is configured yet.
+    /// Makes the backing disks; nothing is configured yet.
     ///
     /// # Panics
     /// When the machine is full or its device mapper refuses.
-    pub fn create(machine: &'m Machine, disk_bytes: u64) -> KernelNode<'m> {
+    pub fn create(machine: &'m Machine, disk_bytes: u64, volumes: u16) -> KernelNode<'m> {
         assert!(disk_bytes <= SLOT_BYTES, "at most {SLOT_BYTES} bytes");
-        let minor = machine.next_resource();
+        let volumes = u32::from(volumes);
+        let first = machine.next_resource(volumes);
         let node = KernelNode {
             machine,
-            name: format!("s{minor}"),
-            minor,
+            name: format!("s{first}"),
+            minor: first,
+            first,
+            volumes,
             disk_bytes,
+            life: Life::Resource,
         };
-        node.make_disk();
+        node.make_disks();
         node
     }
 
-    fn make_disk(&self) {
-        let line = format!(
-            "DM_DISABLE_UDEV=1 dmsetup create {} --table '0 {} linear /dev/vda {}'",
-            self.name,
-            self.disk_bytes / 512,
-            self.slice() / 512
-        );
-        self.shell(&line);
+    /// The same resource, seen through another of its volumes.
+    pub fn volume(&self, number: u16) -> KernelNode<'m> {
+        KernelNode {
+            machine: self.machine,
+            name: self.name.clone(),
+            minor: self.first + u32::from(number),
+            first: self.first,
+            volumes: self.volumes,
+            disk_bytes: self.disk_bytes,
+            life: Life::View,
+        }
+    }
+
+    fn minors(&self) -> std::ops::Range<u32> {
+        self.first..self.first + self.volumes
+    }
+
+    fn make_disks(&self) {
+        for minor in self.minors() {
+            self.shell(&format!(
+                "DM_DISABLE_UDEV=1 dmsetup create disk{minor} --table '{}'",
+                self.table(minor)
+            ));
+        }
+    }
+
+    fn table(&self, minor: u32) -> String {
+        let start = u64::from(minor) * SLOT_BYTES / 512;
+        format!("0 {} linear /dev/vda {start}", self.disk_bytes / 512)
+    }
+
+    /// From now on the backing disk of this volume fails, or works again.
+    ///
+    /// # Panics
+    /// When the device mapper refuses.
+    pub fn set_disk(&self, health: Health) {
+        let table = match health {
+            Health::Good => self.table(self.minor),
+            Health::Failing => format!("0 {} error", self.disk_bytes / 512),
+        };
+        let minor = self.minor;
+        // --noflush: what is under way meets the new table.
+        self.shell(&format!(
+            "export DM_DISABLE_UDEV=1; dmsetup suspend --noflush --nolockfs disk{minor} && \
+             dmsetup load disk{minor} --table '{table}' && dmsetup resume disk{minor}"
+        ));
     }
 
     fn slice(&self) -> u64 {
@@ -57,7 +112,7 @@ impl<'m> KernelNode<'m> {
 
     /// The port on which DRBD listens in the machine.
     pub fn guest_port(&self) -> u16 {
-        Machine::guest_port(self.minor)
+        Machine::guest_port(self.first)
     }
 
     /// The device.
@@ -70,11 +125,19 @@ impl<'m> KernelNode<'m> {
     /// # Panics
     /// When the machine refuses.
     pub fn configure(&self, peer_port: u16, net: &str, disk: &str) {
+        let volumes: String = self
+            .minors()
+            .map(|minor| {
+                format!(
+                    "  volume {} {{ device /dev/drbd{minor} minor {minor}; disk /dev/mapper/disk{minor}; meta-disk internal; }}\n",
+                    minor - self.first
+                )
+            })
+            .collect();
         let text = format!(
-            "resource {name} {{\n  net {{ {net} }}\n  disk {{ {disk} }}\n  device {device};\n  disk /dev/mapper/{name};\n  \
-             meta-disk internal;\n  on k {{ address 10.0.2.15:{port}; }}\n  on t {{ address 10.0.2.2:{peer_port}; }}\n}}\n",
+            "resource {name} {{\n  net {{ {net} }}\n  disk {{ {disk} }}\n{volumes}  \
+             on k {{ address 10.0.2.15:{port}; }}\n  on t {{ address 10.0.2.2:{peer_port}; }}\n}}\n",
             name = self.name,
-            device = self.device(),
             port = self.guest_port(),
         );
         let file = format!("{}.res", self.name);
@@ -86,7 +149,7 @@ impl<'m> KernelNode<'m> {
 
     /// After a boot: the backing disk and the configuration again.
     pub fn after_boot(&self, peer_port: u16, net: &str, disk: &str) {
-        self.make_disk();
+        self.make_disks();
         self.configure(peer_port, net, disk);
     }
 
@@ -186,7 +249,7 @@ impl<'m> KernelNode<'m> {
     /// # Panics
     /// When the device refuses.
     pub fn write_with(&self, offset: u64, data: &[u8], words: &str) {
-        let file = format!("{}.{offset}.data", self.name);
+        let file = format!("{}.{offset}.data", self.minor);
         let path = self.machine.share().join(&file);
         fs::write(&path, data).expect("write data");
         let block = if data.len().is_multiple_of(65536) {
@@ -208,7 +271,7 @@ impl<'m> KernelNode<'m> {
     /// # Panics
     /// When the device refuses.
     pub fn read(&self, offset: u64, length: usize) -> Vec<u8> {
-        let file = format!("{}.{offset}.read", self.name);
+        let file = format!("{}.{offset}.read", self.minor);
         self.shell(&format!(
             "dd if={} of=/share/{file} bs=4096 skip={offset} count={length} iflag=direct,skip_bytes,count_bytes",
             self.device()
@@ -254,7 +317,7 @@ impl<'m> KernelNode<'m> {
 
     /// What the kernel said about this resource.
     pub fn messages(&self) -> Vec<String> {
-        messages::of_resource(&self.machine.messages(), &self.name, self.minor)
+        messages::of_resource(&self.machine.messages(), &self.name, self.minors())
     }
 
     /// The same as text.
@@ -287,8 +350,14 @@ impl<'m> KernelNode<'m> {
 
 impl Drop for KernelNode<'_> {
     fn drop(&mut self) {
+        if self.life == Life::View {
+            return;
+        }
         let name = &self.name;
-        let line = format!("drbdadm down {name}; DM_DISABLE_UDEV=1 dmsetup remove {name}");
+        let mut line = format!("drbdadm down {name}");
+        for minor in self.minors() {
+            line.push_str(&format!("; DM_DISABLE_UDEV=1 dmsetup remove disk{minor}"));
+        }
         // The configuration stays: every other drbdadm reads it too, and one under way would miss it.
         // The test is over: a failure here changes nothing, and a crashed machine cannot answer.
         let quiet = std::panic::AssertUnwindSafe(|| {
@@ -298,4 +367,13 @@ impl Drop for KernelNode<'_> {
             std::panic::catch_unwind(quiet).ok();
         }
     }
+}
+
+/// Whether a backing disk works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It works.
+    Good,
+    /// Every request fails.
+    Failing,
 }

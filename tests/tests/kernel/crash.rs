@@ -11,7 +11,7 @@ use tandem_tests::kernel::couple::MOMENT;
 use tandem_tests::kernel::machine::Cable;
 use tandem_tests::kernel::{Couple, Machine, Setup, noise};
 
-const LOSS: &[&str] = &[
+pub(crate) const LOSS: &[&str] = &[
     "BrokenPipe",
     "NetworkFailure",
     "Timeout",

@@ -2,7 +2,7 @@
 //! Method: detach, attach, and the copy of a whole backing disk.
 
 use tandem_tests::e2e::client::Fua;
-use tandem_tests::kernel::{Couple, Machine, Setup, noise};
+use tandem_tests::kernel::{Couple, Health, Machine, Setup, noise};
 
 fn of_different_sizes(tandem_bytes: u64, kernel_bytes: u64) {
     let couple = Couple::synced(
@@ -127,5 +127,105 @@ fn two_nodes_exchange_their_disks() {
     );
     couple.compare_disks();
     assert_eq!(couple.kernel.disk(2 << 20, 65_536), noise(2, 65_536));
+    couple.finish();
+}
+
+/// What lies on both disks at a moment when nothing is under way, as after the death of both; then each kind of node gets
+/// the other one's disk.
+fn exchange_as_after_a_crash(couple: &Couple<'_>, demote: impl Fn(&Couple<'_>)) {
+    let kernels = couple.kernel.disk(0, couple.setup.kernel_bytes);
+    let ours = std::fs::read(couple.tandem.disk(0)).unwrap();
+    demote(couple);
+    couple.tandem.must(&["down", "r0"]);
+    couple.kernel.must("down");
+    std::fs::write(couple.tandem.disk(0), &kernels).unwrap();
+    couple.kernel.shell("echo 3 >/proc/sys/vm/drop_caches");
+    couple.kernel.fill(0, &ours);
+    couple.up();
+    couple.wait_connected("UpToDate/UpToDate");
+}
+
+#[test]
+fn the_disk_of_a_crashed_tandem_primary_is_recovered_by_the_kernel() {
+    let couple = Couple::synced(Machine::shared(), Setup::default());
+    couple.tandem.must(&["primary", "r0"]);
+    let mut client = couple.client();
+    for turn in 0..3u64 {
+        client
+            .write(turn << 21, &noise(turn + 1, 65_536), Fua::No)
+            .unwrap();
+    }
+    client.flush().unwrap();
+    client.disconnect().unwrap();
+    exchange_as_after_a_crash(&couple, |couple| {
+        couple.tandem.must(&["secondary", "r0"]);
+    });
+    assert!(
+        couple
+            .kernel
+            .log()
+            .contains("Began resync as SyncSource (will sync 8152 KB"),
+        "the two hot extents are synced\n{}",
+        couple.kernel.log()
+    );
+    couple.finish();
+}
+
+#[test]
+fn the_disk_of_a_crashed_kernel_primary_is_recovered_by_tandem() {
+    let couple = Couple::synced(Machine::shared(), Setup::default());
+    couple.kernel.must("primary");
+    for turn in 0..3u64 {
+        couple.kernel.write(turn << 21, &noise(turn + 1, 65_536));
+    }
+    exchange_as_after_a_crash(&couple, |couple| {
+        couple.kernel.must("secondary");
+    });
+    assert!(
+        couple
+            .kernel
+            .log()
+            .contains("Began resync as SyncTarget (will sync 8152 KB"),
+        "the two hot extents are synced\n{}",
+        couple.kernel.log()
+    );
+    couple.finish();
+}
+
+#[test]
+fn a_failing_disk_of_the_kernel_is_detached_and_tandem_goes_on() {
+    let setup = Setup {
+        kernel_disk: String::from("on-io-error detach;"),
+        ..Setup::default()
+    };
+    let couple = Couple::synced(Machine::shared(), setup);
+    couple.tandem.must(&["primary", "r0"]);
+    let mut client = couple.client();
+    client.write(0, &noise(1, 65_536), Fua::No).unwrap();
+    couple.kernel.set_disk(Health::Failing);
+    for turn in 0..20u64 {
+        client
+            .write(turn << 16, &noise(turn + 2, 32_768), Fua::No)
+            .unwrap();
+    }
+    client.flush().unwrap();
+    couple
+        .kernel
+        .wait_state("Connected", "Secondary/Primary", "Diskless/UpToDate");
+    couple.tandem.wait_state("Connected", "UpToDate/Diskless");
+    couple.may_say(&[
+        "IO error",
+        "IO failed",
+        "Detaching...",
+        "Sending NegAck",
+        "error",
+        "failed",
+    ]);
+    couple.kernel.set_disk(Health::Good);
+    couple.kernel.must("attach");
+    couple.wait_connected("UpToDate/UpToDate");
+    client.disconnect().unwrap();
+    couple.compare_disks();
+    couple.tandem.must(&["secondary", "r0"]);
     couple.finish();
 }

@@ -4,9 +4,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+mod congestion;
 mod connect;
 mod crash;
 mod data;
 mod disks;
 mod refuse;
 mod resync;
+mod roles;
+mod soak;
+mod volumes;
