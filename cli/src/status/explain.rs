@@ -67,7 +67,11 @@ fn connection(invocation: &Invocation, resource: &ResourceReport) -> Option<Rema
         .last_error
         .as_ref()
         .map_or_else(String::new, |why| format!(" ({why})"));
-    let primary = resource.role == "Primary";
+    let has_disk = resource
+        .volumes
+        .iter()
+        .any(|volume| volume.disk != "Diskless");
+    let writes_here = resource.role == "Primary" && has_disk;
     match resource.connection.as_str() {
         "StandAlone" => {
             let split = resource
@@ -92,7 +96,7 @@ fn connection(invocation: &Invocation, resource: &ResourceReport) -> Option<Rema
         }
         "WFConnection" | "Unconnected" | "Timeout" | "BrokenPipe" | "NetworkFailure"
         | "ProtocolError" | "TearDown" | "Disconnecting" => {
-            let meaning = if primary {
+            let meaning = if writes_here {
                 "writes go to this node only"
             } else {
                 "nothing is replicated"
@@ -130,6 +134,10 @@ fn disk(
     }
     match volume.disk.as_str() {
         "Diskless" if volume.backing.is_none() => None,
+        "Diskless" if volume.role == "Primary" && volume.peer_disk != "UpToDate" => Some(remark(
+            format!("volume {number}: no local disk and no UpToDate peer: reads and writes fail"),
+            adm(format!("attach {target}")),
+        )),
         "Diskless" if volume.role == "Primary" => Some(remark(
             format!("volume {number}: no local disk; all reads and writes go to the peer"),
             adm(format!("attach {target}")),
