@@ -74,7 +74,10 @@ fn run(test: impl Future<Output = ()>) {
         .enable_all()
         .build()
         .unwrap();
-    runtime.block_on(test);
+    let limit = std::time::Duration::from_secs(60);
+    runtime
+        .block_on(async { tokio::time::timeout(limit, test).await })
+        .expect("the test ends within its limit");
 }
 
 async fn raw_server() -> (tokio::net::TcpListener, SocketAddr) {
