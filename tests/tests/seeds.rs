@@ -1,0 +1,71 @@
+//! Random histories from seeds: no acknowledged write is lost, replicas that call themselves UpToDate are equal, and healed nodes
+//! come together. A failure prints its seed, the last 200 lines of its story, and the command that replays it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tandem_replicator::Protocol;
+use tandem_tests::sim::{Spec, run};
+
+/// Threads of each test: two tests run beside each other.
+const THREADS: usize = 2;
+
+fn seeds(protocol: Protocol, count: u64) {
+    let next = AtomicU64::new(0);
+    let failure = Mutex::new(None);
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                while failure.lock().unwrap().is_none() {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= count {
+                        return;
+                    }
+                    let live = false;
+                    let outcome = run(Spec {
+                        seed,
+                        protocol,
+                        live,
+                    });
+                    if let Err(why) = outcome {
+                        failure.lock().unwrap().get_or_insert(why);
+                    }
+                }
+            });
+        }
+    });
+    if let Some(why) = failure.into_inner().unwrap() {
+        panic!("{why}");
+    }
+}
+
+#[test]
+fn a_thousand_histories_of_protocol_c_lose_nothing() {
+    seeds(Protocol::C, 1000);
+}
+
+#[test]
+fn histories_of_protocol_b_keep_their_promises() {
+    seeds(Protocol::B, 60);
+}
+
+#[test]
+fn histories_of_protocol_a_keep_their_promises() {
+    seeds(Protocol::A, 60);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_history() {
+    for seed in [3, 17, 40] {
+        let spec = Spec {
+            seed,
+            protocol: Protocol::C,
+            live: false,
+        };
+        let [first, second] = [run(spec).unwrap(), run(spec).unwrap()];
+        assert_eq!(first.fingerprint, second.fingerprint, "seed {seed}");
+        assert_eq!(first.lines, second.lines, "seed {seed}");
+    }
+}
