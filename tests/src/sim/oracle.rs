@@ -80,6 +80,8 @@ struct View {
     promised: Option<Promise>,
     /// It lost power since it was last known to have everything.
     lost_power: bool,
+    /// It was Primary since: its own cache, never flushed, may lose writes in any order.
+    wrote: bool,
     /// A person gave up its data.
     discard: bool,
     /// Acknowledged by this node and not flushed since: tick of the answer, write.
@@ -383,16 +385,11 @@ impl Oracle {
         self.views[0].history == self.views[1].history
     }
 
-    /// Has anything been acknowledged in this node's own history since the two went apart?
+    /// Does this node lack something that was acknowledged and that the other one has?
     #[must_use]
-    pub fn wrote_since_split(&self, node: usize) -> bool {
-        let history = self.views[node].history;
-        let since = self.histories[history]
-            .forked
-            .max(self.histories[self.views[1 - node].history].forked);
-        self.writes
-            .iter()
-            .any(|write| write.history == history && write.acknowledged && write.submitted > since)
+    pub fn lacks(&self, node: usize) -> bool {
+        let (own, other) = (&self.views[node], &self.views[1 - node]);
+        self.dominates(&own.live, &other.live, own.history).is_err()
     }
 
     fn descends(&self, young: usize, old: usize) -> bool {
@@ -495,6 +492,10 @@ impl Oracle {
             self.histories[promise.history].acknowledged = promise.floor.clone();
         }
         let view = &mut self.views[node];
+        if view.discard && view.history == promise.history {
+            // What only the other node had acknowledged was given up by a person.
+            self.histories[promise.history].acknowledged = promise.floor.clone();
+        }
         view.history = promise.history;
         view.live = promise.floor.clone();
         view.kept = promise.floor.clone();
@@ -504,6 +505,7 @@ impl Oracle {
         view.client = promise.floor;
         merge(&self.writes, &mut view.client, &client);
         view.lost_power = false;
+        view.wrote = false;
         view.discard = false;
         Ok(())
     }
@@ -556,6 +558,7 @@ impl Oracle {
         nodes: &[Node; 2],
     ) -> Result<(), String> {
         self.views[node].unflushed.clear();
+        let wrote = std::mem::replace(&mut self.views[node].wrote, true);
         if state.conn.is_connected() {
             let peer = 1 - node;
             if state.disk == DiskState::UpToDate && state.pdsk == DiskState::UpToDate && !forced {
@@ -578,7 +581,8 @@ impl Oracle {
         if !forced {
             self.check_disk(node, &nodes[node])
                 .map_err(|why| format!("{} was promoted alone: {why}", name(node)))?;
-            if self.protocol != Protocol::C {
+            let own_cache = wrote && self.views[node].lost_power;
+            if self.protocol != Protocol::C && !own_cache {
                 self.check_order(node, &nodes[node])
                     .map_err(|why| format!("{} was promoted alone: {why}", name(node)))?;
             }

@@ -104,18 +104,18 @@ impl Person {
         }
     }
 
-    /// Who loses: a node without data, or one that wrote nothing, or by lot.
+    /// Who loses: a node without data, or one that lacks what the other has, or by lot.
     fn victim(&mut self, world: &World) -> usize {
         let usable = |node: usize| world.nodes[node].is_up_to_date();
-        let wrote = |node: usize| world.oracle.wrote_since_split(node);
+        let lacks = |node: usize| world.oracle.lacks(node);
         match (usable(0), usable(1)) {
             (true, false) => return 1,
             (false, true) => return 0,
             _ => {}
         }
-        match (wrote(0), wrote(1)) {
-            (true, false) => 1,
-            (false, true) => 0,
+        match (lacks(0), lacks(1)) {
+            (true, false) => 0,
+            (false, true) => 1,
             _ => self.dice.below(2) as usize,
         }
     }
