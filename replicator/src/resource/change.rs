@@ -262,6 +262,7 @@ impl Resource {
         if disk_gone {
             self.deferred.push_back(Deferred::DiskGone(number));
         }
+        self.expose_peer_data(number);
         let suspension = old.is_suspended() != new.is_suspended();
         if old.pdsk != new.pdsk || old.conn != new.conn || old.disk != new.disk || suspension {
             self.deferred.push_back(Deferred::PeerDiskChanged(number));

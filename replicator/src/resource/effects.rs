@@ -11,7 +11,7 @@ use crate::event::VolumeNumber;
 use crate::generations::UUID_FLAG_CRASHED_PRIMARY;
 use crate::options::OnIoError;
 use crate::state::effects::ConnectionEffect;
-use crate::state::word::{ConnState, DiskState, State};
+use crate::state::word::{ConnState, DiskState, Role, State};
 use crate::state::{self, Immediate};
 
 impl Resource {
@@ -70,7 +70,6 @@ impl Resource {
                 Deferred::Receiver(Receiver::Restart) => self.receiver_restarts(),
                 Deferred::PeerDiskChanged(volume) => self.peer_disk_changed(volume),
                 Deferred::DiskGone(volume) => {
-                    self.expose_peer_data(volume);
                     self.disk_gone(volume);
                     self.resync_disk_gone(volume);
                 }
@@ -89,11 +88,13 @@ impl Resource {
         }
     }
 
-    /// From now on the application sees the peer's data. The peer may have started its generation before this node knew that
-    /// its own disk was gone: its P_UUIDS overtakes its consent.
-    fn expose_peer_data(&mut self, number: VolumeNumber) {
+    /// The application of a Primary without a disk sees the peer's data from now on, whichever of the two came first: the loss of the
+    /// own disk, the promotion, or the P_UUIDS that told of the peer's generation (3.6).
+    pub(super) fn expose_peer_data(&mut self, number: VolumeNumber) {
         if let Some(volume) = self.volumes.get_mut(&number)
             && let Some(peer) = &volume.peer.uuids
+            && volume.state.conn.is_connected()
+            && volume.state.role == Role::Primary
             && volume.state.pdsk == DiskState::UpToDate
         {
             volume.generations.expose_peer(&volume.state, &peer.set);

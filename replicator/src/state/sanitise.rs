@@ -142,10 +142,29 @@ fn unused_volume(_: &State, _: &Context, new: &mut State) {
     }
 }
 
-fn abort_without_disk(_: &State, _: &Context, new: &mut State) {
+fn abort_without_disk(old: &State, _: &Context, new: &mut State) {
     let missing = new.disk <= DiskState::Failed || new.pdsk <= DiskState::Failed;
     if new.conn > ConnState::Connected && missing {
         new.conn = ConnState::Connected;
+        keep_target_stale(old, new);
+    }
+}
+
+/// A resync that lost its source before it began: its target lacks writes, and must not become current by S5 as it would in the
+/// kernel. Both sides call it Inconsistent instead.
+fn keep_target_stale(old: &State, new: &mut State) {
+    use ConnState::{PausedSyncS, PausedSyncT, StartingSyncS, StartingSyncT};
+    use ConnState::{WFBitMapS, WFBitMapT, WFSyncUUID};
+    let target = matches!(
+        old.conn,
+        WFBitMapT | WFSyncUUID | StartingSyncT | PausedSyncT
+    );
+    let source = matches!(old.conn, WFBitMapS | StartingSyncS | PausedSyncS);
+    if target && old.disk == DiskState::Outdated && new.disk == DiskState::Outdated {
+        new.disk = DiskState::Inconsistent;
+    }
+    if source && old.pdsk == DiskState::Consistent && new.pdsk == DiskState::Consistent {
+        new.pdsk = DiskState::Inconsistent;
     }
 }
 

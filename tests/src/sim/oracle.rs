@@ -194,6 +194,10 @@ impl Oracle {
             }
             if let Some(promise) = other.promised.as_mut().filter(|_| connected) {
                 raise(writes, &mut promise.floor, id);
+            } else if state.conn.is_resync() {
+                // The target has finished, and this node has not heard of it yet.
+                raise(writes, &mut other.live, id);
+                raise(writes, &mut other.kept, id);
             }
         }
         if durable {
@@ -239,6 +243,8 @@ impl Oracle {
             }
             if let Some(promise) = &mut other.promised {
                 raise(writes, &mut promise.durable, id);
+            } else if state.conn.is_resync() {
+                raise(writes, &mut other.durable, id);
             }
         }
     }
