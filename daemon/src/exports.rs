@@ -437,7 +437,8 @@ mod tests {
         assert_eq!(meaning(&one, &Scope::All, "").unwrap(), r0(0));
         assert!(meaning(&two, &Scope::All, "").is_err());
         assert!(meaning(&[], &Scope::All, "").is_err());
-        assert_eq!(meaning(&two, &Scope::All, "r0").unwrap(), r0(0));
+        assert!(meaning(&two, &Scope::All, "r0").is_err());
+        assert_eq!(meaning(&one, &Scope::All, "r0").unwrap(), r0(0));
         assert_eq!(meaning(&two, &Scope::All, "r0/1").unwrap(), r0(1));
         assert_eq!(meaning(&two, &fixed, "").unwrap(), r0(1));
         assert_eq!(meaning(&two, &fixed, "r0/1").unwrap(), r0(1));
