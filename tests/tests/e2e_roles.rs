@@ -398,3 +398,29 @@ fn zimbra_splits_and_recovers(astapor: &Node, braavos: &Node) {
     );
     client.disconnect().unwrap();
 }
+
+#[test]
+fn a_node_without_its_peer_says_what_it_waits_for_and_what_to_type() {
+    let pair = synced();
+    pair.bravo.must(&["down", "r0"]);
+    pair.alpha.wait_word("cstate", &["WFConnection"]);
+    let told = pair.alpha.explained();
+    for words in ["no connection to bravo", "on bravo: tandem adm up r0"] {
+        assert!(
+            told.contains(words),
+            "{words:?} is not in {told}\n{}",
+            pair.logs()
+        );
+    }
+    pair.alpha.must(&["secondary", "r0"]);
+    pair.alpha.must(&["outdate", "r0"]);
+    let words = ["(-2) Need access to UpToDate data", "up r0", "Outdated"];
+    pair.alpha.refused(&["primary", "r0"], 17, &words);
+    let told = pair.alpha.explained();
+    assert!(told.contains("older than the peer's"), "{told}");
+    // Typing what was said, there and here, ends well.
+    pair.bravo.must(&["up", "r0"]);
+    pair.wait_synced();
+    let told = pair.alpha.explained();
+    assert!(!told.contains("next:"), "nothing is wrong any more: {told}");
+}

@@ -86,6 +86,15 @@ fn both_nodes_see_a_split_brain_keep_their_data_and_say_what_to_type() {
             "the log names no way out\n{}",
             pair.logs()
         );
+        if node.word("cstate") == "StandAlone" {
+            let told = node.explained();
+            let named = told.contains("connect --discard-my-data r0");
+            assert!(
+                named,
+                "`tandem status` names no way out: {told}\n{}",
+                pair.logs()
+            );
+        }
         let dstate = node.word("dstate");
         assert!(
             dstate.starts_with("UpToDate/"),

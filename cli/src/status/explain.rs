@@ -155,18 +155,19 @@ fn disk(
                 format!(
                     "volume {number}: the local copy is incomplete until it has been synced from the peer"
                 ),
-                adm(format!("connect {}", resource.name)),
+                None,
             ))
         }
         "Outdated" => Some(remark(
             format!(
                 "volume {number}: the local copy is older than the peer's; it cannot become Primary"
             ),
-            adm(format!("connect {}", resource.name)),
+            // What keeps it from being synced is said of the connection.
+            None,
         )),
         "Consistent" => Some(remark(
             format!("volume {number}: the local copy is complete, but the peer's may be newer"),
-            adm(format!("connect {}", resource.name)),
+            None,
         )),
         _ => None,
     }

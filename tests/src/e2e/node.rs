@@ -394,6 +394,19 @@ impl Node {
         process::run(&mut command, COMMAND_LIMIT)
     }
 
+    /// What `tandem status` tells a person, each message and each command to type included.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn explained(&self) -> String {
+        let mut command = Command::new(binary());
+        command.arg("status").arg("--root").arg(&self.root);
+        command.env("__DRBD_NODE__", &self.name);
+        let ended = process::run(&mut command, COMMAND_LIMIT);
+        assert_eq!(ended.code, Some(0), "{}\n{}", ended.all(), self.logs());
+        ended.stdout
+    }
+
     /// `tandem adm ARGS`, which must succeed; its standard output.
     ///
     /// # Panics

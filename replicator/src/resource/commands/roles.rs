@@ -158,6 +158,17 @@ impl Resource {
             StateResult::NoUpToDateDisk if state.disk == DiskState::Diskless => answer
                 .with_info("this node has no disk attached and no peer with UpToDate data")
                 .with_hint(format!("tandem adm attach {name}")),
+            StateResult::NoUpToDateDisk
+                if state.conn < ConnState::Connected && state.conn != ConnState::StandAlone =>
+            {
+                answer
+                    .with_info(format!(
+                        "the data of this node is {}, and the peer is waited for; if it is gone for good, with its data, \
+                         primary --force makes do with those of this node",
+                        state.disk
+                    ))
+                    .with_hint(format!("tandem adm up {name} (on the peer)"))
+            }
             StateResult::NoUpToDateDisk if state.conn < ConnState::Connected => answer
                 .with_info(format!("the data of this node is {}, and the peer is not connected", state.disk))
                 .with_hint(format!("tandem adm connect {name}")),
