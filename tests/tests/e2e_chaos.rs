@@ -19,6 +19,7 @@ fn plan(node: &Node, export: &str, seed: u64) -> Plan {
         export: export.to_owned(),
         writers: 2,
         blocks: 512,
+        first: 0,
         seed,
     }
 }
@@ -96,8 +97,9 @@ fn nothing_is_lost_when_the_primary_dies_again_and_again() {
     for round in 0..4u64 {
         let mut plan = plan(&pair.alpha, "r0", 30 + round);
         // Each round has a part of the device for itself.
-        plan.writers = 1 + round;
+        plan.writers = 2;
         plan.blocks = 100;
+        plan.first = round * 200;
         let load = Load::start(&plan);
         let working = || (load.acknowledged() > 100).then_some(());
         wait::until("the load", STATE_LIMIT, working, || pair.logs());

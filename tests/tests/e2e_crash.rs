@@ -19,6 +19,7 @@ fn plan(pair: &Pair) -> Plan {
         export: String::from("r0"),
         writers: 3,
         blocks: 512,
+        first: 0,
         seed: 4242,
     }
 }

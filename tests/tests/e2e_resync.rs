@@ -33,6 +33,7 @@ fn plan(pair: &Pair, writers: u64) -> Plan {
         export: String::from("r0"),
         writers,
         blocks: 256,
+        first: 0,
         seed: 99,
     }
 }

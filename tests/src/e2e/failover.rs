@@ -56,6 +56,7 @@ pub fn run(round: &Round, base: &Path) -> Verdict {
         export: String::from("r0"),
         writers: WRITERS,
         blocks: BLOCKS,
+        first: 0,
         seed: round.seed,
     };
     let histories = write_and_kill(&mut pair, &plan, round);

@@ -30,6 +30,8 @@ pub struct Plan {
     pub writers: u64,
     /// Blocks of each writer; writer k has blocks k * blocks .. (k + 1) * blocks.
     pub blocks: u64,
+    /// First block of the first writer; writer k starts `k * blocks` behind it.
+    pub first: u64,
     /// Chooses blocks and kinds of writes.
     pub seed: u64,
 }
@@ -83,7 +85,7 @@ fn write(plan: &Plan, writer: u64, stop: &AtomicBool, told: &AtomicU64) -> Histo
     while !stop.load(Ordering::SeqCst) {
         number += 1;
         let draw = next(&mut dice);
-        let block = writer * plan.blocks + draw % plan.blocks;
+        let block = plan.first + writer * plan.blocks + draw % plan.blocks;
         let fua = if draw >> 32 & 15 == 0 {
             Fua::Yes
         } else {
@@ -129,11 +131,11 @@ pub fn read_back(
 ) -> std::io::Result<std::collections::BTreeMap<u64, Contents>> {
     let mut client = Client::connect(socket, export, Duration::from_secs(60))?;
     let mut found = std::collections::BTreeMap::new();
-    let total = plan.writers * plan.blocks;
+    let end = plan.first + plan.writers * plan.blocks;
     let step = 64;
-    let mut first = 0;
-    while first < total {
-        let count = step.min(total - first);
+    let mut first = plan.first;
+    while first < end {
+        let count = step.min(end - first);
         let data = client.read(first * BLOCK as u64, (count as usize * BLOCK) as u32)?;
         for (block, bytes) in (first..).zip(data.chunks(BLOCK)) {
             found.insert(block, contents(plan.run, block, bytes));
