@@ -50,6 +50,8 @@ enum Phase {
     Writing,
     /// The same could not be written: the superblock alone, with the full-sync flag.
     LastWords,
+    /// All that was wanted is written; sequences that were begun meanwhile (a link was lost) end.
+    Written,
     Closing,
 }
 
@@ -165,13 +167,15 @@ impl Resource {
     pub(super) fn step_detaches(&mut self) {
         self.step_failed_attaches();
         for number in self.volume_numbers() {
-            let draining = self
-                .volumes
-                .get(&number)
-                .and_then(|volume| volume.detach.as_ref())
-                .is_some_and(|detach| detach.phase == Phase::Draining);
-            if draining && !self.disk_io_in_flight(number) {
-                self.write_last(number);
+            let detach = self.volumes.get(&number).and_then(|at| at.detach.as_ref());
+            let phase = detach.map(|detach| detach.phase);
+            if self.disk_io_in_flight(number) {
+                continue;
+            }
+            match phase {
+                Some(Phase::Draining) => self.write_last(number),
+                Some(Phase::Written) => self.close_backing(number),
+                _ => {}
             }
         }
     }
@@ -222,6 +226,10 @@ impl Resource {
             self.start_plan(number, stages, Then::Detach);
             return;
         }
+        self.set_detach_phase(number, Phase::Written);
+    }
+
+    fn close_backing(&mut self, number: VolumeNumber) {
         self.set_detach_phase(number, Phase::Closing);
         let token = self.token(Pending::Close(number));
         self.effects.push(Effect::CloseBacking {

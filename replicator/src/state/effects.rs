@@ -272,10 +272,11 @@ const DEFERRED: &[(Deferred, Applies)] = &[
         becomes(c, ConnState::WFBitMapS)
     }),
     (Deferred::NewCurrentUuid, |c, x| {
-        (split_off(c, x) && !c.new.is_suspended()) || diskless_peer_promoted(c, x)
+        let alone = split_off(c, x) || primary_attached_alone(c, x);
+        (alone && !c.new.is_suspended()) || diskless_peer_promoted(c, x)
     }),
     (Deferred::NewCurrentPending, |c, x| {
-        split_off(c, x) && c.new.is_suspended()
+        (split_off(c, x) || primary_attached_alone(c, x)) && c.new.is_suspended()
     }),
     (Deferred::WriteBitmap, |c, _| {
         let peer_demoted = c.new.pdsk < DiskState::Inconsistent
@@ -394,6 +395,19 @@ fn split_off(change: &Change, context: &EffectContext) -> bool {
         && change.new.disk >= DiskState::UpToDate
         && context.bitmap_uuid_is_zero
         && (change.new.role == Role::Primary || change.new.peer == Role::Primary)
+}
+
+/// As N3 (section 3.3): a Primary that had no disk gets it back while its peer is away. Its writes from now on are missing there, and
+/// invariant 11 wants a generation for them. (The kernel has none: it relies on the crashed-primary flag, which does not help when
+/// the peer is promoted meanwhile.)
+fn primary_attached_alone(change: &Change, context: &EffectContext) -> bool {
+    change.new.role == Role::Primary
+        && change.old.disk < DiskState::UpToDate
+        && change.new.disk == DiskState::UpToDate
+        && change.old.conn < ConnState::Connected
+        && change.new.conn < ConnState::Connected
+        && change.old.role == Role::Primary
+        && context.bitmap_uuid_is_zero
 }
 
 /// N2 (section 3.3): a diskless peer is promoted, so that only this disk gets its writes.
