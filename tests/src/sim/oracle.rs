@@ -33,6 +33,9 @@ struct Write {
     /// Its client was told that it succeeded.
     acknowledged: bool,
     history: usize,
+    /// Its Primary lost power before it was flushed there, at this tick: as the source of the resync that follows, that
+    /// node may put older data in its place.
+    cache_lost: Option<u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -111,6 +114,7 @@ impl Oracle {
             ended: Some(0),
             acknowledged: true,
             history: 0,
+            cache_lost: None,
         };
         let history = History {
             parent: None,
@@ -151,6 +155,7 @@ impl Oracle {
             ended: None,
             acknowledged: false,
             history,
+            cache_lost: None,
         });
         for sector in first..first + sectors {
             let content = if zeroes {
@@ -357,6 +362,12 @@ impl Oracle {
 
     /// The process of a node died, or its host lost power.
     pub fn died(&mut self, node: usize, power: bool) {
+        let tick = self.tick();
+        if power {
+            for (_, id) in &self.views[node].unflushed {
+                self.writes[*id as usize].cache_lost = Some(tick);
+            }
+        }
         let view = &mut self.views[node];
         if power {
             view.kept = view.durable.clone();
@@ -634,7 +645,11 @@ impl Oracle {
             }
             let content = on.data.content(*sector);
             let missing = versions.iter().map(|version| version.write).filter(|id| {
-                self.writes[*id as usize].acknowledged && self.is_before(*id, youngest, history)
+                let write = &self.writes[*id as usize];
+                let excused = write
+                    .cache_lost
+                    .is_some_and(|tick| tick < self.writes[youngest as usize].submitted);
+                write.acknowledged && !excused && self.is_before(*id, youngest, history)
             });
             for missing in missing {
                 let shown_is_older = self
@@ -690,6 +705,7 @@ impl Oracle {
             ended: Some(tick),
             acknowledged: true,
             history,
+            cache_lost: None,
         });
         let view = &mut self.views[node];
         view.history = history;
@@ -759,6 +775,7 @@ impl Oracle {
             ended: Some(tick),
             acknowledged: true,
             history,
+            cache_lost: None,
         });
         for id in open {
             self.open.remove(&id);
