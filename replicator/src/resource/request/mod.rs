@@ -148,6 +148,8 @@ pub(crate) struct Write {
     pub(crate) in_sync: bool,
     /// The peer's disk was UpToDate when it was sent: its copy counts as a copy.
     pub(crate) peer_counts: bool,
+    /// The local disk was not UpToDate when it was sent: under every protocol only the peer's disk makes it safe.
+    pub(crate) peer_only: bool,
     pub(crate) sent_at: Time,
 }
 

@@ -66,10 +66,12 @@ impl Resource {
         };
         volume.counters.sent_kib += u64::from(length) / 1024;
         let peer_counts = volume.state.pdsk == DiskState::UpToDate;
+        let peer_only = volume.state.disk != DiskState::UpToDate;
         if let Some(write) = self.requests.writes.get_mut(&id) {
             write.remote = Remote::Sent { position };
             write.epoch = Some(epoch);
             write.peer_counts = peer_counts;
+            write.peer_only = peer_only;
             write.sent_at = now;
         }
         self.requests.epochs.entry(epoch).or_default().push(id);
@@ -145,6 +147,9 @@ impl Resource {
             Protocol::B => flags.with(DpFlags::SEND_RECEIVE_ACK),
             Protocol::C => flags.with(DpFlags::SEND_WRITE_ACK),
         };
+        if volume.state.disk != DiskState::UpToDate {
+            flags = flags.with(DpFlags::SEND_WRITE_ACK);
+        }
         let resync = ConnState::SyncSource..=ConnState::PausedSyncT;
         if resync.contains(&volume.state.conn) {
             flags = flags

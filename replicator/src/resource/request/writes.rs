@@ -39,6 +39,7 @@ impl Resource {
             epoch: None,
             in_sync: false,
             peer_counts: false,
+            peer_only: false,
             sent_at: self.now,
         };
         self.requests.writes.insert(id, write);
@@ -145,11 +146,13 @@ impl Resource {
             .net
             .as_ref()
             .map_or(Protocol::C, |net| net.protocol);
+        // Without a good local copy the peer's disk must have it, whatever the protocol.
+        let peer_only = write.peer_only || matches!(write.local, Local::None | Local::Failed);
         match write.remote {
             Remote::None | Remote::Written | Remote::Failed => true,
             Remote::Sent { .. } => false,
-            Remote::Handed => protocol == Protocol::A,
-            Remote::Received => protocol != Protocol::C,
+            Remote::Handed => protocol == Protocol::A && !peer_only,
+            Remote::Received => protocol != Protocol::C && !peer_only,
             Remote::Refused => self.refusal_explained(write.volume),
         }
     }
