@@ -102,6 +102,11 @@ const fn word(
     }
 }
 
+/// Whether an option is known, but refused when it is given.
+pub(crate) fn is_refused(action: Action, option: &str) -> bool {
+    action == Action::Secondary && option == "force"
+}
+
 const TIMEOUTS: &[&str] = &[
     "wfc-timeout",
     "degr-wfc-timeout",

@@ -82,6 +82,10 @@ fn the_runbook_from_first_sync_to_switch_over() {
             .starts_with("r0: Failure: (102) Local address(port) already in use.\n"),
         "{wrong:?}"
     );
+    assert!(
+        wrong.err.contains("counts only after a split brain") && !wrong.err.contains("disconnect"),
+        "{wrong:?}"
+    );
     quiet(&alpha.adm(&["wait-sync", "r0"]));
     until(&alpha, &["dstate", "r0"], "UpToDate/UpToDate\n");
     assert_eq!(alpha.adm(&["role", "r0"]).out, "Primary/Secondary\n");

@@ -137,6 +137,11 @@ fn help_of_a_word_succeeds_and_of_none_fails() {
     }
     assert_eq!(node.adm(&["--help"]).out, all.out);
     assert_eq!(node.adm(&["help", "connect"]).code, 0);
+    let secondary = node.adm(&["help", "secondary"]);
+    assert!(
+        secondary.out.contains("--force (not supported yet)"),
+        "{secondary:?}"
+    );
     assert_eq!(node.adm(&["help", "sh-b-pri"]).code, 0);
     assert_eq!(node.adm(&["help", "xyzzy"]).code, 1);
     let hidden = node.adm(&["hidden-commands"]);

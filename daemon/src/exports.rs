@@ -1,20 +1,23 @@
 //! NBD listeners and the handshake; afterwards the connection belongs to its resource's loop (docs/spec/nbd.md 1, 3, 10).
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use tandem_nbd_server::{
-    Access, Answer, BlockSizes, Event, ExportInfo, Features, HANDSHAKE_SECONDS_MAX, Limits,
+    Access, Answer, BlockSizes, End, Event, ExportInfo, Features, HANDSHAKE_SECONDS_MAX, Limits,
     ListedExport, Query, Refusal, RefusalKind, Session, Unaligned,
 };
 use tandem_replicator::VolumeNumber;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::AbortHandle;
 
 use crate::control::messages::VolumeReport;
 use crate::nbd::{NewClient, NewStream};
@@ -22,8 +25,11 @@ use crate::node::Node;
 use crate::report::{ExportFacts, Published};
 use crate::resource_loop::Message;
 
-/// Handshakes at one time; further connections wait in the listener's queue.
+/// Handshakes at one time. One more takes the place of the oldest that has sent nothing, or waits.
 const HANDSHAKES_MAX: usize = 128;
+
+/// Least time between two log lines about silent connections.
+const SILENCE_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Pause after an accept that failed, so that a lack of descriptors does not become a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -50,15 +56,64 @@ pub(crate) fn listen_unix(path: &Path) -> io::Result<UnixListener> {
     listener
 }
 
+/// The handshakes of one listener.
+struct Handshakes {
+    permits: Arc<Semaphore>,
+    /// Those that may have sent nothing yet, oldest first.
+    silent: VecDeque<(AbortHandle, Arc<AtomicBool>)>,
+    logged: Option<Instant>,
+}
+
+impl Handshakes {
+    fn new() -> Handshakes {
+        Handshakes {
+            permits: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
+            silent: VecDeque::new(),
+            logged: None,
+        }
+    }
+
+    fn forget_others(&mut self) {
+        self.silent
+            .retain(|(task, heard)| !heard.load(Ordering::Relaxed) && !task.is_finished());
+    }
+
+    /// A place for a connection that was accepted: silent ones must not keep clients out (docs/spec/nbd.md 13).
+    async fn place(&mut self) -> Option<OwnedSemaphorePermit> {
+        if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
+            return Some(permit);
+        }
+        self.forget_others();
+        if let Some((oldest, _)) = self.silent.pop_front() {
+            oldest.abort();
+            let quiet = self
+                .logged
+                .is_some_and(|at| at.elapsed() < SILENCE_LOG_INTERVAL);
+            if !quiet {
+                self.logged = Some(Instant::now());
+                tracing::warn!(
+                    "{HANDSHAKES_MAX} NBD handshakes are open: the oldest connections that sent nothing are dropped"
+                );
+            }
+        }
+        Arc::clone(&self.permits).acquire_owned().await.ok()
+    }
+
+    fn begun(&mut self, task: AbortHandle, heard: Arc<AtomicBool>) {
+        self.forget_others();
+        self.silent.push_back((task, heard));
+    }
+}
+
 /// Serves a Unix socket until the task is aborted.
 pub(crate) async fn serve_unix(node: Arc<Node>, listener: UnixListener, scope: Scope) {
-    let permits = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let mut handshakes = Handshakes::new();
     loop {
-        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
-            return;
-        };
         match listener.accept().await {
             Ok((mut stream, _)) => {
+                let Some(permit) = handshakes.place().await else {
+                    return;
+                };
                 let who = match stream
                     .peer_cred()
                     .ok()
@@ -68,15 +123,18 @@ pub(crate) async fn serve_unix(node: Arc<Node>, listener: UnixListener, scope: S
                     None => "a client on the Unix socket".to_owned(),
                 };
                 let (node, scope) = (Arc::clone(&node), scope.clone());
-                tokio::spawn(async move {
+                let heard = Arc::new(AtomicBool::new(false));
+                let hears = Arc::clone(&heard);
+                let task = tokio::spawn(async move {
                     if let Some((session, target)) =
-                        handshake(&mut stream, &node, &scope, &who).await
+                        handshake(&mut stream, &node, &scope, &who, &hears).await
                         && let Ok(stream) = stream.into_std()
                     {
                         hand_over(&node, NewStream::Unix(stream), session, target, who).await;
                     }
                     drop(permit);
                 });
+                handshakes.begun(task.abort_handle(), heard);
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept an NBD client");
@@ -88,25 +146,28 @@ pub(crate) async fn serve_unix(node: Arc<Node>, listener: UnixListener, scope: S
 
 /// Serves a TCP port until the task is aborted.
 pub(crate) async fn serve_tcp(node: Arc<Node>, listener: TcpListener) {
-    let permits = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let mut handshakes = Handshakes::new();
     loop {
-        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
-            return;
-        };
         match listener.accept().await {
             Ok((mut stream, from)) => {
+                let Some(permit) = handshakes.place().await else {
+                    return;
+                };
                 let node = Arc::clone(&node);
-                tokio::spawn(async move {
+                let heard = Arc::new(AtomicBool::new(false));
+                let hears = Arc::clone(&heard);
+                let task = tokio::spawn(async move {
                     let who = from.to_string();
                     if prepare(&stream, from)
                         && let Some((session, target)) =
-                            handshake(&mut stream, &node, &Scope::All, &who).await
+                            handshake(&mut stream, &node, &Scope::All, &who, &hears).await
                         && let Ok(stream) = stream.into_std()
                     {
                         hand_over(&node, NewStream::Tcp(stream), session, target, who).await;
                     }
                     drop(permit);
                 });
+                handshakes.begun(task.abort_handle(), heard);
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept an NBD client");
@@ -138,9 +199,10 @@ async fn handshake(
     node: &Node,
     scope: &Scope,
     who: &str,
+    heard: &AtomicBool,
 ) -> Option<(Box<Session>, Target)> {
     let deadline = Duration::from_secs(HANDSHAKE_SECONDS_MAX);
-    match tokio::time::timeout(deadline, haggle(stream, node, scope)).await {
+    match tokio::time::timeout(deadline, haggle(stream, node, scope, who, heard)).await {
         Ok(Ok(selected)) => selected,
         Ok(Err(error)) => {
             tracing::debug!(client = who, %error, "NBD handshake ended");
@@ -157,6 +219,8 @@ async fn haggle(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     node: &Node,
     scope: &Scope,
+    who: &str,
+    heard: &AtomicBool,
 ) -> io::Result<Option<(Box<Session>, Target)>> {
     let mut session = Box::new(Session::new(Limits::default()));
     let mut buffer = BytesMut::new();
@@ -176,7 +240,7 @@ async fn haggle(
                 }
                 Event::Selected { export } => selected = Some(export),
                 Event::Ended(end) => {
-                    tracing::debug!("{end}");
+                    log_end(who, &end);
                     ended = true;
                 }
                 // Requests come after Selected only, and then the loop below has been left.
@@ -198,8 +262,19 @@ async fn haggle(
         if stream.read_buf(&mut buffer).await? == 0 {
             session.end_of_stream();
         } else {
+            heard.store(true, Ordering::Relaxed);
             session.feed(buffer.split().freeze());
         }
+    }
+}
+
+/// Why a session ended: a client that broke the protocol is worth a line, one that left is not.
+pub(crate) fn log_end(who: &str, end: &End) {
+    match end {
+        End::Protocol(error) => {
+            tracing::info!(client = who, %error, "an NBD client broke the protocol");
+        }
+        End::Disconnected | End::Aborted | End::Closed => tracing::debug!(client = who, "{end}"),
     }
 }
 

@@ -363,7 +363,7 @@ impl Client {
             match event {
                 nbd::Event::Request(wanted) => request(wanted),
                 nbd::Event::Ended(end) => {
-                    tracing::debug!(client = %self.who, "{end}");
+                    crate::exports::log_end(&self.who, &end);
                     self.ended = true;
                 }
                 // Both belong to the handshake, which is over.

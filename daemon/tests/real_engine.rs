@@ -184,6 +184,18 @@ impl Drop for Node {
             let _ = client.command(Call::Shutdown, Some(WAIT));
         }
         if let Some(thread) = self.thread.take() {
+            let deadline = Instant::now() + WAIT;
+            while !thread.is_finished() {
+                if Instant::now() >= deadline {
+                    assert!(
+                        std::thread::panicking(),
+                        "the daemon does not end\n{}",
+                        self.log()
+                    );
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
             let result = thread.join();
             if !std::thread::panicking() {
                 result.unwrap().unwrap();

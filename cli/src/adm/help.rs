@@ -71,7 +71,19 @@ pub(super) fn of_word(invocation: &Invocation, word: &Word) -> u8 {
         text.push_str(&format!("\n{}\n", word.summary));
     }
     if !word.options.is_empty() && word.action != Action::NotYet {
-        text.push_str(&format!("\nOptions: --{}\n", word.options.join(", --")));
+        let options: Vec<String> = word
+            .options
+            .iter()
+            .map(|option| {
+                let remark = if words::is_refused(word.action, option) {
+                    " (not supported yet)"
+                } else {
+                    ""
+                };
+                format!("--{option}{remark}")
+            })
+            .collect();
+        text.push_str(&format!("\nOptions: {}\n", options.join(", ")));
     }
     out(&text);
     0

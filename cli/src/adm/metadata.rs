@@ -56,14 +56,18 @@ fn open_to_change(
     Device::open(volume, Access::Change)
 }
 
-/// No metadata where they should be.
+/// No metadata where they should be, or metadata that cannot be used: only the first calls for new ones.
 fn unreadable(run: &Run<'_>, target: &Target, device: &Device, error: &SuperblockError) -> Failure {
-    Failure::new(USAGE, TEXT_NOT_FOUND)
-        .line(format!("{}: {error}", device.path))
-        .next(format!(
-            "{}   # only for a disk that is new to this pair",
-            run.invocation.adm(&format!("create-md {}", target.name()))
-        ))
+    let failure = Failure::new(USAGE, TEXT_NOT_FOUND).line(format!("{}: {error}", device.path));
+    if !matches!(error, SuperblockError::NotFound { .. }) {
+        return failure.line(
+            "copy the metadata (internal: the last 4 KiB of the disk) before anything is changed",
+        );
+    }
+    failure.next(format!(
+        "{}   # only for a disk that is new to this pair",
+        run.invocation.adm(&format!("create-md {}", target.name()))
+    ))
 }
 
 /// Asks a question on the terminal; only the whole word `yes` confirms. `--force` answers with yes, and without a
@@ -442,6 +446,10 @@ pub(super) fn invalidate(run: &Run<'_>, target: &Target) -> Outcome {
             .superblock()
             .map_err(|error| unreadable(run, target, &device, &error))?;
         device.perform(&superblock_steps(&gi::invalidate(&old), &layout))?;
+        err(&format!(
+            "{}/{}: not attached: the metadata were marked; a full sync from the peer follows at the next connect",
+            target.view.name, volume.number
+        ));
     }
     Ok(())
 }

@@ -23,6 +23,12 @@ const SECONDARY_WAIT_MS: u64 = 3000;
 /// "Unknown resource": nobody brought it up.
 const UNKNOWN_RESOURCE: i32 = 158;
 
+/// "Device is attached to a disk (use detach first)".
+const ATTACHED_ALREADY: i32 = 124;
+
+/// "Local address(port) already in use": also of a resource that is connecting already.
+const ADDRESS_IN_USE: i32 = 102;
+
 /// Numbers above are failures of the configuration kind, those up to it results of a state change.
 const STATE_CHANGE_MAX: i32 = 100;
 
@@ -112,6 +118,11 @@ fn call_of(run: &Run<'_>, target: &Target) -> Result<Call, Failure> {
 
 /// Sends a command and prints what has to be said about its answer.
 fn command(run: &Run<'_>, client: &mut ControlClient, target: &Target, call: Call) -> Outcome {
+    let answer = ask(run, client, call)?;
+    judge(run, target, answer)
+}
+
+fn ask(run: &Run<'_>, client: &mut ControlClient, call: Call) -> Result<CommandAnswer, Failure> {
     let global = run.configuration.config.global_options();
     // A promotion may run a fence-peer handler, and a handler may take its whole time.
     let deadline = match run.word.action {
@@ -120,10 +131,9 @@ fn command(run: &Run<'_>, client: &mut ControlClient, target: &Target, call: Cal
             .unwrap_or(tandem_daemon::control::messages::DEADLINE_MAX),
         _ => global.cmd_timeout_medium,
     };
-    let answer = client
+    client
         .command(call, Some(deadline))
-        .map_err(|error| daemon::failed(run.invocation, &error))?;
-    judge(run, target, answer)
+        .map_err(|error| daemon::failed(run.invocation, &error))
 }
 
 /// An answer as drbdsetup and drbdadm print it (docs/spec/state-machine.md 2.7).
@@ -223,17 +233,13 @@ fn next_of(run: &Run<'_>, target: &Target, answer: &CommandAnswer) -> Option<Str
             format!("primary --force {name}"),
             "only if the data of this node are to be kept: the peer's are overwritten",
         ),
-        (Action::Connect, 102 | 125) => adm(
-            format!("disconnect {resource}"),
-            "it is connecting already; disconnect first to connect with other options",
-        ),
         (Action::Connect, 123) => adm(
             format!("secondary {resource}"),
             "a Primary cannot give its data up",
         ),
         (Action::Attach, 119) => adm(
-            format!("create-md {name}"),
-            "only for a disk that is new to this pair",
+            format!("dump-md {name}"),
+            "copy the metadata first (internal: the last 4 KiB of the disk)",
         ),
         (Action::Disconnect, 162) => Some(run.invocation.tandem("status")),
         _ => Some(run.invocation.tandem("status")),
@@ -376,7 +382,18 @@ fn attach_missing(run: &Run<'_>, client: &mut ControlClient, target: &Target) ->
             resource: target.view.name.clone(),
             volume: Some(volume.number),
         };
-        as_if(run, "attach", |run| command(run, client, &one, call))?;
+        as_if(run, "attach", |run| {
+            let answer = ask(run, client, call)?;
+            if answer.number == ATTACHED_ALREADY {
+                // Another `up` at the same time was faster.
+                let now = self::report(run, client, &target.view.name)?;
+                if volume_of(now.as_ref(), volume.number).is_some_and(|now| now.disk != "Diskless")
+                {
+                    return Ok(());
+                }
+            }
+            judge(run, &one, answer)
+        })?;
     }
     Ok(())
 }
@@ -388,7 +405,17 @@ fn connect_missing(run: &Run<'_>, client: &mut ControlClient, target: &Target) -
         return Ok(());
     }
     let call = connect_call(run, target);
-    as_if(run, "connect", |run| command(run, client, target, call))
+    as_if(run, "connect", |run| {
+        let answer = ask(run, client, call)?;
+        if answer.number == ADDRESS_IN_USE {
+            // Another `up` at the same time was faster.
+            let now = self::report(run, client, &target.view.name)?;
+            if now.is_some_and(|now| now.connection != "StandAlone") {
+                return Ok(());
+            }
+        }
+        judge(run, target, answer)
+    })
 }
 
 /// A stage of `up` fails like the command that does only this stage.
@@ -457,7 +484,19 @@ fn outdate(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Outcom
         resource: target.view.name.clone(),
         volume: target.volume,
     };
-    command(run, client, target, call)
+    command(run, client, target, call)?;
+    let now = self::report(run, client, &target.view.name)?;
+    let unchanged = target
+        .volumes()
+        .filter_map(|volume| volume_of(now.as_ref(), volume.number))
+        .any(|volume| volume.connection == "Connected" && volume.disk == "UpToDate");
+    if unchanged {
+        err(&format!(
+            "{}: connected: nothing was changed",
+            target.view.name
+        ));
+    }
+    Ok(())
 }
 
 /// `invalidate`, with drbdadm's fall-back to the metadata of a disk that is not attached.

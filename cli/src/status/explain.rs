@@ -34,6 +34,7 @@ pub(super) fn remarks(invocation: &Invocation, resource: &ResourceReport) -> Vec
     let mut remarks: Vec<Remark> = connection(invocation, resource).into_iter().collect();
     for volume in &resource.volumes {
         remarks.extend(disk(invocation, resource, volume));
+        remarks.extend(peer_disk(resource, volume));
         remarks.extend(suspended(invocation, resource, volume));
         if volume.paused_user {
             remarks.push(remark(
@@ -89,9 +90,20 @@ fn connection(invocation: &Invocation, resource: &ResourceReport) -> Option<Rema
                     )),
                 ));
             }
+            let meaning = if writes_here {
+                "; writes go to this node only"
+            } else {
+                ""
+            };
             Some(remark(
-                format!("StandAlone: does not try to reach {}{why}", peer.peer_name),
-                Some(invocation.adm(&format!("connect {name}"))),
+                format!(
+                    "StandAlone: does not try to reach {}{why}{meaning}",
+                    peer.peer_name
+                ),
+                Some(format!(
+                    "{}   # once both files agree",
+                    invocation.adm(&format!("connect {name}"))
+                )),
             ))
         }
         "WFConnection" | "Unconnected" | "Timeout" | "BrokenPipe" | "NetworkFailure"
@@ -171,6 +183,26 @@ fn disk(
         )),
         _ => None,
     }
+}
+
+/// A peer that answers but keeps no copy.
+fn peer_disk(resource: &ResourceReport, volume: &VolumeReport) -> Option<Remark> {
+    let peer = resource.peer.as_ref()?;
+    let gone = matches!(volume.peer_disk.as_str(), "Diskless" | "Failed");
+    let has_copy = !matches!(volume.disk.as_str(), "Diskless" | "Failed");
+    (volume.connection == "Connected" && gone && has_copy).then(|| {
+        remark(
+            format!(
+                "volume {}: the peer has no disk: this is the only copy",
+                volume.number
+            ),
+            Some(format!(
+                "on {}: tandem adm attach {}",
+                peer.peer_name,
+                target(resource, volume)
+            )),
+        )
+    })
 }
 
 fn suspended(

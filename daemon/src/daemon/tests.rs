@@ -97,6 +97,14 @@ impl Drop for Daemon {
         if let Ok(mut client) = ControlClient::connect_root(self.root.path()) {
             let _ = client.command(Call::Shutdown, Some(WAIT));
         }
+        let deadline = Instant::now() + WAIT;
+        while !thread.is_finished() {
+            if Instant::now() >= deadline {
+                assert!(std::thread::panicking(), "the daemon does not end");
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let result = thread.join().unwrap();
         if !std::thread::panicking() {
             result.unwrap();
@@ -561,4 +569,74 @@ fn garbage_on_the_control_socket_is_answered_and_hurts_nobody() {
             .len(),
         1
     );
+}
+
+fn last_answer(stream: UnixStream) -> String {
+    stream.set_read_timeout(Some(WAIT)).unwrap();
+    let mut answer = String::new();
+    BufReader::new(stream).read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn idle_control_connections_keep_nobody_out_for_long() {
+    let daemon = Daemon::start(false);
+    let socket = daemon.places().control_socket();
+    let mut idle = Vec::new();
+    for _ in 0..70 {
+        idle.push(UnixStream::connect(&socket).unwrap());
+    }
+    let refused = daemon.refused(secondary("r0", 0));
+    assert_eq!(
+        (refused.exit, refused.text.as_str()),
+        (20, "64 connections are open")
+    );
+    let first = idle.remove(0);
+    assert!(last_answer(first).contains("no request within 10 s"));
+    until(|| daemon.client().version().is_ok());
+}
+
+#[test]
+fn watches_leave_room_for_commands() {
+    let daemon = Daemon::start(false);
+    let mut watches = Vec::new();
+    for _ in 0..70 {
+        let mut stream = UnixStream::connect(daemon.places().control_socket()).unwrap();
+        let request = serde_json::json!({"id": 1, "call": Call::Watch { resource: None }});
+        stream.write_all(format!("{request}\n").as_bytes()).unwrap();
+        stream.set_read_timeout(Some(WAIT)).unwrap();
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line).unwrap();
+        assert!(!line.contains("malformed"), "{line}");
+        watches.push(stream);
+    }
+    assert!(daemon.client().version().is_ok());
+}
+
+#[test]
+fn the_answer_to_a_malformed_request_arrives_though_more_follows() {
+    let daemon = Daemon::start(false);
+    let mut stream = UnixStream::connect(daemon.places().control_socket()).unwrap();
+    stream.set_write_timeout(Some(WAIT)).unwrap();
+    let rubbish = vec![b'x'; 1 << 20];
+    stream.write_all(b"no request\n").unwrap();
+    stream.write_all(&rubbish).unwrap();
+    assert!(last_answer(stream).contains("malformed request"));
+}
+
+#[test]
+fn silent_nbd_connections_keep_no_client_out() {
+    let daemon = Daemon::start(false);
+    daemon.up("r0", 3);
+    daemon.primary("r0");
+    let socket = daemon.places().nbd_socket();
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        silent.push(UnixStream::connect(&socket).unwrap());
+    }
+    let begun = Instant::now();
+    let mut disk = nbd_client(&socket, "r0").unwrap();
+    disk.write_all(&[7; 4096]).unwrap();
+    // Far less than the silent ones would be waited for.
+    assert!(begun.elapsed() < Duration::from_secs(tandem_nbd_server::HANDSHAKE_SECONDS_MAX));
 }

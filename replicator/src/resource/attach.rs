@@ -712,9 +712,14 @@ fn superblock_answer(error: &SuperblockError, name: &str) -> Answer {
     };
     let answer = Answer::numbered(number, text).with_info(error.to_string());
     match error {
-        SuperblockError::NotFound { .. } => {
-            answer.with_hint(format!("tandem adm create-md {name}"))
-        }
+        SuperblockError::NotFound { .. } => answer.with_hint(format!(
+            "tandem adm create-md {name} (only for a disk that is new to this pair)"
+        )),
+        SuperblockError::Damaged { .. } => answer
+            .with_info(
+                "copy the metadata (internal: the last 4 KiB of the disk) before anything is changed",
+            )
+            .with_hint(format!("tandem adm dump-md {name}")),
         _ => answer,
     }
 }

@@ -84,7 +84,12 @@ impl Resource {
             };
             let info = format!("{name} is {state} already; nothing was changed");
             let answer = Answer::failure(Failure::LocalAddressInUse).with_info(info);
-            return Some(if discard_my_data {
+            // A healthy pair must not be parted by typing what a hint says.
+            return Some(if discard_my_data && connected {
+                let info = "connected already; --discard-my-data counts only after a split brain";
+                let answer = Answer::failure(Failure::LocalAddressInUse).with_info(info);
+                answer.with_hint(format!("tandem adm status {name}"))
+            } else if discard_my_data {
                 answer.with_hint(format!(
                     "tandem adm disconnect {name}; then: tandem adm connect --discard-my-data {name}"
                 ))
