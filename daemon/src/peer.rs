@@ -19,12 +19,12 @@ use tokio::time::Instant;
 use crate::settings::BufferSizes;
 use crate::socket::{ReadBuffer, SendQueue, Stream};
 
-/// How long a lingering close waits for the peer to take what was sent.
-const LINGER: Duration = Duration::from_secs(1);
+/// How long a lingering close waits for the peer to take what was sent and to end its side.
+const LINGER: Duration = Duration::from_secs(4);
 
-/// How long the end of a socket that is closed last waits for the peer's end: the default ping-timeout, in which a
-/// kernel handles what it has read from the other one.
-const LAST: Duration = Duration::from_millis(500);
+/// How long the end of a socket that is closed last waits for the peer's end, in which a busy kernel handles what it
+/// has read from the other one.
+const LAST: Duration = Duration::from_secs(3);
 
 /// Reads of one stream in one turn: then the others get their turn, so that a ping is answered in time.
 const READS_PER_TURN: usize = 8;

@@ -189,7 +189,7 @@ pub enum CloseHow {
     Abort,
     /// After what was sent has been taken by the peer, for a bounded time.
     Linger,
-    /// As `Linger`, but our end follows the peer's, or half a second: the meta socket of a link. Its end must not
+    /// As `Linger`, but our end follows the peer's, or a few seconds: the meta socket of a link. Its end must not
     /// reach the peer before that of the data socket, where the reason is: a kernel that sees it first only says
     /// "meta connection shut down by peer" and dials again (seen on 8.4.11, which itself ends data first).
     LingerLast,

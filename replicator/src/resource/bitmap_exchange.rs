@@ -135,7 +135,8 @@ impl Resource {
             }
             match volume.state.conn {
                 ConnState::WFBitMapS | ConnState::WFBitMapT => self.step_exchange(number),
-                ConnState::WFSyncUUID => self.step_sync_uuid(number),
+                // Behind: no bitmaps are exchanged, P_OUT_OF_SYNC has kept them equal (6.11).
+                ConnState::WFSyncUUID | ConnState::Behind => self.step_sync_uuid(number),
                 ConnState::StartingSyncT => {}
                 // A disk failed on either node: nothing comes of it.
                 _ => self.exchange_over(number),
@@ -296,7 +297,10 @@ impl Resource {
         }
         let may_come = matches!(
             volume.state.conn,
-            ConnState::StartingSyncT | ConnState::WFBitMapT | ConnState::WFSyncUUID
+            ConnState::StartingSyncT
+                | ConnState::WFBitMapT
+                | ConnState::WFSyncUUID
+                | ConnState::Behind
         );
         if !may_come || volume.exchange.sync_uuid.is_some() || volume.resync.is_some() {
             return Err("a sync UUID that is not expected now");

@@ -8,7 +8,7 @@ use tandem_protocol::packets::{StateChange, StateChangeReply};
 use super::Resource;
 use crate::effect::Level;
 use crate::event::VolumeNumber;
-use crate::state::word::{Request, State, WordError};
+use crate::state::word::{ConnState, Request, State, WordError};
 use crate::state::{Hardness, StateResult};
 
 impl Resource {
@@ -54,6 +54,16 @@ impl Resource {
             self.log(Level::Warn, volume, text);
             StateResult::UnknownError
         })?;
+        let verify = [ConnState::VerifyS, ConnState::VerifyT];
+        if wish.conn.is_some_and(|conn| verify.contains(&conn)) {
+            // Agreeing would be answered with requests that this node has to drop the connection for.
+            self.log(
+                Level::Warn,
+                volume,
+                "the peer asked for an online verify, which this node does not support".into(),
+            );
+            return Err(StateResult::NotSupported);
+        }
         if self.connection.resolve_conflicts && self.awaits_consent() {
             return Err(StateResult::ConcurrentStateChange);
         }

@@ -80,6 +80,9 @@ impl Resource {
         if late {
             report.disk = DiskState::UpToDate;
         }
+        if sent.conn == ConnState::Ahead && own.conn != ConnState::Behind {
+            self.resync_left_behind(number);
+        }
         let conn = match (own.conn, sent.conn) {
             (_, ConnState::Ahead) => ConnState::Behind,
             (ConnState::WFReportParams, _) => ConnState::Connected,

@@ -19,7 +19,7 @@ const BOOT_LIMIT: Duration = Duration::from_secs(240);
 /// How long a command in a machine may take.
 pub const EXEC_LIMIT: Duration = Duration::from_secs(60);
 /// A machine that everybody forgot ends after this many seconds.
-const LIFE_SECONDS: &str = "1200";
+const LIFE_SECONDS: &str = "3600";
 /// Bytes of the machine's disk that one resource gets.
 pub const SLOT_BYTES: u64 = 256 << 20;
 /// Resources of one machine, at most.

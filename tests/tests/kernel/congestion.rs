@@ -27,6 +27,8 @@ fn a_kernel_that_pulls_ahead_is_followed_and_caught_up_with() {
     couple.wait_connected("UpToDate/UpToDate");
     couple.compare_disks();
     couple.kernel.write(4 << 20, &noise(10, 65_536));
+    // That may have been too much at once again.
+    couple.wait_connected("UpToDate/UpToDate");
     couple.kernel.must("secondary");
     couple.finish();
 }

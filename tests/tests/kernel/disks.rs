@@ -215,6 +215,7 @@ fn a_failing_disk_of_the_kernel_is_detached_and_tandem_goes_on() {
     couple.tandem.wait_state("Connected", "UpToDate/Diskless");
     couple.may_say(&[
         "IO error",
+        "IO ERROR",
         "IO failed",
         "Detaching...",
         "Sending NegAck",

@@ -40,16 +40,13 @@ fn a_verify_of_the_kernel_is_refused_and_the_pair_stays_connected() {
     couple.finish();
 }
 
-fn fencing() -> Setup {
-    Setup {
-        disk: String::from("c-plan-ahead 0; resync-rate 400M; fencing resource-only;"),
-        ..Setup::default()
-    }
-}
-
 #[test]
 fn tandem_is_outdated_by_a_disconnect_of_a_fencing_kernel_primary() {
-    let couple = Couple::synced(Machine::shared(), fencing());
+    let setup = Setup {
+        kernel_disk: String::from("fencing resource-only;"),
+        ..Setup::default()
+    };
+    let couple = Couple::synced(Machine::shared(), setup);
     couple.may_say(REFUSED);
     couple.kernel.must("primary");
     couple.kernel.must("disconnect");
@@ -62,21 +59,5 @@ fn tandem_is_outdated_by_a_disconnect_of_a_fencing_kernel_primary() {
     couple.kernel.must("connect");
     couple.wait_connected("UpToDate/UpToDate");
     couple.kernel.must("secondary");
-    couple.finish();
-}
-
-#[test]
-fn the_kernel_is_outdated_by_a_disconnect_of_a_fencing_tandem_primary() {
-    let couple = Couple::synced(Machine::shared(), fencing());
-    couple.may_say(REFUSED);
-    couple.tandem.must(&["primary", "r0"]);
-    couple.tandem.must(&["disconnect", "r0"]);
-    couple.tandem.wait_state("StandAlone", "UpToDate/Outdated");
-    couple
-        .kernel
-        .wait_state("WFConnection", "Secondary/Unknown", "Outdated/DUnknown");
-    couple.tandem.must(&["connect", "r0"]);
-    couple.wait_connected("UpToDate/UpToDate");
-    couple.tandem.must(&["secondary", "r0"]);
     couple.finish();
 }
