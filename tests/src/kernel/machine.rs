@@ -17,7 +17,7 @@ use crate::e2e::wait;
 /// How long a machine may take to boot, the building of its image included.
 const BOOT_LIMIT: Duration = Duration::from_secs(240);
 /// How long a command in a machine may take.
-pub const EXEC_LIMIT: Duration = Duration::from_secs(60);
+pub const EXEC_LIMIT: Duration = Duration::from_secs(120);
 /// A machine that everybody forgot ends after this many seconds.
 const LIFE_SECONDS: &str = "3600";
 /// Bytes of the machine's disk that one resource gets.
@@ -102,6 +102,8 @@ impl Machine {
             "k",
             "--disk",
             &disk,
+            "--modules",
+            "drbd dm-mod",
             "--life",
             LIFE_SECONDS,
             "--owner",

@@ -4,7 +4,12 @@
 use tandem_tests::kernel::{Couple, Machine, Setup, noise};
 
 /// What a kernel says of a refused change.
-const REFUSED: &[&str] = &["State change failed", "state = {", "wanted = {"];
+const REFUSED: &[&str] = &[
+    "State change failed",
+    "Requested state change failed by peer",
+    "state = {",
+    "wanted = {",
+];
 
 #[test]
 fn a_second_primary_is_refused_on_either_side() {
