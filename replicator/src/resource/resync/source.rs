@@ -465,6 +465,8 @@ impl Resource {
             .and_then(|at| at.resync.as_mut());
         if let Some(source) = resync.and_then(Resync::source) {
             source.peer_done = Some(disk);
+            // Bits of the application's own writes go with their barrier acks: have the target send them.
+            self.close_epoch();
             self.check_end(number);
         }
     }
