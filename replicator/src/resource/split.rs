@@ -210,7 +210,9 @@ impl Resource {
             volume.peer.discard_armed = false;
         }
         let undecided = sent.conn <= ConnState::Connected && sent.disk != DiskState::Negotiating;
-        if !new && conn > ConnState::Connected && undecided {
+        // The state as it became: a peer whose disk failed has ended the resync.
+        let after = self.volumes.get(&number).map(|volume| volume.state.conn);
+        if !new && after > Some(ConnState::Connected) && undecided {
             self.send_uuids(number);
             self.send_state(number);
         }
