@@ -16,6 +16,7 @@ pub mod campaign;
 pub mod clients;
 pub mod dice;
 pub mod disk;
+pub mod lab;
 pub mod network;
 pub mod node;
 pub mod oracle;

@@ -1,0 +1,164 @@
+//! Histories that once went wrong: what the simulator found, each as the shortest story that shows it, or as its seed.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+use tandem_replicator::state::word::{ConnState, DiskState};
+use tandem_replicator::{Command, Force, Protocol};
+use tandem_tests::sim::lab::{A, B, Lab, primary};
+use tandem_tests::sim::node::VOLUME;
+use tandem_tests::sim::{Spec, run};
+
+/// A history that was wrong once, by protocol and seed, and why.
+const SEEDS: &[(Protocol, u64, &str)] = &[
+    (
+        Protocol::C,
+        1,
+        "an Inconsistent state that was under way when the initial sync was skipped stayed the last word",
+    ),
+    (
+        Protocol::C,
+        107,
+        "a Primary that lost its disk missed the peer's new generation and attached stale data",
+    ),
+    (
+        Protocol::C,
+        238,
+        "a Primary promoted without a disk did not know its peer's generation and attached stale data",
+    ),
+    (
+        Protocol::C,
+        240,
+        "a resync target that lacked writes became UpToDate when its source's disk was lost",
+    ),
+    (
+        Protocol::C,
+        281,
+        "a Primary that was attached alone wrote under its old generation",
+    ),
+    (
+        Protocol::C,
+        318,
+        "a Primary that lost its peer while it was attached wrote under its old generation",
+    ),
+    (
+        Protocol::C,
+        458,
+        "a backing was closed while a sequence begun by a lost link was about to write",
+    ),
+];
+
+#[test]
+fn histories_that_went_wrong_once_go_right() {
+    for (protocol, seed, story) in SEEDS {
+        let outcome = run(Spec {
+            seed: *seed,
+            protocol: *protocol,
+            live: false,
+        });
+        if let Err(why) = outcome {
+            panic!("{why}\nonce: {story}");
+        }
+    }
+}
+
+fn detach(force: Force) -> Command {
+    Command::Detach {
+        volume: VOLUME,
+        force,
+    }
+}
+
+const ATTACH: Command = Command::Attach { volume: VOLUME };
+
+/// The disk does not carry what the application has seen (3.6).
+const DATA_NOT_CURRENT: i32 = 150;
+
+#[test]
+fn a_state_under_way_does_not_undo_a_skipped_initial_sync() {
+    let mut lab = Lab::blank();
+    lab.world.up(A);
+    lab.world.up(B);
+    lab.wait("both are connected", |world| {
+        world.nodes.iter().all(|node| node.is_connected())
+    });
+    // The P_STATE that each sends when it is connected is still under way.
+    lab.ok(
+        A,
+        Command::NewCurrentUuid {
+            volume: VOLUME,
+            clear_bitmap: true,
+        },
+    );
+    let wait = lab.world.run_for(1_000_000_000);
+    assert_eq!(wait, Ok(()));
+    let done = "Connected Sec/Sec UpToDate/UpToDate [A1, 0, 0, 0] oos=0";
+    lab.row("both have heard of it", done, done);
+}
+
+#[test]
+fn a_primary_whose_disk_was_detached_does_not_attach_data_older_than_its_peers() {
+    let mut lab = Lab::start();
+    lab.ok(A, detach(Force::No));
+    lab.write(A, &[1]);
+    lab.power_off(B);
+    lab.wait("A notices", |world| !world.nodes[A].is_connected());
+    assert_eq!(lab.command(A, ATTACH), DATA_NOT_CURRENT);
+}
+
+#[test]
+fn a_primary_promoted_without_a_disk_does_not_attach_data_older_than_its_peers() {
+    let mut lab = Lab::start();
+    lab.world.stop(A, false);
+    lab.wait("B notices", |world| !world.nodes[B].is_connected());
+    lab.ok(B, primary(Force::No));
+    lab.write(B, &[1]);
+    lab.world.start(A);
+    lab.connect(A, false);
+    lab.wait("A sees the data of B", |world| {
+        world.nodes[A].is_connected() && world.nodes[B].is_connected()
+    });
+    lab.ok(B, Command::Secondary { volume: VOLUME });
+    lab.ok(A, primary(Force::No));
+    lab.write(A, &[2]);
+    lab.cut();
+    assert_eq!(lab.command(A, ATTACH), DATA_NOT_CURRENT);
+}
+
+#[test]
+fn a_resync_target_whose_source_loses_its_disk_is_not_up_to_date() {
+    let mut lab = Lab::start();
+    lab.world.settings.handler_delay = 5_000_000_000;
+    lab.ok(B, Command::Invalidate { volume: VOLUME });
+    lab.wait("A is about to be the source", |world| {
+        world.nodes[A].state().unwrap().conn == ConnState::StartingSyncS
+    });
+    lab.write(A, &[3]);
+    assert_eq!(lab.command(A, detach(Force::No)), -2);
+    lab.ok(A, detach(Force::Yes));
+    let wait = lab.world.run_for(1_000_000_000);
+    assert_eq!(wait, Ok(()));
+    let b = lab.world.nodes[B].state().unwrap();
+    assert_eq!(b.disk, DiskState::Inconsistent);
+    let a = lab.world.nodes[A].state().unwrap();
+    assert_eq!(a.pdsk, DiskState::Inconsistent);
+}
+
+#[test]
+fn a_primary_that_is_attached_alone_starts_a_generation() {
+    let mut lab = Lab::start();
+    lab.cut();
+    lab.plug();
+    lab.wait("in sync again", |world| world.is_in_sync());
+    // The peer hears nothing of the lost disk.
+    lab.world.block([true; 2]);
+    lab.ok(A, detach(Force::Yes));
+    lab.wait("both notice the cut", |world| {
+        world.nodes.iter().all(|node| !node.is_connected())
+    });
+    let [before, bitmap, ..] = lab.uuids(A);
+    assert_eq!(bitmap, 0);
+    lab.ok(A, ATTACH);
+    let [after, bitmap, ..] = lab.uuids(A);
+    assert_ne!(before & !1, after & !1);
+    assert_eq!(before & !1, bitmap & !1);
+}
