@@ -75,6 +75,7 @@ impl Person {
         for node in 0..2 {
             self.notice_split(world, node);
             self.look_after(world, node);
+            self.notice_empty_primary(world, node);
         }
         if self.split.is_some() {
             self.decide(world);
@@ -101,6 +102,21 @@ impl Person {
             self.split = Some((victim, Decision::Demote));
             self.wanted = 1 - victim;
             self.switching = false;
+        }
+    }
+
+    /// A Primary that neither has a disk nor a link serves nobody, and its peer, which was promoted, refuses it as a second Primary:
+    /// it is demoted.
+    fn notice_empty_primary(&mut self, world: &World, node: usize) {
+        let [Some(state), Some(other)] = [node, 1 - node].map(|node| world.nodes[node].state())
+        else {
+            return;
+        };
+        let both = state.role == Role::Primary && other.role == Role::Primary;
+        let empty = state.disk == DiskState::Diskless && state.conn == ConnState::StandAlone;
+        if both && empty && other.disk == DiskState::UpToDate {
+            self.wanted = node;
+            self.switching = true;
         }
     }
 
