@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 
 use super::{Pending, Resource};
-use crate::effect::DiskOperation;
+use crate::effect::{DiskOperation, Level};
 use crate::event::{IoError, RequestError, RequestId, VolumeNumber};
 use crate::options::Protocol;
 use crate::resource::change::DiskFault;
@@ -73,7 +73,7 @@ impl Resource {
         let accessible =
             volume.state.disk == DiskState::UpToDate || volume.state.pdsk == DiskState::UpToDate;
         self.open_client(id, number, 1);
-        if !accessible {
+        if !accessible || self.take_unflushed_lost(number) {
             self.part_done(id, 0, Err(RequestError::Io));
             return;
         }
@@ -93,6 +93,24 @@ impl Resource {
             self.flush_local(number, Waiter::Client(id));
         }
         self.check_flush(id);
+    }
+
+    /// Whether answered writes may have been lost that no flush had covered; told once.
+    fn take_unflushed_lost(&mut self, number: VolumeNumber) -> bool {
+        let lost = self
+            .volumes
+            .get_mut(&number)
+            .is_some_and(|volume| core::mem::take(&mut volume.unflushed_lost));
+        if lost {
+            self.log(
+                Level::Error,
+                Some(number),
+                "a flush is answered with an error: the local disk failed, and the peer was lost before it had flushed \
+                 the writes answered before"
+                    .into(),
+            );
+        }
+        lost
     }
 
     /// Closes what the peer must make durable; never a barrier for an empty epoch.

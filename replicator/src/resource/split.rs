@@ -191,10 +191,9 @@ impl Resource {
         let result = self.change_state(number, change, hardness);
         if new && !result.is_success() {
             let text = match result {
-                StateResult::TwoPrimaries | StateResult::OtherVolumePeerPrimary => format!(
-                    "both nodes are Primary; on one of them type: tandem adm secondary {}",
-                    self.name
-                ),
+                StateResult::TwoPrimaries | StateResult::OtherVolumePeerPrimary => {
+                    self.two_primaries(own.disk, report.disk)
+                }
                 other => format!(
                     "the states of the two nodes do not fit together: {}",
                     other.message()
@@ -217,6 +216,22 @@ impl Resource {
             self.send_state(number);
         }
         Ok(())
+    }
+
+    /// Whose demotion costs nothing is said where it is known.
+    fn two_primaries(&self, own: DiskState, peer: DiskState) -> String {
+        let name = &self.name;
+        match (own == DiskState::UpToDate, peer == DiskState::UpToDate) {
+            (true, false) => format!(
+                "both nodes are Primary, and the peer has no good data of its own; on the peer type: tandem adm secondary {name}"
+            ),
+            (false, true) => format!(
+                "both nodes are Primary, and this one has no good data of its own; here type: tandem adm secondary {name}"
+            ),
+            _ => {
+                format!("both nodes are Primary; on one of them type: tandem adm secondary {name}")
+            }
+        }
     }
 
     fn volume_connected(&mut self) {

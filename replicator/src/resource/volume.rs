@@ -40,6 +40,8 @@ pub(crate) struct Volume {
     pub(crate) crashed_primary: bool,
     /// A new data generation was asked for and its superblock is not yet durable: no write is answered.
     pub(crate) generation_pending: bool,
+    /// Answered writes may be lost that no flush had covered: the next flush is answered with an error.
+    pub(crate) unflushed_lost: bool,
     /// Both disks were Inconsistent and the peer became Primary; cleared with the next processed P_STATE.
     pub(crate) consider_resync: bool,
     /// An attach or a late exchange of sizes found the device grown; cleared when its resync was started.
@@ -169,6 +171,7 @@ impl Volume {
             bytes: 0,
             crashed_primary: false,
             generation_pending: false,
+            unflushed_lost: false,
             consider_resync: false,
             grew_while_detached: false,
             intervals: Intervals::new(),

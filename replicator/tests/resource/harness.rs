@@ -114,8 +114,25 @@ impl Disk {
         let range = offset as usize..offset as usize + data.len();
         self.current[range.clone()].copy_from_slice(data);
         match fua {
-            Fua::Yes => self.durable[range].copy_from_slice(data),
+            Fua::Yes => {
+                self.durable[range].copy_from_slice(data);
+                self.supersede(offset, data);
+            }
             Fua::No => self.unflushed.push((offset, data.clone())),
+        }
+    }
+
+    /// What is still volatile no longer holds anything older than these bytes.
+    fn supersede(&mut self, offset: u64, data: &[u8]) {
+        for (at, old) in &mut self.unflushed {
+            let first = offset.max(*at);
+            let end = (offset + data.len() as u64).min(*at + old.len() as u64);
+            if first < end {
+                let mut bytes = old.to_vec();
+                bytes[(first - *at) as usize..(end - *at) as usize]
+                    .copy_from_slice(&data[(first - offset) as usize..(end - offset) as usize]);
+                *old = bytes.into();
+            }
         }
     }
 

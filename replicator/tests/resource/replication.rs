@@ -231,10 +231,42 @@ fn when_the_local_disk_fails_the_peer_serves_reads_and_writes() {
     );
     world.write_ok(A, 4096, 4096, 3);
     assert_eq!(world.read_ok(A, 4096, 4096)[..1], [3]);
+    assert_eq!(
+        &world.nodes[B].disk.durable[4096..4097],
+        [3],
+        "the only copy is durable when it is answered"
+    );
     let id = world.request(A, Operation::Flush);
     world.run_until("the flush is answered", |world| answered(world, id));
     assert!(world.reply(A, id).unwrap().is_ok());
     assert_eq!(&world.nodes[B].disk.durable[4096..4097], [3]);
+}
+
+#[test]
+fn a_flush_tells_of_writes_whose_last_copy_was_never_flushed() {
+    let mut world = World::ready(&protocol(Protocol::C));
+    world.write_ok(A, 0, 4096, 1);
+    world.ok(
+        A,
+        Command::Detach {
+            volume: VOLUME,
+            force: Force::No,
+        },
+    );
+    world.cut_network();
+    world.run_until("the peer is lost", |world| {
+        world.state(A).conn < ConnState::Connected
+    });
+    world.join();
+    world.run_until("the peer is back", |world| {
+        world.state(A).pdsk == DiskState::UpToDate
+    });
+    for expected in [Err(RequestError::Io), Ok(())] {
+        let id = world.request(A, Operation::Flush);
+        world.run_until("the flush is answered", |world| answered(world, id));
+        let reply = world.reply(A, id).unwrap().clone();
+        assert_eq!(reply.map(|_| ()), expected);
+    }
 }
 
 #[test]

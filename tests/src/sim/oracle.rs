@@ -36,6 +36,8 @@ struct Write {
     /// Its Primary lost power before it was flushed there, at this tick: as the source of the resync that follows, that
     /// node may put older data in its place.
     cache_lost: Option<u64>,
+    /// Its node had no UpToDate disk when it was submitted: its answer says that the peer has it durably.
+    remote_only: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -89,6 +91,10 @@ struct View {
     discard: bool,
     /// Acknowledged by this node and not flushed since: tick of the answer, write.
     unflushed: Vec<(u64, u64)>,
+    /// Its own disk is UpToDate.
+    up_to_date: bool,
+    /// It was the target of the resync that its peer may still be the source of, and has finished it.
+    finished: bool,
 }
 
 /// The judge.
@@ -115,6 +121,7 @@ impl Oracle {
             acknowledged: true,
             history: 0,
             cache_lost: None,
+            remote_only: false,
         };
         let history = History {
             parent: None,
@@ -156,6 +163,7 @@ impl Oracle {
             acknowledged: false,
             history,
             cache_lost: None,
+            remote_only: !self.views[node].up_to_date,
         });
         for sector in first..first + sectors {
             let content = if zeroes {
@@ -199,13 +207,14 @@ impl Oracle {
             }
             if let Some(promise) = other.promised.as_mut().filter(|_| connected) {
                 raise(writes, &mut promise.floor, id);
-            } else if state.conn.is_resync() {
+            } else if state.conn.is_resync() && other.finished {
                 // The target has finished, and this node has not heard of it yet.
                 raise(writes, &mut other.live, id);
                 raise(writes, &mut other.kept, id);
             }
         }
-        if durable {
+        let remote_only = self.writes[id as usize].remote_only && !own;
+        if durable || remote_only {
             self.make_durable(node, id, state);
         } else {
             self.views[node].unflushed.push((tick, id));
@@ -248,7 +257,7 @@ impl Oracle {
             }
             if let Some(promise) = &mut other.promised {
                 raise(writes, &mut promise.durable, id);
-            } else if state.conn.is_resync() {
+            } else if state.conn.is_resync() && other.finished {
                 raise(writes, &mut other.durable, id);
             }
         }
@@ -360,9 +369,31 @@ impl Oracle {
         )
     }
 
+    /// The only good copy of what the other node's clients wrote was in the cache of this node, which lost power, since the
+    /// other node's own disk failed after it had answered: two failures, of which its next flush tells.
+    fn lose_the_last_copy(&mut self, node: usize) {
+        let kept = self.views[node].durable.clone();
+        let other = &mut self.views[1 - node];
+        if other.up_to_date {
+            return;
+        }
+        for (_, id) in &other.unflushed {
+            let write = &self.writes[*id as usize];
+            for sector in write.first..write.first + write.sectors {
+                if other.client.get(&sector).is_some_and(|seen| seen == id) {
+                    let floor = kept.get(&sector).copied().unwrap_or(NEVER_WRITTEN);
+                    other.client.insert(sector, floor);
+                }
+            }
+        }
+    }
+
     /// The process of a node died, or its host lost power.
     pub fn died(&mut self, node: usize, power: bool) {
         let tick = self.tick();
+        if power {
+            self.lose_the_last_copy(node);
+        }
         if power {
             for (_, id) in &self.views[node].unflushed {
                 self.writes[*id as usize].cache_lost = Some(tick);
@@ -376,6 +407,8 @@ impl Oracle {
         view.live = view.kept.clone();
         view.unflushed.clear();
         view.promised = None;
+        view.up_to_date = false;
+        view.finished = false;
     }
 
     /// A person gives up this node's data.
@@ -446,6 +479,7 @@ impl Oracle {
         nodes: &[Node; 2],
     ) -> Result<(), String> {
         let tick = self.tick();
+        self.views[node].up_to_date = new.disk == DiskState::UpToDate;
         if new.role == Role::Primary && new.conn.is_connected() && new.peer == Role::Primary {
             return Err(format!("{} is Primary and sees a Primary", name(node)));
         }
@@ -486,6 +520,7 @@ impl Oracle {
             excused,
         };
         self.views[1 - node].promised = Some(promise);
+        self.views[1 - node].finished = false;
     }
 
     /// A resync has ended on its target: it has what its source had.
@@ -524,6 +559,7 @@ impl Oracle {
         view.lost_power = false;
         view.wrote = false;
         view.discard = false;
+        view.finished = true;
         Ok(())
     }
 
@@ -706,6 +742,7 @@ impl Oracle {
             acknowledged: true,
             history,
             cache_lost: None,
+            remote_only: false,
         });
         let view = &mut self.views[node];
         view.history = history;
@@ -776,6 +813,7 @@ impl Oracle {
             acknowledged: true,
             history,
             cache_lost: None,
+            remote_only: false,
         });
         for id in open {
             self.open.remove(&id);

@@ -105,7 +105,7 @@ impl Person {
         }
     }
 
-    /// A Primary that neither has a disk nor a link serves nobody, and its peer, which was promoted, refuses it as a second Primary:
+    /// A Primary that has neither good data nor a link serves nobody, and its peer, which was promoted, refuses it as a second Primary:
     /// it is demoted.
     fn notice_empty_primary(&mut self, world: &World, node: usize) {
         let [Some(state), Some(other)] = [node, 1 - node].map(|node| world.nodes[node].state())
@@ -113,7 +113,7 @@ impl Person {
             return;
         };
         let both = state.role == Role::Primary && other.role == Role::Primary;
-        let empty = state.disk == DiskState::Diskless && state.conn == ConnState::StandAlone;
+        let empty = state.disk != DiskState::UpToDate && state.conn == ConnState::StandAlone;
         if both && empty && other.disk == DiskState::UpToDate {
             self.wanted = node;
             self.switching = true;

@@ -148,7 +148,9 @@ impl Resource {
             Protocol::C => flags.with(DpFlags::SEND_WRITE_ACK),
         };
         if volume.state.disk != DiskState::UpToDate {
-            flags = flags.with(DpFlags::SEND_WRITE_ACK);
+            // The peer's copy is the only good one, and the application outlives a power failure of the peer without
+            // hearing of it: what it was told is written must still be there.
+            flags = flags.with(DpFlags::SEND_WRITE_ACK).with(DpFlags::FUA);
         }
         let resync = ConnState::SyncSource..=ConnState::PausedSyncT;
         if resync.contains(&volume.state.conn) {

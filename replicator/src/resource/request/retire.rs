@@ -7,7 +7,7 @@ use super::{Local, Remote, Stage, WriteId};
 use crate::bitmap::coverage::bits_covered;
 use crate::event::VolumeNumber;
 use crate::resource::Resource;
-use crate::state::word::ConnState;
+use crate::state::word::{ConnState, DiskState};
 use crate::time::Time;
 use crate::transfer_log::Epoch;
 
@@ -85,6 +85,7 @@ impl Resource {
             .map(|(id, _)| *id)
             .collect();
         for id in ids {
+            self.note_unflushed(id);
             self.fail_remote(id);
         }
         self.reads_connection_lost();
@@ -92,6 +93,22 @@ impl Resource {
         let volumes: Vec<VolumeNumber> = self.volumes.keys().copied().collect();
         for volume in volumes {
             self.recheck_writes(volume);
+        }
+    }
+
+    /// A write that was answered as one of two copies, was never flushed at the peer, and now has its only good copy
+    /// there: a power failure of the peer costs it, so the application's next flush must not succeed.
+    fn note_unflushed(&mut self, id: WriteId) {
+        let Some(write) = self.requests.writes.get(&id) else {
+            return;
+        };
+        if write.stage != Stage::Answered || write.peer_only {
+            return;
+        }
+        if let Some(volume) = self.volumes.get_mut(&write.volume)
+            && volume.state.disk != DiskState::UpToDate
+        {
+            volume.unflushed_lost = true;
         }
     }
 
