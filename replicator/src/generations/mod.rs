@@ -170,6 +170,13 @@ impl Generations {
         (lost != 0).then_some(lost)
     }
 
+    /// A new generation that branches off the current one, which goes into the history; the bitmap still counts from where it did.
+    /// For a promotion while another node may go on showing its application the data of the current one (T42).
+    pub fn branch(&mut self, random: u64, role: Role) {
+        self.uuids.remember(self.uuids.current);
+        self.set_current(usable(random), role);
+    }
+
     /// The administrator's `new-current-uuid` (section 3.10): in StandAlone the bitmap UUID stays set; to skip the initial
     /// sync of a connected pair it is cleared. Write the superblock.
     pub fn new_current_by_command(&mut self, random: u64, role: Role, case: NewCurrentCase) {

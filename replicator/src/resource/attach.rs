@@ -672,9 +672,10 @@ fn chunks_to_read(layout: &Layout, pages: u32) -> Vec<(Io, u64, u32)> {
     chunks
 }
 
-/// Bits first and flushed; then the ring, if it is damaged; then the superblock "in use".
+/// Data that a process before this one left in the disk's cache is flushed before anybody can read it here; then bits, flushed; then
+/// the ring, if it is damaged; then the superblock "in use".
 fn attach_stages(backing: &Backing, al_updates: bool, ring: bool, all: bool) -> Vec<Stage> {
-    let mut stages = Vec::new();
+    let mut stages = vec![Stage::FlushData];
     if all {
         stages.push(Stage::Flag(Flags::FULL_SYNC, FlagValue::Set));
         stages.push(Stage::Superblock);

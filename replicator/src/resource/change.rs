@@ -231,6 +231,12 @@ impl Resource {
         let effects = state::derive(&old, &new, &self.effect_context(number));
         if let Some(volume) = self.volumes.get_mut(&number) {
             volume.state = new;
+            let (was, is) = (old.conn.is_connected(), new.conn.is_connected());
+            if was != is {
+                volume.shown_by_peer =
+                    was && old.peer == Role::Primary && old.pdsk != state::DiskState::UpToDate;
+                volume.skip_untold = false;
+            }
         }
         for other in self.volumes.values_mut() {
             other.state.susp = new.susp;

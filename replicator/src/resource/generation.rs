@@ -44,6 +44,22 @@ impl Resource {
         self.start_plan(number, vec![Stage::Superblock], Then::Generation);
     }
 
+    /// A promotion while the peer, a Primary without a disk, may still show this generation to its application: what is written here
+    /// from now on must not be taken for it. A kernel starts none (T42), and the peer would accept the changed data.
+    pub(crate) fn branch_generation(&mut self, number: VolumeNumber) {
+        let random = self.random.next_u64();
+        let now = self.now;
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        volume.shown_by_peer = false;
+        volume.generations.branch(random, volume.state.role);
+        volume.generation_pending = true;
+        volume.superblock_changed(now);
+        self.log_generations(number, "new data generation beside the peer's");
+        self.start_plan(number, vec![Stage::Superblock], Then::Generation);
+    }
+
     /// A new generation is due with this change: it is created when the deferred effects run, and from now on no write
     /// is answered.
     pub(super) fn generation_is_due(&mut self, number: VolumeNumber) {

@@ -499,9 +499,11 @@ impl Resource {
         let state = volume.state;
         if volume.generations.refuses_peer_data(&state, &set) {
             let text = format!(
-                "this Primary has no disk and its application saw the data of generation {:016X}, the peer has {:016X}",
+                "this Primary has no disk and its application saw the data of generation {:016X}, the peer has {:016X}; attach the disk \
+                 with that data, or stop the application and here type: tandem adm secondary {}",
                 masked(volume.generations.exposed),
-                masked(set.current)
+                masked(set.current),
+                self.name
             );
             self.refuse_connection(&text);
             return Ok(());

@@ -25,7 +25,7 @@ use super::split::Waiting;
 use crate::effect::{CloseHow, Effect, Effects, Level};
 use crate::event::{IoError, SocketId, VolumeNumber};
 use crate::state::Hardness;
-use crate::state::word::ConnState;
+use crate::state::word::{ConnState, Role};
 use crate::time::Time;
 
 /// Bytes of the data socket that wait to be handled before it is not read any more: two packets of the largest size.
@@ -513,8 +513,11 @@ impl Resource {
             return;
         };
         let mut stages = vec![];
-        if backing.bitmap.changed_pages() > 0 {
+        // A Secondary may now be the only one that has what its peer wrote: no later power failure takes it back.
+        if backing.bitmap.changed_pages() > 0 || volume.state.role == Role::Secondary {
             stages.push(Stage::FlushData);
+        }
+        if backing.bitmap.changed_pages() > 0 {
             stages.push(Stage::BitmapPages(Pages::AllChanged));
         }
         if volume.is_superblock_dirty() {

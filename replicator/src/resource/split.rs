@@ -56,7 +56,7 @@ impl Resource {
         let Some(volume) = self.volumes.get(&number) else {
             return Ok(());
         };
-        let own = volume.state;
+        let (own, skip_untold) = (volume.state, volume.skip_untold);
         if own.conn <= ConnState::TearDown {
             return Ok(());
         }
@@ -77,8 +77,14 @@ impl Resource {
             && report.disk == DiskState::Inconsistent
             && own.conn == ConnState::Connected
             && sent.conn > ConnState::SyncSource;
-        if late {
+        // What the peer sent before it was told to skip the initial sync: taken for the truth, writes would not be mirrored.
+        let before_skip = skip_untold
+            && report.disk == DiskState::Inconsistent
+            && sent.conn == ConnState::Connected;
+        if late || before_skip {
             report.disk = DiskState::UpToDate;
+        } else if let Some(volume) = self.volumes.get_mut(&number) {
+            volume.skip_untold = false;
         }
         if sent.conn == ConnState::Ahead && own.conn != ConnState::Behind {
             self.resync_left_behind(number);

@@ -42,6 +42,11 @@ pub(crate) struct Volume {
     pub(crate) generation_pending: bool,
     /// Answered writes may be lost that no flush had covered: the next flush is answered with an error.
     pub(crate) unflushed_lost: bool,
+    /// The link was lost while the peer, a Primary without a good disk, showed this disk's data to its application; cleared by the next
+    /// connection.
+    pub(crate) shown_by_peer: bool,
+    /// The peer was told to skip the initial sync, and its P_STATE does not say so yet.
+    pub(crate) skip_untold: bool,
     /// Both disks were Inconsistent and the peer became Primary; cleared with the next processed P_STATE.
     pub(crate) consider_resync: bool,
     /// An attach or a late exchange of sizes found the device grown; cleared when its resync was started.
@@ -172,6 +177,8 @@ impl Volume {
             crashed_primary: false,
             generation_pending: false,
             unflushed_lost: false,
+            shown_by_peer: false,
+            skip_untold: false,
             consider_resync: false,
             grew_while_detached: false,
             intervals: Intervals::new(),

@@ -479,7 +479,13 @@ impl Oracle {
         nodes: &[Node; 2],
     ) -> Result<(), String> {
         let tick = self.tick();
-        self.views[node].up_to_date = new.disk == DiskState::UpToDate;
+        let view = &mut self.views[node];
+        view.up_to_date = new.disk == DiskState::UpToDate;
+        let attaching = matches!(old.disk, DiskState::Attaching | DiskState::Negotiating);
+        if attaching && new.disk >= DiskState::Inconsistent && new.disk != DiskState::Negotiating {
+            // An attach flushes what was found.
+            view.durable = view.live.clone();
+        }
         if new.role == Role::Primary && new.conn.is_connected() && new.peer == Role::Primary {
             return Err(format!("{} is Primary and sees a Primary", name(node)));
         }

@@ -40,6 +40,8 @@ pub struct Person {
     /// Split brains that were decided.
     pub decided: u32,
     handlers_seen: [usize; 2],
+    /// Attempts in a row to give a node its disk or its link back.
+    attempts: [u32; 2],
     asked_primary: [u64; 2],
     dice: Dice,
 }
@@ -59,6 +61,7 @@ impl Person {
             split: None,
             decided: 0,
             handlers_seen: [0; 2],
+            attempts: [0; 2],
             asked_primary: [0; 2],
             dice,
         }
@@ -105,16 +108,17 @@ impl Person {
         }
     }
 
-    /// A Primary that has neither good data nor a link serves nobody, and its peer, which was promoted, refuses it as a second Primary:
-    /// it is demoted.
+    /// A Primary that has neither good data nor a link serves nobody. When its peer was promoted, or when its disk and its link
+    /// cannot be brought back, it is demoted.
     fn notice_empty_primary(&mut self, world: &World, node: usize) {
         let [Some(state), Some(other)] = [node, 1 - node].map(|node| world.nodes[node].state())
         else {
             return;
         };
-        let both = state.role == Role::Primary && other.role == Role::Primary;
+        let stuck = other.role == Role::Primary || self.attempts[node] > 4;
+        let primary = state.role == Role::Primary;
         let empty = state.disk != DiskState::UpToDate && state.conn == ConnState::StandAlone;
-        if both && empty && other.disk == DiskState::UpToDate {
+        if primary && stuck && empty && other.disk == DiskState::UpToDate {
             self.wanted = node;
             self.switching = true;
         }
@@ -187,7 +191,11 @@ impl Person {
         let alone = state.conn == ConnState::StandAlone && self.split.is_none();
         let diskless = state.disk == DiskState::Diskless;
         let mut at = self.mend_at[node];
+        if !alone && !diskless {
+            self.attempts[node] = 0;
+        }
         if (alone || diskless) && self.due(&mut at, now) {
+            self.attempts[node] += 1;
             if diskless {
                 world.command(node, Command::Attach { volume: VOLUME });
             } else {

@@ -178,5 +178,8 @@ impl Resource {
             state.pdsk = DiskState::UpToDate;
         };
         self.change_state(number, up_to_date, Hardness::Soft);
+        if let Some(volume) = self.volumes.get_mut(&number) {
+            volume.skip_untold = true;
+        }
     }
 }

@@ -204,6 +204,8 @@ impl Resource {
         {
             volume.generation_pending = true;
             self.new_current_uuid(number);
+        } else if has_disk && volume.shown_by_peer && state.conn < ConnState::Connected {
+            self.branch_generation(number);
         }
         if has_disk && let Some(volume) = self.volumes.get_mut(&number) {
             volume.generations.mark_role(Role::Primary);
