@@ -45,6 +45,31 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         458,
         "a backing was closed while a sequence begun by a lost link was about to write",
     ),
+    (
+        Protocol::C,
+        697,
+        "a Primary without good data answered writes that its peer's power failure then took back",
+    ),
+    (
+        Protocol::C,
+        956,
+        "what a dead process had left in its disk's cache was shown to the peer's application, and lost with the power",
+    ),
+    (
+        Protocol::C,
+        1298,
+        "a write was not mirrored while a state from before the skipped initial sync was taken for the truth",
+    ),
+    (
+        Protocol::C,
+        1379,
+        "a Primary without a disk took the data that its promoted peer had changed for its own",
+    ),
+    (
+        Protocol::A,
+        58,
+        "a write without a local copy was answered before any disk had it",
+    ),
 ];
 
 #[test]
@@ -161,4 +186,64 @@ fn a_primary_that_is_attached_alone_starts_a_generation() {
     let [after, bitmap, ..] = lab.uuids(A);
     assert_ne!(before & !1, after & !1);
     assert_eq!(before & !1, bitmap & !1);
+}
+
+#[test]
+fn a_write_of_a_primary_without_a_disk_survives_the_power_failure_of_its_peer() {
+    let mut lab = Lab::start();
+    lab.ok(A, detach(Force::No));
+    lab.write(A, &[1]);
+    let written = lab.world.nodes[B].data.content(8).clone();
+    lab.power_off(B);
+    assert_eq!(*lab.world.nodes[B].data.content(8), written);
+}
+
+#[test]
+fn an_attach_makes_durable_what_a_killed_process_had_left_in_the_cache() {
+    let mut lab = Lab::start();
+    lab.cut();
+    lab.write(A, &[1]);
+    let written = lab.world.nodes[A].data.content(8).clone();
+    lab.world.stop(A, false);
+    lab.boot(A);
+    lab.power_off(A);
+    assert_eq!(*lab.world.nodes[A].data.content(8), written);
+}
+
+#[test]
+fn a_secondary_that_loses_its_primary_makes_durable_what_it_received() {
+    let mut lab = Lab::start();
+    lab.write(A, &[1]);
+    let written = lab.world.nodes[B].data.content(8).clone();
+    lab.power_off(A);
+    lab.wait("B notices", |world| !world.nodes[B].is_connected());
+    let wait = lab.world.run_for(100_000_000);
+    assert_eq!(wait, Ok(()));
+    lab.power_off(B);
+    assert_eq!(*lab.world.nodes[B].data.content(8), written);
+}
+
+#[test]
+fn a_primary_without_a_disk_refuses_data_that_its_promoted_peer_changed() {
+    let mut lab = Lab::start();
+    lab.ok(A, detach(Force::No));
+    lab.write(A, &[1]);
+    lab.cut();
+    let [shown, base, ..] = lab.uuids(B);
+    lab.ok(B, primary(Force::No));
+    let [current, bitmap, newer, _] = lab.uuids(B);
+    assert_ne!(current & !1, shown & !1);
+    assert_eq!([bitmap, newer & !1], [base, shown & !1]);
+    lab.write(B, &[2]);
+    lab.ok(B, Command::Secondary { volume: VOLUME });
+    lab.plug();
+    lab.wait("A refuses", |world| {
+        world.nodes[A].state().unwrap().conn == ConnState::StandAlone
+    });
+    // Demoted, it takes what is there, and its own disk misses only what was written since it had it.
+    lab.ok(A, Command::Secondary { volume: VOLUME });
+    lab.connect(A, false);
+    lab.ok(A, ATTACH);
+    lab.wait("both are in sync", |world| world.is_in_sync());
+    lab.wait("both are equal", tandem_tests::sim::World::compare_if_idle);
 }

@@ -510,7 +510,7 @@ impl Oracle {
             ConnState::SyncTarget | ConnState::PausedSyncT | ConnState::WFSyncUUID
         );
         if forced && was_target {
-            return self.adopted(node);
+            return self.adopted(node, new.role);
         }
         Ok(())
     }
@@ -530,7 +530,7 @@ impl Oracle {
     }
 
     /// A resync has ended on its target: it has what its source had.
-    fn adopted(&mut self, node: usize) -> Result<(), String> {
+    fn adopted(&mut self, node: usize, role: Role) -> Result<(), String> {
         let Some(promise) = self.views[node].promised.take() else {
             return Err(format!(
                 "{} says that a resync has ended, but its peer never was a source",
@@ -563,7 +563,7 @@ impl Oracle {
         view.client = promise.floor;
         merge(&self.writes, &mut view.client, &client);
         view.lost_power = false;
-        view.wrote = false;
+        view.wrote = role == Role::Primary;
         view.discard = false;
         view.finished = true;
         Ok(())
