@@ -388,12 +388,32 @@ impl Oracle {
         }
     }
 
+    /// A promotion that was cut short, or under which nobody wrote, leaves no trace that counts.
+    fn forget_empty_history(&mut self, node: usize) {
+        let history = self.views[node].history;
+        let Some(parent) = self.histories[history].parent.clone() else {
+            return;
+        };
+        let written = self
+            .writes
+            .iter()
+            .any(|write| write.history == history && write.sectors > 0);
+        if written || self.views[1 - node].history == history {
+            return;
+        }
+        let view = &mut self.views[node];
+        view.history = parent.history;
+        view.live = parent.floor.clone();
+        view.kept = parent.floor;
+    }
+
     /// The process of a node died, or its host lost power.
     pub fn died(&mut self, node: usize, power: bool) {
         let tick = self.tick();
         if power {
             self.lose_the_last_copy(node);
         }
+        self.forget_empty_history(node);
         if power {
             for (_, id) in &self.views[node].unflushed {
                 self.writes[*id as usize].cache_lost = Some(tick);
