@@ -577,6 +577,9 @@ fn t41_degraded_primary_crashes_and_reboots_alone() {
         "WFConnection Pri/Unk UpToDate/DUnknown [A1*, C*, H1, H2] oos=0",
         "(down) [C, 0, H1, H2] oos=0",
     );
+    // The new generation is still on its way to the disk.
+    let wait = lab.world.run_for(100_000_000);
+    assert_eq!(wait, Ok(()));
     lab.power_off(A);
     lab.boot(A);
     lab.row(
