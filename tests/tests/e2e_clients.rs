@@ -314,3 +314,39 @@ fn four_clients_that_overwrite_each_other_leave_equal_disks() {
     seen.write(0, &before);
     pair.compare_with(0, &seen);
 }
+
+#[test]
+fn clients_over_tcp_see_the_same_exports() {
+    let mut pair = synced();
+    let address = tandem_tests::e2e::address::fresh();
+    pair.bravo.kill();
+    pair.bravo.start_with_nbd_tcp(address);
+    pair.bravo.must(&["up", "r0"]);
+    pair.wait_synced();
+    let uri = format!("nbd://{address}/r0/0");
+    let refused = tool::run(pair.dir.path(), "nbdinfo", &["--size", &uri]);
+    assert_ne!(
+        refused.code,
+        Some(0),
+        "a Secondary serves: {}",
+        refused.all()
+    );
+    pair.alpha.must(&["secondary", "r0"]);
+    pair.bravo.must(&["primary", "r0"]);
+    let mut record = pair.record();
+    record.fill(64 << 10, 1 << 20, 0x5a);
+    let write = [
+        "-f",
+        "raw",
+        "-c",
+        "write -f -P 0x5a 64k 1M",
+        "-c",
+        "read -P 0x5a 64k 1M",
+        &uri,
+    ];
+    let said = must(&pair, "qemu-io", &write);
+    assert!(!said.contains("Pattern verification failed"), "{said}");
+    let size = must(&pair, "nbdinfo", &["--size", &uri]);
+    assert_eq!(size.trim(), pair.device_bytes().to_string());
+    pair.down_and_compare(&record);
+}

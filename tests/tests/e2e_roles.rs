@@ -424,3 +424,35 @@ fn a_node_without_its_peer_says_what_it_waits_for_and_what_to_type() {
     let told = pair.alpha.explained();
     assert!(!told.contains("next:"), "nothing is wrong any more: {told}");
 }
+
+#[test]
+fn adjust_does_what_it_can_at_once_and_says_what_waits_for_the_next_connect() {
+    let mut pair = synced();
+    assert_eq!(
+        pair.alpha.must(&["adjust", "r0"]),
+        "",
+        "nothing has changed"
+    );
+    let settings = Settings::default().with_net("max-buffers 4000;");
+    pair.configure(&settings);
+    let ended = pair.alpha.adm(&["adjust", "r0"]);
+    assert_eq!(ended.code, Some(0), "{}\n{}", ended.all(), pair.logs());
+    assert!(
+        ended.says("next connect"),
+        "{}\n{}",
+        ended.all(),
+        pair.logs()
+    );
+    assert_eq!(pair.alpha.word("cstate"), "Connected", "{}", pair.logs());
+    for node in [&pair.alpha, &pair.bravo] {
+        node.must(&["disconnect", "r0"]);
+        node.must(&["adjust", "r0"]);
+    }
+    pair.wait_synced();
+    assert_eq!(
+        pair.alpha.word("role"),
+        "Primary/Secondary",
+        "{}",
+        pair.logs()
+    );
+}

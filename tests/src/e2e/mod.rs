@@ -8,6 +8,7 @@ pub mod address;
 pub mod client;
 pub mod failover;
 pub mod history;
+pub mod hung;
 pub mod load;
 pub mod node;
 pub mod pair;

@@ -233,7 +233,15 @@ impl Node {
     /// # Panics
     /// When it does not come up.
     pub fn start(&mut self) {
-        self.start_with(FileLimit::None);
+        self.start_with(FileLimit::None, &[]);
+    }
+
+    /// As [`Node::start`], and the daemon serves NBD on this TCP address, too.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn start_with_nbd_tcp(&mut self, address: SocketAddr) {
+        self.start_with(FileLimit::None, &["--nbd-tcp", &address.to_string()]);
     }
 
     /// As [`Node::start`], but the daemon's writes beyond `bytes` of a file fail.
@@ -241,10 +249,10 @@ impl Node {
     /// # Panics
     /// When it does not come up.
     pub fn start_with_file_limit(&mut self, bytes: u64) {
-        self.start_with(FileLimit::Bytes(bytes));
+        self.start_with(FileLimit::Bytes(bytes), &[]);
     }
 
-    fn start_with(&mut self, limit: FileLimit) {
+    fn start_with(&mut self, limit: FileLimit, options: &[&str]) {
         let log = fs::OpenOptions::new()
             .create(true)
             .append(true)
@@ -263,6 +271,7 @@ impl Node {
         command
             .args(["daemon", "--with-parent", "--root"])
             .arg(&self.root)
+            .args(options)
             .env("__DRBD_NODE__", &self.name)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -34,6 +34,11 @@ fn find(program: &str) -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
+/// Whether a program is there.
+pub fn is_installed(program: &str) -> bool {
+    find(program).is_some()
+}
+
 /// Runs a tool in `dir`, whatever its exit code.
 ///
 /// # Panics
