@@ -109,6 +109,15 @@ pub(crate) fn attach(volume: &ResolvedVolume) -> Vec<String> {
     ]
 }
 
+/// New options of an attached disk.
+pub(crate) fn disk_options(volume: &ResolvedVolume) -> String {
+    format!(
+        "drbdsetup disk-options {} --set-defaults{}",
+        volume.device.minor,
+        options(&volume.written)
+    )
+}
+
 /// The connect step; none without a peer.
 pub(crate) fn connect(view: &ResolvedResource, arguments: &Arguments) -> Option<String> {
     let peer = view.peers.first()?;

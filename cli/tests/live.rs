@@ -156,6 +156,42 @@ fn what_is_there_already_is_left_alone() {
 }
 
 #[test]
+fn a_dry_run_prints_only_what_would_be_done() {
+    let (alpha, _beta) = synced_pair();
+    for word in ["up", "adjust", "new-resource"] {
+        quiet(&alpha.adm(&["-d", word, "r0"]));
+    }
+    let file = String::from_utf8(alpha.read("etc/drbd.conf")).unwrap();
+    let changed = file
+        .replace("resync-rate 100M", "resync-rate 200M")
+        .replace("protocol C;", "protocol C; max-buffers 4000;");
+    alpha.write("etc/drbd.conf", &changed);
+    let run = alpha.adm(&["-d", "adjust", "r0"]);
+    assert_eq!(
+        run.out,
+        "drbdsetup disk-options 0 --set-defaults --resync-rate=200M --c-plan-ahead=0\n\
+         # new net options take effect with the next connect\n"
+    );
+    assert_eq!(run.code, 0);
+    assert_eq!(alpha.adm(&["adjust", "r0"]).code, 0);
+    quiet(&alpha.adm(&["-d", "adjust", "r0"]));
+    quiet(&alpha.adm(&["disconnect", "r0"]));
+    let run = alpha.adm(&["-d", "adjust", "r0"]);
+    assert!(
+        run.out.starts_with("drbdsetup connect r0 ") && run.out.lines().count() == 1,
+        "{run:?}"
+    );
+    assert_eq!(
+        alpha.adm(&["cstate", "r0"]).out,
+        "StandAlone\n",
+        "a dry run does nothing"
+    );
+    quiet(&alpha.adm(&["down", "r0"]));
+    let all = alpha.adm(&["-d", "adjust", "r0"]).out;
+    assert_eq!(all.lines().count(), 5, "{all}");
+}
+
+#[test]
 fn a_split_brain_is_explained_and_mended() {
     let (alpha, beta) = synced_pair();
     quiet(&beta.adm(&["disconnect", "r0"]));

@@ -27,6 +27,7 @@ mod report;
 mod resource_loop;
 mod settings;
 mod socket;
+mod strangers;
 mod systemd;
 
 pub use daemon::{DaemonError, DaemonOptions, LogTarget, run};

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use crate::settings::BufferSizes;
 use crate::socket::{ReadBuffer, SendQueue, Stream};
+use crate::strangers::Strangers;
 
 /// How long a lingering close waits for the peer to take what was sent and to end its side.
 const LINGER: Duration = Duration::from_secs(4);
@@ -75,6 +76,7 @@ pub(crate) struct Peer {
     dials: Vec<(Token, Dialling)>,
     links: BTreeMap<SocketId, Link>,
     next_id: u64,
+    strangers: Strangers,
     linger_timer: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
@@ -207,11 +209,8 @@ impl Peer {
                     events.push(Event::Accepted { socket });
                 }
                 Ok((_, from)) => {
-                    tracing::info!(
-                        %from,
-                        peer = %settings.peer_address,
-                        "refused a connection: it does not come from the peer"
-                    );
+                    let (my, peer) = (settings.my_address, settings.peer_address);
+                    self.strangers.refused(from, my, peer);
                 }
                 // Out of descriptors or the like: the next one may do better, but not in this turn.
                 Err(error) => {

@@ -1,5 +1,6 @@
 //! `tandem adm`: drbdadm's command line.
 
+mod adjust;
 mod help;
 mod metadata;
 mod show;
@@ -225,7 +226,11 @@ fn dispatch(
     }
     if arguments.has("dry-run") || arguments.has("verbose") {
         for target in &targets {
-            for step in backend::steps(word, target, &arguments) {
+            let steps = match word.action {
+                Action::Up | Action::Adjust | Action::NewResource => adjust::steps(&run, target)?,
+                _ => backend::steps(word, target, &arguments),
+            };
+            for step in steps {
                 out_line(&step);
             }
         }

@@ -361,6 +361,11 @@ fn prepare(run: &Run<'_>, view: &ResolvedResource) -> Outcome {
     definition::of(view, None).map(|_| ())
 }
 
+/// Whether a volume has its disk.
+pub(super) fn has_disk(report: &ResourceReport, number: u16) -> bool {
+    volume_of(Some(report), number).is_some_and(|volume| volume.disk != "Diskless")
+}
+
 fn volume_of(report: Option<&ResourceReport>, number: u16) -> Option<&VolumeReport> {
     report?
         .volumes

@@ -79,6 +79,20 @@ fn connection(invocation: &Invocation, resource: &ResourceReport) -> Option<Rema
                 .last_error
                 .as_ref()
                 .is_some_and(|why| why.to_lowercase().contains("split"));
+            let both = resource
+                .last_error
+                .as_ref()
+                .is_some_and(|why| why.contains("both nodes were told to discard"));
+            if both {
+                return Some(remark(
+                    "StandAlone after a split brain: --discard-my-data was given on both nodes, so nobody's data was \
+                     discarded. Only on the node whose changes are given up",
+                    Some(format!(
+                        "{}   # and on the other, without the option: connect {name}",
+                        invocation.adm(&format!("connect --discard-my-data {name}"))
+                    )),
+                ));
+            }
             if split {
                 return Some(remark(
                     "StandAlone after a split brain: both nodes have changes that the other lacks. On the node whose \

@@ -210,6 +210,9 @@ pub enum Reason {
     /// No policy and no command decided a split brain.
     #[error("split brain is unresolved")]
     SplitBrain,
+    /// A split brain in which both nodes were told to discard their own data.
+    #[error("split brain is unresolved: both nodes were told to discard their own data")]
+    BothDiscard,
     /// This node would be source without usable data.
     #[error("this node would be sync source but its data is not consistent")]
     SourceInconsistent,
@@ -324,7 +327,7 @@ fn direction(q: &Question, d: &mut Decision) -> Result<i32, Reason> {
     // a discard-my-data to count now, both could be source. 8.4 lets it count; refusing is what it does without the option.
     let lost = d.handlers.contains(&Handler::PriLostAfterSb);
     match (q.own.discard_my_data, q.peer.discard_my_data) {
-        _ if lost => Err(unresolved(d)),
+        _ if lost => Err(unresolved(d, Reason::SplitBrain)),
         (true, false) => {
             d.log.push(String::from(
                 "Split-Brain detected, manually solved. Sync from peer node",
@@ -337,17 +340,18 @@ fn direction(q: &Question, d: &mut Decision) -> Result<i32, Reason> {
             ));
             Ok(1)
         }
-        _ => Err(unresolved(d)),
+        (true, true) => Err(unresolved(d, Reason::BothDiscard)),
+        (false, false) => Err(unresolved(d, Reason::SplitBrain)),
     }
 }
 
 /// Step 6.
-fn unresolved(d: &mut Decision) -> Reason {
+fn unresolved(d: &mut Decision, reason: Reason) -> Reason {
     d.log.push(String::from(
         "Split-Brain detected but unresolved, dropping connection!",
     ));
     d.handlers.push(Handler::SplitBrain);
-    Reason::SplitBrain
+    reason
 }
 
 /// Step 2: exactly one side is Inconsistent, the other is better.

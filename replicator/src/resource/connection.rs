@@ -1,10 +1,8 @@
 //! The connection to the peer: its state, options, and what both sides agreed on. The sockets are in `link`.
 
-use alloc::string::String;
-
 use tandem_protocol::features::Features;
 
-use super::{dialling, link, liveness};
+use super::{dialling, link, liveness, trouble};
 use crate::options::NetOptions;
 use crate::receive_epochs::ReceiveEpochs;
 use crate::state::word::ConnState;
@@ -36,8 +34,8 @@ pub(crate) struct Connection {
     pub(crate) tentative: bool,
     /// The peer's P_PROTOCOL said that it only wants to know.
     pub(crate) peer_dry_run: bool,
-    /// Why the last connection ended or the last attempt failed, in words.
-    pub(crate) last_error: Option<String>,
+    /// Why the last connection ended or the last attempt failed.
+    pub(crate) trouble: trouble::Trouble,
     /// Epochs of the writes that this node sends.
     pub(crate) send_epochs: SendEpochs,
     /// Epochs of the writes that arrive; None without a link.
@@ -80,7 +78,7 @@ impl Connection {
             discard_my_data: false,
             tentative: false,
             peer_dry_run: false,
-            last_error: None,
+            trouble: trouble::Trouble::default(),
             send_epochs: SendEpochs::new(Epoch(1), EPOCH_WRITES_DEFAULT),
             receive_epochs: None,
             last_write_sent: Time::default(),

@@ -24,6 +24,7 @@ use tandem_protocol::packet::Packet;
 
 use super::link::Stream;
 use super::opening::Opening;
+use super::trouble::Telling;
 use super::{Pending, Resource};
 use crate::effect::{CloseHow, Effect, Level};
 use crate::event::{DialError, SocketId};
@@ -40,6 +41,9 @@ const EARLY_BYTES_MAX: usize = 64 << 10;
 
 /// Wait after an attempt that failed (2.11).
 const FAILED_ATTEMPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// Wait between two lines of the log about strangers: whoever probes ports must not fill it.
+const STRANGER_PAUSE: Duration = Duration::from_secs(60);
 
 /// Quick new turns of one attempt (after crossed or closed sockets) before the ordinary interval is kept: a port where
 /// something else accepts and closes at once is not dialled twice a second for ever.
@@ -96,6 +100,8 @@ pub(crate) struct Dialling {
     /// The meta socket was accepted (1.3).
     pub(super) resolve: bool,
     quick_turns: u32,
+    /// A stranger was named in the log; the next one is not before this time.
+    stranger_told: Option<Time>,
 }
 
 impl Resource {
@@ -149,20 +155,19 @@ impl Resource {
     }
 
     /// An attempt failed before there was a link: the next one follows in a second.
-    pub(super) fn attempt_failed(&mut self, text: &str) {
-        self.note_failure(Level::Warn, text);
+    pub(super) fn attempt_failed(&mut self, telling: Telling, text: &str) {
+        self.note_failure(Level::Warn, telling, text);
         self.abandon_attempt(CloseHow::Linger);
         self.connection.dialling.phase = Phase::Paused(self.now + FAILED_ATTEMPT_PAUSE);
     }
 
     /// Logs why an attempt failed, unless the one before failed in the same way, and keeps it for the status.
-    fn note_failure(&mut self, level: Level, text: &str) {
-        if self.connection.last_error.as_deref() == Some(text) {
-            return;
-        }
-        self.connection.last_error = Some(String::from(text));
+    fn note_failure(&mut self, level: Level, telling: Telling, text: &str) {
+        let new = self.connection.trouble.note(telling, text);
         self.status_changed = true;
-        self.log(level, None, format!("no connection to the peer: {text}"));
+        if new {
+            self.log(level, None, format!("no connection to the peer: {text}"));
+        }
     }
 
     /// Another attempt, after a pause or a clean-up.
@@ -269,7 +274,8 @@ impl Resource {
                 self.refuse_connection(&text);
             }
             Err(DialError::Unreachable(text)) if current && looking => {
-                self.note_failure(Level::Info, &format!("{text}; trying on"));
+                let text = format!("{text}; trying on");
+                self.note_failure(Level::Info, Telling::Passing, &text);
                 self.dial_failed();
             }
             Err(_) => {}
@@ -404,11 +410,26 @@ impl Resource {
         match kind {
             Ok(kind) => self.take_accepted(kind, newcomer.stream),
             Err(text) => {
-                let text = format!("an incoming connection is not DRBD's protocol: {text}");
-                self.log(Level::Info, None, text);
+                self.tell_of_stranger(&text);
                 self.close(newcomer.stream.id, CloseHow::Abort);
             }
         }
+    }
+
+    /// Somebody on the peer's host who does not speak the protocol is named once in a while, however often he comes.
+    fn tell_of_stranger(&mut self, what: &str) {
+        let now = self.now;
+        let until = &mut self.connection.dialling.stranger_told;
+        let level = if until.is_some_and(|until| now < until) {
+            Level::Debug
+        } else {
+            *until = Some(now + STRANGER_PAUSE);
+            Level::Warn
+        };
+        let text = format!(
+            "a connection from the peer's host was closed, it is not DRBD's protocol: {what}"
+        );
+        self.log(level, None, text);
     }
 
     /// An accepted socket beats an own one of the same kind.
@@ -446,9 +467,8 @@ impl Resource {
             return;
         };
         if matches!(dialling.phase, Phase::Opening(_)) {
-            self.attempt_failed(&format!(
-                "the {kind} socket was closed in the handshake: {reason}"
-            ));
+            let text = format!("the {kind} socket was closed in the handshake: {reason}");
+            self.attempt_failed(Telling::Passing, &text);
         } else if matches!(dialling.phase, Phase::Searching(_) | Phase::Checking(_)) {
             self.turn_soon();
         }
@@ -499,7 +519,7 @@ impl Resource {
             Phase::Checking(at) if *at <= now => self.start_opening(),
             Phase::Opening(opening) if opening.deadline <= now => {
                 let text = format!("the peer did not send its {} in time", opening.awaited());
-                self.attempt_failed(&text);
+                self.attempt_failed(Telling::Passing, &text);
             }
             _ => {}
         }

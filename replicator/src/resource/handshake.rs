@@ -24,6 +24,7 @@ use super::link::Link;
 use super::liveness::Liveness;
 use super::plan::{Then, rewrite_bitmap};
 use super::size::SizeChange;
+use super::trouble::Telling;
 use super::volume::PeerUuids;
 use crate::effect::Level;
 use crate::event::VolumeNumber;
@@ -44,7 +45,8 @@ impl Resource {
     pub(super) fn establish(&mut self, agreed: AgreedFeatures) {
         let dialling = &mut self.connection.dialling;
         let (Some(data), Some(meta)) = (dialling.data.take(), dialling.meta.take()) else {
-            self.attempt_failed("a socket was closed in the handshake");
+            let text = "a socket was closed in the handshake";
+            self.attempt_failed(Telling::Passing, text);
             return;
         };
         dialling.phase = Phase::Linked;

@@ -22,6 +22,7 @@ use super::Resource;
 use super::dialling::{Afterwards, Phase};
 use super::request::remote::Ack;
 use super::split::Waiting;
+use super::trouble::Telling;
 use crate::effect::{CloseHow, Effect, Effects, Level};
 use crate::event::{IoError, SocketId, VolumeNumber};
 use crate::state::Hardness;
@@ -423,10 +424,13 @@ impl Resource {
         }
         let link = self.connection.link.as_ref();
         let connected = link.is_some_and(|link| link.was_connected);
+        let telling = match failure {
+            ConnState::ProtocolError => Telling::Reason,
+            _ => Telling::Passing,
+        };
         // A handshake that fails again and again in the same way is told once.
-        let again = !connected && self.connection.last_error.as_deref() == Some(text);
+        let again = !self.connection.trouble.note(telling, text) && !connected;
         let level = if again { Level::Debug } else { Level::Warn };
-        self.connection.last_error = Some(String::from(text));
         let line = format!("lost the connection to the peer: {text}");
         self.log(level, None, line);
         self.change_connection(|state| state.conn = failure, Hardness::Hard);
@@ -437,7 +441,7 @@ impl Resource {
         if self.connection.cstate <= ConnState::Disconnecting {
             return;
         }
-        self.connection.last_error = Some(String::from(text));
+        self.connection.trouble.note(Telling::Reason, text);
         let name = &self.name;
         let line = format!(
             "gave up the connection to the peer: {text}; then type: tandem adm connect {name}"
@@ -454,7 +458,8 @@ impl Resource {
         if !matches!(self.connection.dialling.phase, Phase::Draining(_)) {
             let link = self.connection.link.take();
             if self.connection.cstate == ConnState::TearDown {
-                self.connection.last_error = Some(String::from("the peer disconnected by command"));
+                let text = "the peer disconnected by command";
+                self.connection.trouble.note(Telling::Reason, text);
             }
             self.abandon_attempt(CloseHow::Linger);
             let again = link.as_ref().is_some_and(|link| link.was_connected);
@@ -479,6 +484,7 @@ impl Resource {
         };
         self.connection.dialling.phase = Phase::Idle;
         if self.connection.cstate == ConnState::Disconnecting {
+            self.connection.trouble.stopped();
             self.change_connection(|state| state.conn = ConnState::StandAlone, Hardness::Hard);
             return;
         }

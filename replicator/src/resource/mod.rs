@@ -53,6 +53,7 @@ pub(crate) mod request;
 pub(crate) mod resync;
 pub(crate) mod size;
 pub(crate) mod split;
+mod trouble;
 pub(crate) mod view;
 pub(crate) mod volume;
 

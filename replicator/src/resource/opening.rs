@@ -14,6 +14,7 @@ use tandem_protocol::packets::ConnectionFeatures;
 
 use super::Resource;
 use super::dialling::Phase;
+use super::trouble::Telling;
 use crate::state::word::ConnState;
 use crate::time::Time;
 
@@ -90,7 +91,7 @@ impl Resource {
             };
             match result {
                 Ok(()) => {}
-                Err(Failed::Retry(text)) => self.attempt_failed(&text),
+                Err(Failed::Retry(text)) => self.attempt_failed(Telling::Reason, &text),
                 Err(Failed::StandAlone(text)) => self.refuse_connection(&text),
             }
             if self.connection.cstate <= ConnState::Disconnecting {

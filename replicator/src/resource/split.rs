@@ -244,7 +244,7 @@ impl Resource {
         if let Some(link) = self.connection.link.as_mut() {
             link.was_connected = true;
         }
-        if self.connection.last_error.take().is_some() {
+        if self.connection.trouble.over() {
             self.status_changed = true;
         }
     }
@@ -441,6 +441,9 @@ impl Resource {
         match reason {
             Reason::SplitBrain => format!(
                 "volume {volume}: split brain: both nodes have changes that the other one lacks; on the node whose changes are to be given up type: tandem adm secondary {name} and tandem adm connect --discard-my-data {name}; on the other one (if it is StandAlone)"
+            ),
+            Reason::BothDiscard => format!(
+                "volume {volume}: split brain: both nodes were told to discard their own data, so nobody's data was discarded; only on the node whose changes are to be given up type: tandem adm connect --discard-my-data {name}; on the other one, without it"
             ),
             Reason::Unrelated => format!(
                 "volume {volume}: {reason}; to give up the data of one node, type there: tandem adm invalidate {name}"

@@ -20,7 +20,7 @@ impl Resource {
                 .and(self.connection.agreed)
                 .map(|agreed| agreed.version),
             protocol: self.connection.net.as_ref().map(|net| net.protocol),
-            last_error: self.connection.last_error.clone(),
+            last_error: self.connection.trouble.text(),
             volumes: self
                 .volumes
                 .values()

@@ -156,6 +156,11 @@ fn a_node_that_wants_authentication_gives_up_on_one_that_does_not() {
     assert!(last_error(&world, 0).contains("cram-hmac-alg"));
     world.advance(Duration::from_secs(30));
     assert_eq!(conn(&world, 1), ConnState::WFConnection);
+    let told = last_error(&world, 1);
+    assert!(
+        told.contains("authentication"),
+        "what a person has to mend is not hidden by attempts that fail: {told}"
+    );
     assert!(
         world.nodes[1]
             .log

@@ -8,6 +8,7 @@
 mod attaching;
 mod crashes;
 mod detaching;
+mod disk;
 mod failovers;
 mod harness;
 mod linking;

@@ -127,7 +127,21 @@ fn two_victims_solve_nothing() {
     world.run_until("both are StandAlone", |world| {
         (0..2).all(|node| conn(world, node) == ConnState::StandAlone)
     });
-    assert!(log_has(&world, 0, "Split-Brain detected but unresolved"));
+    for node in 0..2 {
+        assert!(log_has(&world, node, "Split-Brain detected but unresolved"));
+        let told = world.nodes[node].resource.status().last_error.unwrap();
+        assert!(
+            told.contains("both nodes were told to discard their own data"),
+            "{told}"
+        );
+    }
+    // What it says: the option on one node only.
+    connect(&mut world, 0, &net, true);
+    connect(&mut world, 1, &net, false);
+    world.run_until("the resync is over", |world| {
+        (0..2).all(|node| conn(world, node) == ConnState::Connected)
+    });
+    assert_eq!(world.nodes[0].disk.current[1 << 20], 2);
 }
 
 #[test]

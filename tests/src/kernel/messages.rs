@@ -122,7 +122,7 @@ pub fn judge(messages: &[String], name: &str, announced: &[&str]) -> Vec<String>
 
 fn is_in_order(message: &str, name: &str, announced: &[&str]) -> bool {
     if NEVER.iter().any(|word| message.contains(word)) {
-        return announced.iter().any(|part| message == *part);
+        return announced.contains(&message);
     }
     if announced.iter().any(|part| message.contains(part)) {
         return true;

@@ -55,11 +55,11 @@ pub type Outcome = Result<Report, String>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Setup {
     /// Metadata of a pair that was in sync.
-    InSync,
+    Equal,
     /// `new-current-uuid --clear-bitmap`.
-    SkipInitialSync,
+    Skipped,
     /// `primary --force` on A: B holds garbage before.
-    FullSync,
+    Full,
 }
 
 /// Something that goes wrong, or that a person does.
@@ -140,9 +140,9 @@ fn draw(spec: Spec) -> Plan {
         data
     };
     let setup = match dice.weighted(&[5, 2, u32::from(!large) * 2]) {
-        0 => Setup::InSync,
-        1 => Setup::SkipInitialSync,
-        _ => Setup::FullSync,
+        0 => Setup::Equal,
+        1 => Setup::Skipped,
+        _ => Setup::Full,
     };
     let mut weights: Vec<u32> = ACTIONS
         .iter()
@@ -291,7 +291,7 @@ impl Campaign {
         let older = [self.dice.bits(), self.dice.bits()];
         for node in 0..2 {
             self.world.nodes[node].create_metadata()?;
-            if self.plan.setup == Setup::InSync {
+            if self.plan.setup == Setup::Equal {
                 let uuids = Uuids {
                     current: generation,
                     bitmap: 0,
@@ -300,7 +300,7 @@ impl Campaign {
                 self.world.nodes[node].set_generation(uuids)?;
             }
         }
-        if self.plan.setup == Setup::FullSync {
+        if self.plan.setup == Setup::Full {
             let sectors = self.world.nodes[1].data_sectors();
             for _ in 0..40 {
                 let sector = self.dice.below(sectors);
@@ -318,8 +318,8 @@ impl Campaign {
             })
             .map_err(|why| format!("the nodes do not connect at first: {why}"))?;
         match self.plan.setup {
-            Setup::InSync => {}
-            Setup::SkipInitialSync => {
+            Setup::Equal => {}
+            Setup::Skipped => {
                 world.command(
                     0,
                     Command::NewCurrentUuid {
@@ -328,7 +328,7 @@ impl Campaign {
                     },
                 );
             }
-            Setup::FullSync => {
+            Setup::Full => {
                 world.promote(0, Force::Yes);
             }
         }

@@ -223,7 +223,7 @@ impl Lab {
 
     /// Waits until both nodes are in the states of the row, with its set bits, and compares the generations.
     pub fn row(&mut self, event: &str, a: &str, b: &str) {
-        let [a, b] = [a, b].map(|cell| Cell::parse(cell));
+        let [a, b] = [a, b].map(Cell::parse);
         let wanted = [a.state.clone(), b.state.clone()];
         let bits = [a.oos, b.oos];
         self.wait(event, |world| {

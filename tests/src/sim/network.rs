@@ -26,7 +26,7 @@ pub enum NetEvent {
         /// Its process.
         boot: u64,
         /// What it is told.
-        event: Event,
+        event: Box<Event>,
     },
     /// The kernel takes bytes of a direction.
     Pump {
@@ -232,7 +232,14 @@ impl Network {
                     bytes: taken,
                 };
                 let (node, boot) = (own.node, own.boot);
-                self.out.push((now, NetEvent::Engine { node, boot, event }));
+                self.out.push((
+                    now,
+                    NetEvent::Engine {
+                        node,
+                        boot,
+                        event: Box::new(event),
+                    },
+                ));
             }
             if own.closing && own.unsent.is_empty() {
                 own.fin = Some(own.last_arrival.max(now + least_most.0));
@@ -337,7 +344,14 @@ impl Network {
                 reason: reason.to_owned(),
             };
             let (node, boot) = (own.node, own.boot);
-            self.out.push((at, NetEvent::Engine { node, boot, event }));
+            self.out.push((
+                at,
+                NetEvent::Engine {
+                    node,
+                    boot,
+                    event: Box::new(event),
+                },
+            ));
         }
         own.open = false;
         own.unsent.clear();
@@ -448,7 +462,7 @@ impl Network {
                 let accepted = NetEvent::Engine {
                     node: 1 - node,
                     boot: boots[1 - node],
-                    event,
+                    event: Box::new(event),
                 };
                 self.out.push((now, accepted));
                 let event = Event::Dialled {
@@ -463,8 +477,14 @@ impl Network {
                 (after, event)
             }
         };
-        self.out
-            .push((now + after, NetEvent::Engine { node, boot, event }));
+        self.out.push((
+            now + after,
+            NetEvent::Engine {
+                node,
+                boot,
+                event: Box::new(event),
+            },
+        ));
     }
 
     /// A stream that reached a node which no longer listens is reset.

@@ -27,7 +27,7 @@ const STEPS_MAX: u64 = 6_000_000;
 /// Something that will happen.
 #[derive(Debug)]
 enum What {
-    Engine(usize, u64, Event),
+    Engine(usize, u64, Box<Event>),
     IoDone(usize, u64, Token),
     Timer(usize, u64),
     Net(NetEvent),
@@ -185,7 +185,7 @@ impl World {
         match what {
             What::Engine(node, boot, event) => {
                 if self.nodes[node].boot == boot {
-                    self.deliver(node, event);
+                    self.deliver(node, *event);
                 }
             }
             What::IoDone(node, boot, token) => self.io_done(node, boot, token),
@@ -377,7 +377,7 @@ impl World {
 
     fn later(&mut self, node: usize, after: u64, event: Event) {
         let boot = self.nodes[node].boot;
-        self.schedule(self.now + after, What::Engine(node, boot, event));
+        self.schedule(self.now + after, What::Engine(node, boot, Box::new(event)));
     }
 
     fn carry_out(&mut self, node: usize, effect: Effect) {
@@ -503,13 +503,13 @@ impl World {
                 if self.nodes[node].boot != boot || !self.nodes[node].is_running() {
                     return;
                 }
-                if let Event::Accepted { socket } = event
+                if let Event::Accepted { socket } = *event
                     && self.nodes[node].host != (Host::Running { listening: true })
                 {
                     self.net.refuse(self.now, socket);
                     return;
                 }
-                self.deliver(node, event);
+                self.deliver(node, *event);
             }
             NetEvent::Pump { stream, from } => self.net.pump(self.now, stream, from),
             NetEvent::Arrive { stream, from } => {

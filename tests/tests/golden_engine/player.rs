@@ -8,6 +8,9 @@
 //! and challenges, P_UNPLUG_REMOTE, pings, the kernel's count of set bits, a repeated P_STATE, the size of resync requests, the order
 //! of resync replies and of their acks (and so their sequence numbers), and what a node says of its queue in P_SIZES.
 
+mod capture;
+mod machine;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -22,7 +25,11 @@ use tandem_replicator::{
     Fua, MetaKind, MetaOperation, NetOptions, Notification, Operation, Request, RequestId,
     Resource, ResourceOptions, SocketId, Time, Token, VolumeNumber, VolumeOptions,
 };
-use tandem_tests::golden::{self, Direction, Stream};
+use tandem_tests::golden::Direction;
+
+use capture::{Captured, captured};
+pub use capture::{first_resync_payload, writes};
+use machine::fresh_disk;
 
 const VOLUME: VolumeNumber = VolumeNumber(0);
 /// The backing disks of the captures.
@@ -45,14 +52,6 @@ pub enum Action {
     },
     /// The actions that follow wait until the current link has ended.
     LinkEnds,
-}
-
-/// A packet of the capture.
-struct Captured {
-    connection: u32,
-    socket: Socket,
-    ours: bool,
-    frame: Frame,
 }
 
 /// One side of a capture, with the engine in its place.
@@ -199,10 +198,10 @@ impl Player {
         if is_left_out(&captured.frame.packet) {
             return;
         }
-        if let Packet::State(state) = &captured.frame.packet {
-            if self.last_expected_state.replace(state.state.0) == Some(state.state.0) {
-                return; // Said twice.
-            }
+        if let Packet::State(state) = &captured.frame.packet
+            && self.last_expected_state.replace(state.state.0) == Some(state.state.0)
+        {
+            return; // Said twice.
         }
         if matches!(
             captured.frame.packet,
@@ -609,177 +608,6 @@ impl Player {
             self.pass(Duration::from_millis(200));
         }
     }
-
-    // --- the machine around the engine ---
-
-    fn run(&mut self, action: Action) {
-        self.next += 1;
-        match action {
-            Action::Run(command) => self.event(Event::Command {
-                id: CommandId(self.next),
-                command,
-            }),
-            Action::Connect { discard_my_data } => {
-                let command = Command::Connect {
-                    net: self.net.clone(),
-                    discard_my_data,
-                    tentative: false,
-                };
-                self.event(Event::Command {
-                    id: CommandId(self.next),
-                    command,
-                });
-            }
-            Action::Write { offset, data, fua } => {
-                let operation = Operation::Write {
-                    offset,
-                    data: Bytes::from(data),
-                    fua,
-                };
-                let request = Request {
-                    id: RequestId(self.next),
-                    volume: VOLUME,
-                    operation,
-                };
-                self.event(Event::Request(request));
-            }
-            Action::LinkEnds => {}
-        }
-    }
-
-    fn pass(&mut self, length: Duration) {
-        let end = self.now + length;
-        while let Some(at) = self.resource.next_deadline().filter(|at| *at <= end) {
-            self.now = self.now.max(at);
-            self.event(Event::Timer);
-        }
-        self.now = end;
-    }
-
-    fn event(&mut self, event: Event) {
-        let mut events = VecDeque::from([event]);
-        while let Some(event) = events.pop_front() {
-            let mut effects = Effects::new();
-            self.resource.handle(self.now, event, &mut effects);
-            for effect in effects {
-                self.perform(effect, &mut events);
-            }
-        }
-    }
-
-    fn perform(&mut self, effect: Effect, events: &mut VecDeque<Event>) {
-        match effect {
-            Effect::Disk {
-                token, operation, ..
-            } => {
-                let result = Ok(self.disk_operation(operation));
-                events.push_back(Event::DiskDone { token, result });
-            }
-            Effect::Meta {
-                token, operation, ..
-            } => {
-                let data = match operation {
-                    MetaOperation::Read { offset, length } => self.read(offset, length),
-                    MetaOperation::Write { offset, data, .. } => self.write(offset, &data),
-                    MetaOperation::Flush => Bytes::new(),
-                };
-                events.push_back(Event::MetaDone {
-                    token,
-                    result: Ok(data),
-                });
-            }
-            Effect::Send {
-                socket,
-                head,
-                payload,
-            } => self.heard(socket, &head, payload, events),
-            Effect::Answer { answer, .. } if answer.exit != 0 => {
-                self.log.push(format!("answer {answer:?}"))
-            }
-            Effect::Dial { token } => self.dials.push_back(token),
-            Effect::Close { socket, .. } => {
-                events.push_back(Event::Closed {
-                    socket,
-                    reason: String::from("closed here"),
-                });
-            }
-            Effect::OpenBacking { token, .. } => {
-                let result = Ok(BackingInfo {
-                    data_bytes: DISK_BYTES,
-                    meta_bytes: DISK_BYTES,
-                    meta_kind: MetaKind::Internal,
-                    logical_block: 512,
-                    discard: true,
-                    discard_zeroes: true,
-                });
-                events.push_back(Event::BackingOpened { token, result });
-            }
-            Effect::CloseBacking { token, .. } => events.push_back(Event::BackingClosed { token }),
-            Effect::RunHandler { token, .. } => {
-                events.push_back(Event::HandlerDone { token, exit: 0 })
-            }
-            Effect::Notify(Notification::Log { text, .. }) => self.log.push(text),
-            _ => {}
-        }
-    }
-
-    fn heard(
-        &mut self,
-        socket: SocketId,
-        head: &Bytes,
-        payload: Option<Bytes>,
-        events: &mut VecDeque<Event>,
-    ) {
-        let Some(speaker) = self.sockets.get_mut(&socket) else {
-            return;
-        };
-        let bytes = head.len() + payload.as_ref().map_or(0, Bytes::len);
-        speaker.framer.push(head.clone());
-        if let Some(payload) = payload {
-            speaker.framer.push(payload);
-        }
-        while let Some(frame) = speaker
-            .framer
-            .next()
-            .expect("the engine sends what its own framer reads")
-        {
-            if frame.packet == Packet::Ping {
-                let ack = encode(&Frame {
-                    volume: 0,
-                    packet: Packet::PingAck,
-                });
-                events.push_back(Event::Bytes { socket, bytes: ack });
-            }
-            speaker.said.push_back(frame);
-        }
-        events.push_back(Event::Sent {
-            socket,
-            bytes: bytes as u64,
-        });
-    }
-
-    fn disk_operation(&mut self, operation: DiskOperation) -> Bytes {
-        match operation {
-            DiskOperation::Read { offset, length } => self.read(offset, length),
-            DiskOperation::Write { offset, data, .. } => self.write(offset, &data),
-            DiskOperation::Discard { offset, length, .. }
-            | DiskOperation::Zero { offset, length, .. } => {
-                self.write(offset, &vec![0; length as usize])
-            }
-            DiskOperation::Flush => Bytes::new(),
-        }
-    }
-
-    fn read(&self, offset: u64, length: u32) -> Bytes {
-        let start = offset as usize;
-        Bytes::copy_from_slice(&self.disk[start..start + length as usize])
-    }
-
-    fn write(&mut self, offset: u64, data: &[u8]) -> Bytes {
-        let start = offset as usize;
-        self.disk[start..start + data.len()].copy_from_slice(data);
-        Bytes::new()
-    }
 }
 
 fn is_left_out(packet: &Packet) -> bool {
@@ -796,103 +624,4 @@ fn encode(frame: &Frame) -> Bytes {
         .expect("a packet within the limits");
     out.extend_from_slice(&payload.unwrap_or_default());
     out.freeze()
-}
-
-fn fresh_disk(data: &[u8]) -> Vec<u8> {
-    let layout = Layout::new(
-        Placement::Internal,
-        ByteLen(DISK_BYTES),
-        AlGeometry::DEFAULT,
-    )
-    .expect("a layout");
-    let mut disk = vec![0; DISK_BYTES as usize];
-    let mut put = |offset: u64, bytes: &[u8]| {
-        disk[offset as usize..offset as usize + bytes.len()].copy_from_slice(bytes);
-    };
-    put(0, data);
-    let block = activity_log::initialized_block();
-    for number in 0..layout.geometry().blocks() {
-        put(layout.activity_log_block(number).0, &block[..]);
-    }
-    put(
-        layout.bitmap_offset().0,
-        &vec![0xFF; layout.bitmap_len().0 as usize],
-    );
-    put(
-        layout.superblock_offset().0,
-        &Superblock::fresh(&layout).encode()[..],
-    );
-    disk
-}
-
-/// The packets of a capture in the order of time, as one side sees them.
-fn captured(scenario: &str, side: Direction) -> VecDeque<Captured> {
-    let streams = golden::streams(scenario).expect("the capture's streams");
-    let mut frames: BTreeMap<(u32, Direction), (Socket, VecDeque<Frame>)> = BTreeMap::new();
-    for stream in &streams {
-        frames.insert(
-            (stream.connection, stream.direction),
-            (stream.socket, decode(stream)),
-        );
-    }
-    let mut all = VecDeque::new();
-    for line in golden::listing(scenario).expect("the capture's listing") {
-        let Some((socket, queue)) = frames.get_mut(&(line.connection, line.direction)) else {
-            continue;
-        };
-        if let Some(frame) = queue.pop_front() {
-            all.push_back(Captured {
-                connection: line.connection,
-                socket: *socket,
-                ours: line.direction == side,
-                frame,
-            });
-        }
-    }
-    all
-}
-
-fn decode(stream: &Stream) -> VecDeque<Frame> {
-    let starts_with_first_packet =
-        stream.bytes.get(4) == Some(&0xff) && matches!(stream.bytes.get(5), Some(0xf1 | 0xf2));
-    let mut framer = if starts_with_first_packet {
-        Framer::accepted()
-    } else {
-        Framer::dialled(stream.socket)
-    };
-    framer.push(Bytes::copy_from_slice(&stream.bytes));
-    let mut frames = VecDeque::new();
-    while let Some(frame) = framer.next().expect("a captured stream") {
-        frames.push_back(frame);
-    }
-    frames
-}
-
-/// The payload of the first P_RS_DATA_REPLY of a capture.
-pub fn first_resync_payload(scenario: &str) -> Vec<u8> {
-    let all = captured(scenario, Direction::AToB);
-    all.into_iter()
-        .find_map(|at| match at.frame.packet {
-            Packet::RsDataReply(data) => Some(data.payload.to_vec()),
-            _ => None,
-        })
-        .unwrap_or_default()
-}
-
-/// The application's writes of a capture, as the kernel sent them.
-pub fn writes(scenario: &str) -> Vec<Action> {
-    let all = captured(scenario, Direction::AToB);
-    let write = |at: Captured| match at.frame.packet {
-        Packet::Data(data) => Some(Action::Write {
-            offset: data.sector * 512,
-            data: data.payload.to_vec(),
-            fua: if data.dp_flags.0 & 16 != 0 {
-                Fua::Yes
-            } else {
-                Fua::No
-            },
-        }),
-        _ => None,
-    };
-    all.into_iter().filter_map(write).collect()
 }

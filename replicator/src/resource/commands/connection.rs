@@ -58,7 +58,7 @@ impl Resource {
         self.connection.net = Some(net);
         self.connection.discard_my_data = discard_my_data;
         self.connection.tentative = tentative;
-        self.connection.last_error = None;
+        self.connection.trouble.acted();
         let result =
             self.change_connection(|state| state.conn = ConnState::Unconnected, Hardness::Soft);
         if self.connection.cstate == ConnState::Unconnected {
