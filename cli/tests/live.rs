@@ -176,6 +176,13 @@ fn a_dry_run_prints_only_what_would_be_done() {
     assert_eq!(alpha.adm(&["adjust", "r0"]).code, 0);
     quiet(&alpha.adm(&["-d", "adjust", "r0"]));
     quiet(&alpha.adm(&["disconnect", "r0"]));
+    alpha.write("etc/drbd.conf", &file);
+    let run = alpha.adm(&["-d", "adjust", "--skip-net", "r0"]);
+    assert_eq!(
+        run.out,
+        "drbdsetup disk-options 0 --set-defaults --resync-rate=100M --c-plan-ahead=0\n"
+    );
+    alpha.write("etc/drbd.conf", &changed);
     let run = alpha.adm(&["-d", "adjust", "r0"]);
     assert!(
         run.out.starts_with("drbdsetup connect r0 ") && run.out.lines().count() == 1,
@@ -186,6 +193,8 @@ fn a_dry_run_prints_only_what_would_be_done() {
         "StandAlone\n",
         "a dry run does nothing"
     );
+    alpha.write("etc/drbd.conf", &file);
+    quiet(&alpha.adm(&["connect", "r0"]));
     quiet(&alpha.adm(&["down", "r0"]));
     let all = alpha.adm(&["-d", "adjust", "r0"]).out;
     assert_eq!(all.lines().count(), 5, "{all}");
@@ -217,6 +226,16 @@ fn a_split_brain_is_explained_and_mended() {
                 .contains("TANDEM adm --root ROOT connect --discard-my-data r0"),
         "{told:?}"
     );
+    // The survivor waits; whoever looks there learns that the other node has to be told, too.
+    until(&alpha, &["cstate", "r0"], "StandAlone\n");
+    quiet(&alpha.adm(&["connect", "r0"]));
+    let told = alpha.run(common::PROGRAM, &["status", "--root", &alpha.root()], "");
+    for words in [
+        "after a split brain this node waits for beta",
+        "next: on beta: tandem adm connect r0",
+    ] {
+        assert!(told.out.contains(words), "{words:?}: {told:?}");
+    }
     let primary = beta.adm(&["connect", "--discard-my-data", "r0"]);
     assert_eq!(primary.code, 10);
     assert!(

@@ -508,7 +508,11 @@ pub fn nearest<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Option<&
     if word.len() > WORD_MAX {
         return None;
     }
-    let limit = word.len().div_ceil(3).min(3);
+    // Half of a short word changed is another word.
+    let limit = match word.len() {
+        0..=4 => 1,
+        long => long.div_ceil(3).min(3),
+    };
     names
         .map(|name| (distance(word, name), name))
         .filter(|(d, _)| *d <= limit)
@@ -554,6 +558,8 @@ mod tests {
         );
         assert_eq!(nearest("tiemout", names.iter().copied()), Some("timeout"));
         assert_eq!(nearest("florp", names.iter().copied()), None);
+        assert_eq!(nearest("frob", ["proc"].into_iter()), None);
+        assert_eq!(nearest("pro", ["proc"].into_iter()), Some("proc"));
     }
 
     #[test]

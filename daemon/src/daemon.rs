@@ -202,7 +202,13 @@ async fn keep_proc_file(node: Arc<Node>, path: PathBuf) {
     let mut last = String::new();
     loop {
         changes.borrow_and_update();
-        let text = proc::text(&node.last_status(None).resources);
+        // A daemon that was killed leaves the file: its process tells whether it is still true.
+        let head = format!("{} (process {})\n", proc::HEAD, std::process::id());
+        let text = proc::text(&node.last_status(None).resources).replacen(
+            &format!("{}\n", proc::HEAD),
+            &head,
+            1,
+        );
         if text != last {
             match proc::write_file(&path, &text) {
                 Ok(()) => last = text,

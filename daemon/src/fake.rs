@@ -389,6 +389,7 @@ impl Engine for FakeEngine {
             state: volume.state,
             al_suspended: false,
             bytes: volume.bytes,
+            disk_error: None,
             uuids: None,
             open_count: volume.open_count,
             write_order: 'f',

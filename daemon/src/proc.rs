@@ -15,11 +15,14 @@ pub(crate) const REFRESH_INTERVAL: std::time::Duration = std::time::Duration::fr
 /// Total in 4 KiB blocks above which progress is shown in MiB: 4 GiB.
 const BLOCKS_IN_MIB_ABOVE: u64 = (4 << 30) / 4096;
 
+/// The second line.
+pub(crate) const HEAD: &str = "Tandem, a replicated block device in userspace";
+
 /// The text for these resources.
 #[must_use]
 pub fn text(resources: &[ResourceReport]) -> String {
     let mut text = format!(
-        "version: {} (api:1/proto:{}-{})\nTandem, a replicated block device in userspace\n",
+        "version: {} (api:1/proto:{}-{})\n{HEAD}\n",
         env!("CARGO_PKG_VERSION"),
         tandem_protocol::features::PROTOCOL_MIN,
         tandem_protocol::features::PROTOCOL_MAX,
@@ -206,6 +209,7 @@ pub(crate) mod tests {
             paused_user: false,
             al_suspended: false,
             bytes: 1 << 30,
+            disk_error: None,
             uuids: None,
             write_order: 'f',
             counters: CounterReport::default(),

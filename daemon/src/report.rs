@@ -122,6 +122,7 @@ fn volume_report(status: &VolumeStatus, definition: &ResourceDefinition) -> Volu
         paused_user: state.user_isp,
         al_suspended: status.al_suspended,
         bytes: status.bytes,
+        disk_error: status.disk_error.clone(),
         uuids: status
             .uuids
             .map(|uuids| uuids.map(|uuid| format!("{uuid:016X}"))),

@@ -38,6 +38,8 @@ pub struct VolumeStatus {
     pub al_suspended: bool,
     /// Size of the device in bytes, 0 while unknown.
     pub bytes: u64,
+    /// Why there is no disk, or why it is Inconsistent, if that was an error.
+    pub disk_error: Option<String>,
     /// Current, bitmap and two history generations, while attached.
     pub uuids: Option<[u64; 4]>,
     /// Clients that hold it open.

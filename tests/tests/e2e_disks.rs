@@ -251,6 +251,10 @@ fn a_secondary_whose_filesystem_is_full_is_diskless_and_clients_see_no_error() {
     }
     pair.alpha.wait_state("Connected", "UpToDate/Diskless");
     client.disconnect().unwrap();
+    let told = pair.bravo.explained();
+    for words in ["no local disk (", "File too large", "attach r0"] {
+        assert!(told.contains(words), "{words:?} is not in {told}");
+    }
     // The administrator makes room: the same disk comes back and gets what it missed.
     pair.bravo.must(&["down", "r0"]);
     pair.bravo.kill();

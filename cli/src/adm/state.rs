@@ -12,6 +12,7 @@ use super::Run;
 use crate::backend;
 use crate::configuration::Target;
 use crate::failure::{CONFIGURATION, Failure, Outcome, TIMED_OUT, USAGE};
+use crate::invocation::quoted;
 use crate::output::err;
 use crate::words::Action;
 use crate::{daemon, definition};
@@ -28,6 +29,12 @@ const ATTACHED_ALREADY: i32 = 124;
 
 /// "Local address(port) already in use": also of a resource that is connecting already.
 const ADDRESS_IN_USE: i32 = 102;
+
+/// "Can not open backing device": the first of the failures that are about the disks themselves.
+const OPEN_DISK_FAILED: i32 = 104;
+
+/// "Meta device too small": the last of them.
+const META_TOO_SMALL: i32 = 112;
 
 /// Numbers above are failures of the configuration kind, those up to it results of a state change.
 const STATE_CHANGE_MAX: i32 = 100;
@@ -241,6 +248,19 @@ fn next_of(run: &Run<'_>, target: &Target, answer: &CommandAnswer) -> Option<Str
             format!("dump-md {name}"),
             "copy the metadata first (internal: the last 4 KiB of the disk)",
         ),
+        (Action::Attach, OPEN_DISK_FAILED..=META_TOO_SMALL) => {
+            let volume = answer.volume.or(target.volume);
+            let mut volumes = target.volumes();
+            let volume = volumes.find(|one| volume.is_none_or(|number| one.number == number))?;
+            let disk = volume.disk.as_deref()?;
+            let (meta, _) = backend::metadata_place(volume);
+            let both = if meta == disk {
+                quoted(disk)
+            } else {
+                format!("{} {}", quoted(disk), quoted(&meta))
+            };
+            Some(format!("ls -l {both}"))
+        }
         (Action::Disconnect, 162) => Some(run.invocation.tandem("status")),
         _ => Some(run.invocation.tandem("status")),
     }

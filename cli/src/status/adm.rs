@@ -393,6 +393,7 @@ mod tests {
             paused_user: false,
             al_suspended: false,
             bytes: 1 << 20,
+            disk_error: None,
             uuids: None,
             write_order: 'f',
             counters: CounterReport {

@@ -73,12 +73,12 @@ fn connection(invocation: &Invocation, resource: &ResourceReport) -> Option<Rema
         .iter()
         .any(|volume| volume.disk != "Diskless");
     let writes_here = resource.role == "Primary" && has_disk;
+    let split = resource
+        .last_error
+        .as_ref()
+        .is_some_and(|why| why.contains("split brain"));
     match resource.connection.as_str() {
         "StandAlone" => {
-            let split = resource
-                .last_error
-                .as_ref()
-                .is_some_and(|why| why.to_lowercase().contains("split"));
             let both = resource
                 .last_error
                 .as_ref()
@@ -114,10 +114,14 @@ fn connection(invocation: &Invocation, resource: &ResourceReport) -> Option<Rema
                     "StandAlone: does not try to reach {}{why}{meaning}",
                     peer.peer_name
                 ),
-                Some(format!(
-                    "{}   # once both files agree",
+                Some(if mend_the_file(resource) {
+                    format!(
+                        "{}   # once both files agree",
+                        invocation.adm(&format!("connect {name}"))
+                    )
+                } else {
                     invocation.adm(&format!("connect {name}"))
-                )),
+                }),
             ))
         }
         "WFConnection" | "Unconnected" | "Timeout" | "BrokenPipe" | "NetworkFailure"
@@ -127,16 +131,43 @@ fn connection(invocation: &Invocation, resource: &ResourceReport) -> Option<Rema
             } else {
                 "nothing is replicated"
             };
-            Some(remark(
-                format!(
-                    "no connection to {} at {}{why}: {meaning}. It is retried by itself",
-                    peer.peer_name, peer.peer_address
-                ),
-                Some(format!("on {}: tandem adm up {name}", peer.peer_name)),
-            ))
+            let (there, at) = (&peer.peer_name, peer.peer_address);
+            if split {
+                let text = format!(
+                    "after a split brain this node waits for {there} at {at}, which has to be told, too: {meaning} until then"
+                );
+                let next = format!(
+                    "on {there}: tandem adm connect {name}   # if its changes are given up: secondary {name}, then connect --discard-my-data {name}"
+                );
+                return Some(remark(text, Some(next)));
+            }
+            let text = format!(
+                "no connection to {there} at {at}{why}: {meaning}. It is retried by itself"
+            );
+            let next = if mend_the_file(resource) {
+                let again = invocation.adm(&format!("disconnect {name}"));
+                let connect = invocation.adm(&format!("connect {name}"));
+                format!("{again} && {connect}   # once both files agree; on {there}, too")
+            } else {
+                format!("on {there}: tandem adm up {name}")
+            };
+            Some(remark(text, Some(next)))
         }
         _ => None,
     }
+}
+
+/// What the engine says when the options of the two nodes do not fit together.
+const FILES_DIFFER: [&str; 3] = [
+    "both nodes the same",
+    "of both nodes equal",
+    "but this node has no cram-hmac-alg",
+];
+
+/// Whether the connection fails because of what the files say.
+fn mend_the_file(resource: &ResourceReport) -> bool {
+    let why = resource.last_error.as_deref().unwrap_or_default();
+    FILES_DIFFER.iter().any(|words| why.contains(words))
 }
 
 fn disk(
@@ -158,28 +189,34 @@ fn disk(
             adm(format!("primary --force {target}")),
         ));
     }
+    let why = volume
+        .disk_error
+        .as_ref()
+        .map_or_else(String::new, |why| format!(" ({why})"));
     match volume.disk.as_str() {
         "Diskless" if volume.backing.is_none() => None,
         "Diskless" if volume.role == "Primary" && volume.peer_disk != "UpToDate" => Some(remark(
-            format!("volume {number}: no local disk and no UpToDate peer: reads and writes fail"),
+            format!(
+                "volume {number}: no local disk{why} and no UpToDate peer: reads and writes fail"
+            ),
             adm(format!("attach {target}")),
         )),
         "Diskless" if volume.role == "Primary" => Some(remark(
-            format!("volume {number}: no local disk; all reads and writes go to the peer"),
+            format!("volume {number}: no local disk{why}; all reads and writes go to the peer"),
             adm(format!("attach {target}")),
         )),
         "Diskless" => Some(remark(
-            format!("volume {number}: no local disk, so no copy of the data here"),
+            format!("volume {number}: no local disk{why}, so no copy of the data here"),
             adm(format!("attach {target}")),
         )),
         "Failed" => Some(remark(
-            format!("volume {number}: the local disk failed and is being let go"),
+            format!("volume {number}: the local disk failed{why} and is being let go"),
             None,
         )),
         "Inconsistent" if volume.resync.is_none() && !volume.connection.starts_with("Paused") => {
             Some(remark(
                 format!(
-                    "volume {number}: the local copy is incomplete until it has been synced from the peer"
+                    "volume {number}: the local copy is incomplete{why} until it has been synced from the peer"
                 ),
                 None,
             ))

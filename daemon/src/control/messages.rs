@@ -529,6 +529,9 @@ pub struct VolumeReport {
     pub al_suspended: bool,
     /// Size of the device in bytes, 0 while unknown.
     pub bytes: u64,
+    /// Why there is no disk, or why it is Inconsistent, if that was an error.
+    #[serde(default)]
+    pub disk_error: Option<String>,
     /// Current, bitmap and two history generations as 16 hexadecimal digits each, while attached.
     pub uuids: Option<[String; 4]>,
     /// Write ordering: `f` flush, `d` drain, `n` none.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::task::JoinHandle;
 
 use super::{Node, Running};
-use crate::control::messages::{CommandAnswer, ResourceDefinition};
+use crate::control::messages::{CommandAnswer, ResourceDefinition, ResourceReport};
 use crate::exports::{self, Scope};
 use crate::resource_loop::{Message, disk_options_command};
 use crate::settings;
@@ -103,12 +103,18 @@ impl Node {
             .is_some_and(|running| running.handle.published.borrow().report.failed.is_some())
     }
 
-    fn is_idle(&self, name: &str) -> bool {
+    /// What was published of a resource last.
+    fn report(&self, name: &str) -> Option<ResourceReport> {
         let resources = self.resources();
-        let Some(running) = resources.get(name) else {
+        let running = resources.get(name)?;
+        let report = running.handle.published.borrow().report.clone();
+        Some(report)
+    }
+
+    fn is_idle(&self, name: &str) -> bool {
+        let Some(report) = self.report(name) else {
             return true;
         };
-        let report = running.handle.published.borrow().report.clone();
         report.connection == "StandAlone"
             && report
                 .volumes
@@ -119,7 +125,11 @@ impl Node {
     /// A definition with the same volumes: what the loop can take over while it runs, and what needs a reconnect or attach.
     async fn redefine(&self, old: &ResourceDefinition, new: ResourceDefinition) -> CommandAnswer {
         let mut answer = CommandAnswer::success();
-        if old.net != new.net || old.connection != new.connection {
+        let running = self.report(&old.name);
+        let connects = running
+            .as_ref()
+            .is_some_and(|report| report.connection != "StandAlone");
+        if connects && (old.net != new.net || old.connection != new.connection) {
             answer
                 .info
                 .push("new net options take effect with the next connect".to_owned());
@@ -127,8 +137,12 @@ impl Node {
         let name = new.name.clone();
         let mut options = Vec::new();
         for (before, after) in old.volumes.iter().zip(&new.volumes) {
-            if (&before.disk, &before.meta_disk) != (&after.disk, &after.meta_disk) {
-                let number = after.number;
+            let number = after.number;
+            let attached = running.as_ref().is_some_and(|report| {
+                let mut volumes = report.volumes.iter();
+                volumes.any(|volume| volume.number == number && volume.disk != "Diskless")
+            });
+            if attached && (&before.disk, &before.meta_disk) != (&after.disk, &after.meta_disk) {
                 answer.info.push(format!(
                     "volume {number}: the new disk is used with the next attach"
                 ));

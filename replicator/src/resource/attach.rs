@@ -109,6 +109,7 @@ impl Resource {
             self.answer(id, Answer::failure(Failure::DiskConfigured));
             return;
         }
+        volume.disk_error = None;
         volume.attach = Some(Attach {
             asker: id,
             phase: Phase::Opening,
@@ -591,6 +592,12 @@ impl Resource {
             return;
         };
         volume.io_holds.remove(&IoHold::Attach);
+        if answer.exit == 0 {
+            volume.disk_error = None;
+        } else if volume.disk_error.is_none() {
+            let words = answer.info.first().unwrap_or(&answer.text);
+            volume.disk_error = Some(words.clone());
+        }
         if let Some(attach) = volume.attach.take() {
             self.answer(attach.asker, answer);
         }

@@ -71,10 +71,12 @@ impl Resource {
         fault: DiskFault,
         error: IoError,
     ) {
-        self.log(Level::Error, Some(number), error.text);
+        self.log(Level::Error, Some(number), error.text.clone());
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;
         };
+        // What follows the first error only follows from it.
+        volume.disk_error.get_or_insert(error.text);
         let disk = volume.state.disk;
         let policy = volume.options.on_io_error;
         if let Some(backing) = volume.backing.as_mut() {
@@ -98,6 +100,9 @@ impl Resource {
         let Some(volume) = self.volumes.get_mut(&number) else {
             return StateResult::UnknownError;
         };
+        if cause == Cause::Command {
+            volume.disk_error = None;
+        }
         if volume.detach.is_none() {
             volume.detach = Some(Detach {
                 cause,
@@ -123,6 +128,7 @@ impl Resource {
             askers: Vec::new(),
         });
         detach.askers.push(asker);
+        volume.disk_error = None;
     }
 
     /// `detach --force`: nobody is asked.

@@ -403,6 +403,9 @@ impl Resource {
         match refusal_outcome(volume.state.disk, report.sent.disk, dry_run) {
             RefusalOutcome::FailOwnDisk => {
                 let text = format!("the disk cannot be attached to this peer: {reason}");
+                if let Some(volume) = self.volumes.get_mut(&number) {
+                    volume.disk_error = Some(text.clone());
+                }
                 self.log(Level::Error, Some(number), text);
                 self.change_state(
                     number,
@@ -443,7 +446,7 @@ impl Resource {
                 "volume {volume}: split brain: both nodes have changes that the other one lacks; on the node whose changes are to be given up type: tandem adm secondary {name} and tandem adm connect --discard-my-data {name}; on the other one (if it is StandAlone)"
             ),
             Reason::BothDiscard => format!(
-                "volume {volume}: split brain: both nodes were told to discard their own data, so nobody's data was discarded; only on the node whose changes are to be given up type: tandem adm connect --discard-my-data {name}; on the other one, without it"
+                "volume {volume}: split brain: both nodes were told to discard their own data, so nobody's data was discarded; only on the node whose changes are to be given up type: tandem adm connect --discard-my-data {name}; on the other one"
             ),
             Reason::Unrelated => format!(
                 "volume {volume}: {reason}; to give up the data of one node, type there: tandem adm invalidate {name}"

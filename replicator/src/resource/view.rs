@@ -50,6 +50,7 @@ impl Resource {
                 .as_ref()
                 .is_some_and(|backing| backing.activity_log.mode() == LogMode::Suspended),
             bytes: volume.bytes,
+            disk_error: volume.disk_error.clone(),
             uuids: volume
                 .backing
                 .as_ref()

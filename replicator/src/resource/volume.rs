@@ -1,6 +1,7 @@
 //! A volume: the state of one replicated device on this node, and what is known of the peer's side of it.
 
 use alloc::collections::BTreeSet;
+use alloc::string::String;
 
 use tandem_metadata::{Flags, Layout, Superblock};
 
@@ -71,6 +72,8 @@ pub(crate) struct Volume {
     pub(crate) plans: Plans,
     /// An attach under way.
     pub(crate) attach: Option<attach::Attach>,
+    /// Why there is no disk, when nobody asked for that: in words, for the status.
+    pub(crate) disk_error: Option<String>,
     /// A detach under way: from the change to Failed until the backing is closed.
     pub(crate) detach: Option<detach::Detach>,
     /// Deferred effects wait for the handler local-io-error, which runs before the peer is told anything.
@@ -191,6 +194,7 @@ impl Volume {
             counters: Counters::default(),
             plans: Plans::default(),
             attach: None,
+            disk_error: None,
             detach: None,
             stalled: None,
         }

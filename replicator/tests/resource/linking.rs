@@ -408,6 +408,22 @@ fn a_primary_does_not_discard_its_data() {
 }
 
 #[test]
+fn a_primary_that_connects_is_not_led_to_discard_its_data() {
+    let mut world = World::ready(&NetOptions::default());
+    world.cut_network();
+    let command = Command::Connect {
+        net: NetOptions::default(),
+        discard_my_data: true,
+        tentative: false,
+    };
+    let answer = world.answer(0, command);
+    assert_eq!((answer.number, answer.exit), (102, 10));
+    assert!(answer.info[1].contains("for the other node"), "{answer:?}");
+    assert_eq!(answer.hint.as_deref(), Some("tandem adm status r0"));
+    assert_eq!(conn(&world, 0), ConnState::WFConnection);
+}
+
+#[test]
 fn two_primaries_do_not_connect() {
     let mut world = World::ready(&NetOptions::default());
     world.cut_network();

@@ -72,6 +72,10 @@ impl Resource {
     fn connect_refusal(&self, net: &NetOptions, discard_my_data: bool) -> Option<Answer> {
         let name = &self.name;
         let cstate = self.connection.cstate;
+        let primary = self
+            .volumes
+            .values()
+            .any(|volume| volume.state.role == Role::Primary);
         if cstate != ConnState::StandAlone {
             let connected = self
                 .volumes
@@ -89,6 +93,11 @@ impl Resource {
                 let info = "connected already; --discard-my-data counts only after a split brain";
                 let answer = Answer::failure(Failure::LocalAddressInUse).with_info(info);
                 answer.with_hint(format!("tandem adm status {name}"))
+            } else if discard_my_data && primary {
+                let info = "this node is Primary: its data are those in use, and --discard-my-data is for the other node";
+                answer
+                    .with_info(info)
+                    .with_hint(format!("tandem adm status {name}"))
             } else if discard_my_data {
                 answer.with_hint(format!(
                     "tandem adm disconnect {name}; then: tandem adm connect --discard-my-data {name}"
@@ -99,10 +108,6 @@ impl Resource {
                 answer.with_hint(format!("tandem adm status {name}"))
             });
         }
-        let primary = self
-            .volumes
-            .values()
-            .any(|volume| volume.state.role == Role::Primary);
         if discard_my_data && primary {
             let answer = Answer::failure(Failure::DiscardWhilePrimary);
             return Some(answer.with_hint(format!(
