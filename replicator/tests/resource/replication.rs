@@ -270,6 +270,29 @@ fn a_flush_tells_of_writes_whose_last_copy_was_never_flushed() {
 }
 
 #[test]
+fn a_late_barrier_ack_of_a_diskless_primarys_write_leaves_no_bit_behind() {
+    let mut world = World::ready(&protocol(Protocol::C));
+    world.ok(
+        A,
+        Command::Detach {
+            volume: VOLUME,
+            force: Force::No,
+        },
+    );
+    world.write_ok(A, 0, 4096, 1);
+    world.ok(A, Command::Attach { volume: VOLUME });
+    // The barrier ack comes between the last block and the end of the resync.
+    world.hold(A, writes_superblock(&world.nodes[A].disk));
+    world.advance(Duration::from_secs(1));
+    world.release(A);
+    world.run_until("the resync is over", |world| {
+        world.state(A).conn == ConnState::Connected
+    });
+    assert_eq!(world.state(A).disk, DiskState::UpToDate);
+    assert_eq!([A, B].map(|node| world.out_of_sync(node)), [0, 0]);
+}
+
+#[test]
 fn the_write_of_a_diskless_primary_is_in_the_peers_log_before_it_is_written() {
     let mut world = World::ready(&protocol(Protocol::C));
     world.write_ok(A, 0, 4096, 1);

@@ -34,7 +34,8 @@ impl Resource {
         }
     }
 
-    /// Forgets an answered write that nobody confirms any more: its bits are decided, its extents are released.
+    /// Forgets an answered write that nobody confirms any more: its extents are released. Bits of what one disk lacks were set
+    /// before the answer, or when the link was lost; set again here they could be those of a block that a resync has copied since.
     pub(super) fn retire_write(&mut self, id: WriteId) {
         let Some(write) = self.requests.writes.remove(&id) else {
             return;
@@ -46,9 +47,7 @@ impl Resource {
             return; // It never started: nothing was written anywhere.
         }
         let both = write.local == Local::Done && write.remote == Remote::Written;
-        if !both {
-            self.mark_out_of_sync(write.volume, write.offset, write.length);
-        } else if write.in_sync {
+        if both && write.in_sync {
             self.clear_in_sync(write.volume, write.offset, write.length);
         }
         if let Some(extents) = write.logged.extents {
