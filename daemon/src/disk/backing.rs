@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, OFlags};
 use tandem_replicator::{BackingInfo, MetaKind, OpenError};
@@ -188,7 +189,7 @@ fn open_device(path: &str, usage: Use) -> Result<Device, OpenError> {
     let is_block = kind.is_block_device();
     // O_EXCL without O_CREAT claims a block device: mount, mkfs and drbdmeta are kept away, and we see if they were first.
     let exclusive = is_block && usage != Use::Slot;
-    let (file, align) = open_direct(path, exclusive).map_err(|error| {
+    let (file, align) = open_patiently(path, exclusive, &metadata).map_err(|error| {
         if error.raw_os_error() == Some(libc::EBUSY) {
             OpenError {
                 number: usage.busy(),
@@ -206,6 +207,27 @@ fn open_device(path: &str, usage: Use) -> Result<Device, OpenError> {
     })?;
     lock(&file, path, usage)?;
     describe(file, path, is_block, align).map_err(|error| failed("measure", &error))
+}
+
+/// Opens; a block device that is claimed by nobody who can be named gets some time (see [`LEFTOVER_LOCK`]).
+fn open_patiently(
+    path: &str,
+    exclusive: bool,
+    metadata: &std::fs::Metadata,
+) -> io::Result<(File, usize)> {
+    let start = Instant::now();
+    loop {
+        match open_direct(path, exclusive) {
+            Err(error)
+                if error.raw_os_error() == Some(libc::EBUSY)
+                    && block_holder(metadata).is_none()
+                    && start.elapsed() < LEFTOVER_LOCK =>
+            {
+                std::thread::sleep(LOCK_POLL);
+            }
+            result => return result,
+        }
+    }
 }
 
 /// Opens with O_DIRECT where the filesystem takes it and 512-byte I/O works (or the device's own block size); buffered otherwise.
@@ -246,21 +268,34 @@ fn open_direct(path: &str, exclusive: bool) -> io::Result<(File, usize)> {
     Ok((file, align as usize))
 }
 
+/// How long a lock that no living process holds is waited for: the kernel ends the io_uring of a daemon that was killed some time after
+/// the process itself, and only then drops its open files.
+const LEFTOVER_LOCK: Duration = Duration::from_secs(5);
+
+/// Between two attempts.
+const LOCK_POLL: Duration = Duration::from_millis(20);
+
 fn lock(file: &File, path: &str, usage: Use) -> Result<(), OpenError> {
     let operation = match usage {
         Use::Data | Use::Meta => FlockOperation::NonBlockingLockExclusive,
         Use::Slot => FlockOperation::NonBlockingLockShared,
     };
-    rustix::fs::flock(file, operation).map_err(|error| OpenError {
-        number: usage.busy(),
-        text: match lock_holder(file) {
-            Some(who) => format!("the {} {path} is locked by {who}", usage.words()),
-            None => format!(
-                "the {} {path} is locked by another program: {error}",
-                usage.words()
-            ),
-        },
-    })
+    let start = Instant::now();
+    loop {
+        let Err(error) = rustix::fs::flock(file, operation) else {
+            return Ok(());
+        };
+        let holder = lock_holder(file);
+        if holder.is_none() && start.elapsed() < LEFTOVER_LOCK {
+            std::thread::sleep(LOCK_POLL);
+            continue;
+        }
+        let who = holder.unwrap_or_else(|| format!("another program: {error}"));
+        return Err(OpenError {
+            number: usage.busy(),
+            text: format!("the {} {path} is locked by {who}", usage.words()),
+        });
+    }
 }
 
 /// Who holds a flock on `file`, from /proc/locks: `1: FLOCK  ADVISORY  WRITE 812 fe:00:131 0 EOF`.
