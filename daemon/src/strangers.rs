@@ -23,7 +23,7 @@ impl Strangers {
         if self.is_news(from.ip().to_canonical(), Instant::now()) {
             tracing::warn!(
                 "refused a connection from {from} to {my}: the configured peer is {peer}. If it is the peer, correct its \
-                 address in the configuration of both nodes, then type: tandem adm disconnect and tandem adm connect. More from \
+                 address in the configuration of both nodes, then type there and here: tandem adm adjust all. More from \
                  this address are not named for an hour"
             );
         } else {

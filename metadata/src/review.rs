@@ -85,16 +85,17 @@ pub const fn v07_internal_offset(device: ByteLen) -> Option<ByteOffset> {
 }
 
 /// Looks for metadata of any version in a block read at a place where a superblock may be. `layout` is the new
-/// metadata's; v08 blocks count only if they are valid for the present size.
+/// metadata's. Damaged v08 metadata count as well: their owner is asked before they are overwritten.
 pub fn existing(layout: &Layout, offset: ByteOffset, block: &[u8]) -> Option<Existing> {
     let version = Version::of(block)?;
     let mut style = layout.placement().style();
     let mut geometry = None;
     match version {
         Version::V08(_) => {
-            let (superblock, _) =
-                Superblock::open(layout.placement(), layout.device(), block).ok()?;
-            geometry = superblock.geometry().ok();
+            let opened = Superblock::open(layout.placement(), layout.device(), block);
+            geometry = opened
+                .ok()
+                .and_then(|(superblock, _)| superblock.geometry().ok());
         }
         Version::V07 => {
             // Only the size of a v07 superblock tells its fixed form (128 MiB) from the flexible one.

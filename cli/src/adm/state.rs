@@ -245,8 +245,9 @@ fn next_of(run: &Run<'_>, target: &Target, answer: &CommandAnswer) -> Option<Str
             "a Primary cannot give its data up",
         ),
         (Action::Attach, 119) => adm(
-            format!("dump-md {name}"),
-            "copy the metadata first (internal: the last 4 KiB of the disk)",
+            format!("create-md {name}"),
+            "asks before it makes new metadata; then the whole disk is copied from the peer. If the peer does not have the data, \
+             keep a copy of the metadata first",
         ),
         (Action::Attach, OPEN_DISK_FAILED..=META_TOO_SMALL) => {
             let volume = answer.volume.or(target.volume);

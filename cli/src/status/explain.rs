@@ -240,7 +240,7 @@ fn disk(
 fn peer_disk(resource: &ResourceReport, volume: &VolumeReport) -> Option<Remark> {
     let peer = resource.peer.as_ref()?;
     let gone = matches!(volume.peer_disk.as_str(), "Diskless" | "Failed");
-    let has_copy = !matches!(volume.disk.as_str(), "Diskless" | "Failed");
+    let has_copy = volume.disk == "UpToDate";
     (volume.connection == "Connected" && gone && has_copy).then(|| {
         remark(
             format!(

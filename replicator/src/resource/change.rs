@@ -232,6 +232,10 @@ impl Resource {
         if let Some(volume) = self.volumes.get_mut(&number) {
             volume.state = new;
             let (was, is) = (old.conn.is_connected(), new.conn.is_connected());
+            if old.role == Role::Primary && new.role != Role::Primary {
+                // The application that would have to be told is gone.
+                volume.unflushed_lost = false;
+            }
             if was != is {
                 volume.shown_by_peer =
                     was && old.peer == Role::Primary && old.pdsk != state::DiskState::UpToDate;

@@ -105,8 +105,8 @@ impl Resource {
             self.log(
                 Level::Error,
                 Some(number),
-                "a flush is answered with an error: the local disk failed, and the peer was lost before it had flushed \
-                 the writes answered before"
+                "a flush is answered with an error: the local disk failed or was detached, and the peer was lost before it had \
+                 flushed the writes answered before"
                     .into(),
             );
         }

@@ -443,9 +443,13 @@ impl Resource {
         }
         self.connection.trouble.note(Telling::Reason, text);
         let name = &self.name;
-        let line = format!(
-            "gave up the connection to the peer: {text}; then type: tandem adm connect {name}"
-        );
+        let connect = format!("type: tandem adm connect {name}");
+        let then = if text.ends_with(&connect) {
+            String::new()
+        } else {
+            format!("; then {connect}")
+        };
+        let line = format!("gave up the connection to the peer: {text}{then}");
         self.log(Level::Error, None, line);
         self.change_connection(
             |state| state.conn = ConnState::Disconnecting,

@@ -443,10 +443,10 @@ impl Resource {
         let volume = number.0;
         match reason {
             Reason::SplitBrain => format!(
-                "volume {volume}: split brain: both nodes have changes that the other one lacks; on the node whose changes are to be given up type: tandem adm secondary {name} and tandem adm connect --discard-my-data {name}; on the other one (if it is StandAlone)"
+                "volume {volume}: split brain: both nodes have changes that the other one lacks; on the node whose changes are to be given up type: tandem adm secondary {name} and tandem adm connect --discard-my-data {name}; on the other one, if it is StandAlone, type: tandem adm connect {name}"
             ),
             Reason::BothDiscard => format!(
-                "volume {volume}: split brain: both nodes were told to discard their own data, so nobody's data was discarded; only on the node whose changes are to be given up type: tandem adm connect --discard-my-data {name}; on the other one"
+                "volume {volume}: split brain: both nodes were told to discard their own data, so nobody's data was discarded; only on the node whose changes are to be given up type: tandem adm connect --discard-my-data {name}; on the other one type: tandem adm connect {name}"
             ),
             Reason::Unrelated => format!(
                 "volume {volume}: {reason}; to give up the data of one node, type there: tandem adm invalidate {name}"

@@ -8,7 +8,7 @@ use super::{AfterPlan, Running};
 use crate::activity_log::LogMode;
 use crate::command::Answer;
 use crate::event::{CommandId, VolumeNumber};
-use crate::generations::{ClearBitmap, NewCurrentCase, new_current_case};
+use crate::generations::{ClearBitmap, JUST_CREATED, NewCurrentCase, new_current_case};
 use crate::resource::Resource;
 use crate::resource::change::Asker;
 use crate::resource::plan::{Stage, Then, rewrite_bitmap};
@@ -166,6 +166,12 @@ impl Resource {
     /// Step 4 of 3.10: the peer takes over this generation, and both disks are UpToDate.
     fn skip_initial_sync(&mut self, number: VolumeNumber) {
         self.send_uuids_skip_initial_sync(number);
+        // A peer that is not fresh itself does not skip.
+        let fresh = self
+            .volumes
+            .get(&number)
+            .and_then(|volume| volume.peer.uuids.as_ref())
+            .is_some_and(|peer| peer.set.current == JUST_CREATED);
         if let Some(volume) = self.volumes.get_mut(&number) {
             // The peer takes this generation over without a P_UUIDS of its own: a later resync from it ends with these.
             let own = volume.generations.uuids;
@@ -179,7 +185,7 @@ impl Resource {
         };
         self.change_state(number, up_to_date, Hardness::Soft);
         if let Some(volume) = self.volumes.get_mut(&number) {
-            volume.skip_untold = true;
+            volume.skip_untold = fresh;
         }
     }
 }

@@ -554,13 +554,13 @@ impl Resource {
         self.drop_resync(number);
     }
 
-    /// Ends the bookkeeping of a resync that goes no further. I/O in flight ends by itself.
     /// The peer pulled ahead (6.11): a resync from it ends here, what is not yet in sync stays marked, and the next
     /// P_SYNC_UUID starts another one.
     pub(crate) fn resync_left_behind(&mut self, number: VolumeNumber) {
         self.drop_resync(number);
     }
 
+    /// Ends the bookkeeping of a resync that goes no further. I/O in flight ends by itself.
     fn drop_resync(&mut self, number: VolumeNumber) {
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;
