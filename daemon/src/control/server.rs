@@ -111,7 +111,7 @@ impl Connection {
     async fn no_place(self, place: OwnedSemaphorePermit) {
         let text = format!(
             "the daemon has {CONNECTIONS_MAX} connections of commands open, which is as many as it takes: end some of them \
-             (tandem status --watch, tandem adm events), and try again"
+             (a tandem status --watch, say), and try again"
         );
         // The client may be gone already.
         let _ = self.refuse(0, text).await;

@@ -587,10 +587,9 @@ fn idle_control_connections_keep_nobody_out_for_long() {
         idle.push(UnixStream::connect(&socket).unwrap());
     }
     let refused = daemon.refused(secondary("r0", 0));
-    assert_eq!(
-        (refused.exit, refused.text.as_str()),
-        (20, "64 connections are open")
-    );
+    assert_eq!(refused.exit, 20);
+    let text = &refused.text;
+    assert!(text.contains("64 connections"), "{text}");
     let first = idle.remove(0);
     assert!(last_answer(first).contains("no request within 10 s"));
     until(|| daemon.client().version().is_ok());
