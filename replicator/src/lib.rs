@@ -21,6 +21,7 @@ pub mod event;
 pub mod generations;
 pub mod intervals;
 pub mod options;
+pub mod planted;
 pub mod random;
 pub mod receive_epochs;
 pub mod resource;

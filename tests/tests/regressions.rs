@@ -75,11 +75,7 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
 #[test]
 fn histories_that_went_wrong_once_go_right() {
     for (protocol, seed, story) in SEEDS {
-        let outcome = run(Spec {
-            seed: *seed,
-            protocol: *protocol,
-            live: false,
-        });
+        let outcome = run(Spec::new(*seed, *protocol));
         if let Err(why) = outcome {
             panic!("{why}\nonce: {story}");
         }

@@ -23,12 +23,7 @@ fn seeds(protocol: Protocol, count: u64) {
                     if seed >= count {
                         return;
                     }
-                    let live = false;
-                    let outcome = run(Spec {
-                        seed,
-                        protocol,
-                        live,
-                    });
+                    let outcome = run(Spec::new(seed, protocol));
                     if let Err(why) = outcome {
                         failure.lock().unwrap().get_or_insert(why);
                     }
@@ -59,11 +54,7 @@ fn histories_of_protocol_a_keep_their_promises() {
 #[test]
 fn the_same_seed_gives_the_same_history() {
     for seed in [3, 17, 40] {
-        let spec = Spec {
-            seed,
-            protocol: Protocol::C,
-            live: false,
-        };
+        let spec = Spec::new(seed, Protocol::C);
         let [first, second] = [run(spec).unwrap(), run(spec).unwrap()];
         assert_eq!(first.fingerprint, second.fingerprint, "seed {seed}");
         assert_eq!(first.lines, second.lines, "seed {seed}");

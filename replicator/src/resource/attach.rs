@@ -32,6 +32,7 @@ use crate::command::Answer;
 use crate::effect::{Effect, Level, MetaOperation};
 use crate::event::{BackingInfo, CommandId, IoError, MetaKind, OpenError, VolumeNumber};
 use crate::generations::Generations;
+use crate::planted::Planted;
 use crate::state::effects::attach_states;
 use crate::state::word::{DiskState, Request, Role};
 use crate::state::{Failure, Fencing, Hardness, StateResult};
@@ -275,11 +276,12 @@ impl Resource {
         info: BackingInfo,
         (superblock, layout): (Superblock, Layout),
     ) -> Result<(), Answer> {
+        let ignore = self.planted(Planted::IgnoreExposedGeneration);
         let Some(volume) = self.volumes.get_mut(&number) else {
             return Ok(());
         };
         let uuids = Backing::uuids_of(&superblock);
-        if volume.generations.refuses_attach(&volume.state, &uuids) {
+        if !ignore && volume.generations.refuses_attach(&volume.state, &uuids) {
             let info = format!(
                 "the application last saw generation {:016X}, the disk has {:016X}",
                 volume.generations.exposed, uuids.current
@@ -367,6 +369,8 @@ impl Resource {
     /// Step 5: bits, activity log, and what both mean; then everything goes to disk.
     fn attach_all_read(&mut self, number: VolumeNumber) {
         let replay = self.attach_replay(number);
+        let forget = self.planted(Planted::ForgetCrash);
+        let leave = self.planted(Planted::NoFlushAtAttach);
         let connected = self
             .volumes
             .get(&number)
@@ -379,7 +383,7 @@ impl Resource {
             return;
         };
         let flags = backing.superblock.flags;
-        let was_primary = flags.contains(Flags::PRIMARY_IND);
+        let was_primary = flags.contains(Flags::PRIMARY_IND) && !forget;
         volume.crashed_primary = flags.contains(Flags::CRASHED_PRIMARY) || was_primary;
         let lost_log = was_primary && replay.suspect;
         let disabled = volume.crashed_primary && flags.contains(Flags::AL_DISABLED);
@@ -411,7 +415,10 @@ impl Resource {
         if !options.al_updates || all_set {
             backing.activity_log.suspend();
         }
-        let stages = attach_stages(backing, options.al_updates, replay.rewrite_ring, all);
+        let mut stages = attach_stages(backing, options.al_updates, replay.rewrite_ring, all);
+        if leave {
+            stages.remove(0);
+        }
         let text = format!(
             "{} of {} bits set, {} hot extents{}",
             backing.bitmap.count(),

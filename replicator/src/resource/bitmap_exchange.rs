@@ -27,6 +27,7 @@ use super::volume::IoHold;
 use crate::bitmap::{Bitmap, Urgency};
 use crate::effect::Level;
 use crate::event::{IoError, VolumeNumber};
+use crate::planted::Planted;
 use crate::state::Hardness;
 use crate::state::word::{ConnState, DiskState};
 use crate::time::Time;
@@ -150,7 +151,9 @@ impl Resource {
         };
         let exchange = &volume.exchange;
         if exchange.wanted && !exchange.sent && exchange.resume_at.is_none_or(|at| at <= self.now) {
-            let quiet = exchange.sender.is_some() || !self.application_writes_in_flight(number);
+            let quiet = exchange.sender.is_some()
+                || !self.application_writes_in_flight(number)
+                || self.planted(Planted::BitmapDuringWrites);
             if quiet {
                 self.send_bits(number);
             }
@@ -240,6 +243,7 @@ impl Resource {
         number: VolumeNumber,
         merge: impl FnOnce(&mut BitmapReceiver, &mut Bitmap) -> Result<Progress, &'static str>,
     ) -> Result<(), &'static str> {
+        let deaf = self.planted(Planted::IgnoreTargetsBits);
         let volume = self
             .volumes
             .get_mut(&number)
@@ -261,7 +265,10 @@ impl Resource {
             .exchange
             .receiver
             .get_or_insert_with(|| BitmapReceiver::new(bits));
-        if merge(receiver, &mut backing.bitmap)? == Progress::Complete {
+        let mut ignored =
+            (deaf && volume.state.conn == ConnState::WFBitMapS).then(|| backing.bitmap.clone());
+        let bitmap = ignored.as_mut().unwrap_or(&mut backing.bitmap);
+        if merge(receiver, bitmap)? == Progress::Complete {
             let (ours, conn) = (backing.bitmap.count(), volume.state.conn);
             volume.exchange.receiver = None;
             volume.exchange.received = true;

@@ -10,6 +10,7 @@ use crate::effect::{Effect, Notification};
 use crate::event::VolumeNumber;
 use crate::generations::UUID_FLAG_CRASHED_PRIMARY;
 use crate::options::OnIoError;
+use crate::planted::Planted;
 use crate::state::effects::ConnectionEffect;
 use crate::state::word::{ConnState, DiskState, Role, State};
 use crate::state::{self, Immediate};
@@ -81,7 +82,14 @@ impl Resource {
                     self.effects.push(Effect::Notify(serve));
                 }
                 Deferred::ReleasePrimary(volume) => {
-                    self.start_plan(volume, plan::release_primary(), plan::Then::Nothing);
+                    let mut stages = plan::release_primary();
+                    if self.planted(Planted::DemoteWithoutFlush) {
+                        stages.remove(0);
+                    }
+                    if self.planted(Planted::ReleaseMarkBeforeBits) {
+                        stages.rotate_left(3);
+                    }
+                    self.start_plan(volume, stages, plan::Then::Nothing);
                 }
                 Deferred::PlanDone(volume, then, result) => self.plan_done(volume, then, result),
             }

@@ -12,6 +12,7 @@ use tandem_protocol::packets::{Barrier, BarrierAck};
 use super::Resource;
 use crate::event::VolumeNumber;
 use crate::options::Protocol;
+use crate::planted::Planted;
 use crate::state::word::ConnState;
 use crate::time::Time;
 use crate::transfer_log::Epoch;
@@ -58,6 +59,9 @@ impl Resource {
 
     /// A write of `epoch` was answered to its client.
     pub(super) fn write_answered(&mut self, epoch: Option<Epoch>) {
+        if self.planted(Planted::EpochStaysOpen) {
+            return;
+        }
         let protocol = self
             .connection
             .net

@@ -12,6 +12,7 @@ use super::{Pending, Resource};
 use crate::effect::{DiskOperation, Level};
 use crate::event::{IoError, RequestError, RequestId, VolumeNumber};
 use crate::options::Protocol;
+use crate::planted::Planted;
 use crate::resource::change::DiskFault;
 use crate::state::word::DiskState;
 use crate::transfer_log::Epoch;
@@ -80,7 +81,9 @@ impl Resource {
         let epoch = self.epoch_to_flush(local);
         let flush = Flush {
             volume: number,
-            local: if local {
+            local: if local && self.planted(Planted::FlushWithoutDisk) {
+                LocalPart::Done
+            } else if local {
                 LocalPart::Waits
             } else {
                 LocalPart::None
@@ -89,7 +92,7 @@ impl Resource {
             remote_failed: false,
         };
         self.flushes.insert(id, flush);
-        if local {
+        if local && !self.planted(Planted::FlushWithoutDisk) {
             self.flush_local(number, Waiter::Client(id));
         }
         self.check_flush(id);
@@ -101,6 +104,9 @@ impl Resource {
             .volumes
             .get_mut(&number)
             .is_some_and(|volume| core::mem::take(&mut volume.unflushed_lost));
+        if lost && self.planted(Planted::ForgetLostFlush) {
+            return false;
+        }
         if lost {
             self.log(
                 Level::Error,
@@ -121,7 +127,7 @@ impl Resource {
             .as_ref()
             .map_or(Protocol::C, |net| net.protocol);
         self.close_epoch();
-        if protocol == Protocol::C || !local {
+        if (protocol == Protocol::C && !self.planted(Planted::FlushWithoutPeer)) || !local {
             self.connection.send_epochs.newest_unacknowledged()
         } else {
             None

@@ -13,6 +13,7 @@ use super::plan::{Stage, Then};
 use super::volume::Volume;
 use crate::effect::Level;
 use crate::event::VolumeNumber;
+use crate::planted::Planted;
 use crate::state::effects::{CrashedPrimary, flag, on_disk_flags};
 use crate::state::word::{DiskState, Role, State};
 use crate::time::Time;
@@ -24,7 +25,11 @@ impl Resource {
     /// Starts a new data generation (N1 to N7 of 3.3): no write of this volume is answered before it is durable. What
     /// is to be told to the peer is the caller's.
     pub(crate) fn new_current_uuid(&mut self, number: VolumeNumber) {
-        let random = self.random.next_u64();
+        let random = if self.planted(Planted::ReuseGeneration) {
+            0x5eed_5eed_5eed_5eed
+        } else {
+            self.random.next_u64()
+        };
         let now = self.now;
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;
@@ -73,7 +78,7 @@ impl Resource {
         let wanted = self.volumes.get(&number).is_some_and(|volume| {
             volume.state.disk == DiskState::UpToDate && volume.generations.uuids.bitmap == 0
         });
-        if !wanted {
+        if !wanted || self.planted(Planted::NoNewGeneration) {
             self.settle_generation(number);
             return;
         }

@@ -33,6 +33,7 @@ use crate::generations::{
     UUID_FLAG_SKIP_INITIAL_SYNC, Uuids, masked,
 };
 use crate::options::{DiskOptions, NetOptions, Protocol};
+use crate::planted::Planted;
 use crate::receive_epochs::{Ordering, Overlap, ReceiveEpochs};
 use crate::state::Hardness;
 use crate::state::word::{ConnState, DiskState, Role, State};
@@ -60,7 +61,7 @@ impl Resource {
             .any(|volume| volume.options.disk_flushes);
         let net = self.connection.net.as_ref();
         let protocol_c = net.is_some_and(|net| net.protocol == Protocol::C);
-        let overlap = if tandem && protocol_c {
+        let overlap = if tandem && (protocol_c || self.planted(Planted::OverlapEpochs)) {
             Overlap::Overlapped
         } else {
             Overlap::Drain

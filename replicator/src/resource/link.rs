@@ -25,6 +25,7 @@ use super::split::Waiting;
 use super::trouble::Telling;
 use crate::effect::{CloseHow, Effect, Effects, Level};
 use crate::event::{IoError, SocketId, VolumeNumber};
+use crate::planted::Planted;
 use crate::state::Hardness;
 use crate::state::word::{ConnState, Role};
 use crate::time::Time;
@@ -524,7 +525,8 @@ impl Resource {
         };
         let mut stages = vec![];
         // A Secondary may now be the only one that has what its peer wrote: no later power failure takes it back.
-        if backing.bitmap.changed_pages() > 0 || volume.state.role == Role::Secondary {
+        let late = self.planted(Planted::NoFlushAtLinkLoss);
+        if !late && (backing.bitmap.changed_pages() > 0 || volume.state.role == Role::Secondary) {
             stages.push(Stage::FlushData);
         }
         if backing.bitmap.changed_pages() > 0 {

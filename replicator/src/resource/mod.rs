@@ -25,6 +25,7 @@ use bytes::Bytes;
 use crate::effect::{Effect, Effects, Level, Notification};
 use crate::event::{Event, IoError, OpenError, Token, VolumeNumber};
 use crate::options::ResourceOptions;
+use crate::planted::{Plant, Planted};
 use crate::random::Random;
 use crate::time::Time;
 
@@ -126,6 +127,8 @@ pub struct Resource {
     /// A state changed since state requests that wait were looked at.
     pub(crate) state_changed: bool,
     pub(crate) status_changed: bool,
+    /// A deliberate mistake, in tests.
+    plant: Plant,
 }
 
 /// Rounds of deferred work after one event: each round is caused by the one before, so that more mean a loop of ours.
@@ -156,7 +159,19 @@ impl Resource {
             deferred: VecDeque::new(),
             state_changed: false,
             status_changed: false,
+            plant: Plant::default(),
         }
+    }
+
+    /// Plants a mistake, before the first event.
+    #[cfg(feature = "planted")]
+    pub fn plant(&mut self, plant: Plant) {
+        self.plant = plant;
+    }
+
+    /// Whether this mistake is planted.
+    pub(crate) const fn planted(&self, bug: Planted) -> bool {
+        self.plant.has(bug)
     }
 
     /// Takes one event at time `now` (never earlier than before) and appends what has to be done.

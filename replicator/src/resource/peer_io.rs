@@ -22,6 +22,7 @@ use super::{Pending, Resource};
 use crate::effect::DiskOperation;
 use crate::event::{Fua, IoError, Unmap, VolumeNumber};
 use crate::intervals::{Admission, IntervalKind};
+use crate::planted::Planted;
 use crate::receive_epochs::{FlushOutcome, NextStep, ReceiveEpoch};
 use crate::resource::change::DiskFault;
 use crate::state::word::{ConnState, DiskState, Role};
@@ -156,6 +157,7 @@ impl Resource {
         body: Body,
     ) -> Result<(), &'static str> {
         let link = self.connection.count;
+        let early = self.planted(Planted::BarrierAckTooEarly);
         let volume = self
             .volumes
             .get_mut(&number)
@@ -182,6 +184,9 @@ impl Resource {
             return Err("a write beyond the end of the device");
         }
         let epoch = epochs.write(number.0);
+        if early {
+            epochs.done(epoch);
+        }
         let id = self.requests.next_id();
         let write = PeerWrite {
             volume: number,
@@ -204,7 +209,10 @@ impl Resource {
         if head.dp_flags.contains(DpFlags::SEND_RECEIVE_ACK) {
             self.acknowledge_write(&write, Packet::RecvAck);
         }
-        if only_copy {
+        if self.planted(Planted::AckBeforeDisk) && head.dp_flags.contains(DpFlags::SEND_WRITE_ACK) {
+            self.acknowledge_write(&write, Packet::WriteAck);
+        }
+        if only_copy && !self.planted(Planted::ForgetPeersOnlyCopy) {
             self.mark_out_of_sync(number, offset, head.size);
         }
         self.peer_io.bytes += u64::from(head.size);
@@ -214,10 +222,11 @@ impl Resource {
     }
 
     fn take_peer_interval(&mut self, number: VolumeNumber, id: u64, range: core::ops::Range<u64>) {
+        let ignore = self.planted(Planted::IgnorePeerOverlap);
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;
         };
-        if volume.intervals.insert(id, range, IntervalKind::Peer) == Admission::Ready {
+        if volume.intervals.insert(id, range, IntervalKind::Peer) == Admission::Ready || ignore {
             self.peer_interval_ready(number, id);
         }
     }
@@ -244,6 +253,10 @@ impl Resource {
 
     /// Nothing overlaps any more: the write or read goes on.
     pub(super) fn peer_interval_ready(&mut self, number: VolumeNumber, id: u64) {
+        let started = self.peer_io.writes.get(&id).is_some_and(|at| at.started);
+        if started && self.planted(Planted::IgnorePeerOverlap) {
+            return;
+        }
         match self.peer_io.writes.get(&id) {
             Some(write) if write.only_copy && self.generation_is_pending(number) => {
                 self.peer_io.before_generation.push((number, id));
@@ -366,7 +379,7 @@ impl Resource {
     }
 
     fn acknowledge_success(&mut self, write: &PeerWrite) {
-        if write.link != self.connection.count {
+        if write.link != self.connection.count || self.planted(Planted::AckBeforeDisk) {
             return;
         }
         let conn = self
@@ -456,7 +469,7 @@ impl Resource {
             })
             .collect();
         self.peer_io.flushing = with_disk.len() as u32;
-        if with_disk.is_empty() {
+        if with_disk.is_empty() || self.planted(Planted::BarrierAckWithoutFlush) {
             // Every write of these epochs was refused: there is nothing that could be lost.
             self.epochs_flushed(FlushOutcome::Stable);
             return;

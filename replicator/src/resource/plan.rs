@@ -25,6 +25,7 @@ use crate::activity_log::{Batch, Ticket};
 use crate::bitmap::{PAGE_BYTES, PageChange, WriteOutcome};
 use crate::effect::{DiskOperation, Effect, MetaOperation};
 use crate::event::{Fua, IoError, VolumeNumber};
+use crate::planted::Planted;
 
 /// Runs of bitmap pages in flight for one plan.
 const RUNS_IN_FLIGHT_MAX: usize = 8;
@@ -204,7 +205,7 @@ impl Resource {
             self.fail_later(number, then);
             return;
         };
-        let stages = match log_stages(backing, batch) {
+        let mut stages = match log_stages(backing, batch) {
             Ok(stages) => stages,
             Err(error) => {
                 let text = alloc::format!("activity log: {error}");
@@ -213,6 +214,9 @@ impl Resource {
                 return;
             }
         };
+        if self.planted(Planted::EvictBeforeBits) {
+            stages.retain(|stage| matches!(stage, Stage::Meta(_)));
+        }
         self.enqueue(number, Lane::Log, stages, then);
     }
 
@@ -323,11 +327,21 @@ impl Resource {
     }
 
     fn start_stage(&mut self, number: VolumeNumber, lane: Lane, stage: Stage) {
+        let cached = match &stage {
+            Stage::Meta(_) => self.planted(Planted::LogInCache),
+            Stage::Superblock => self.planted(Planted::SuperblockInCache),
+            Stage::FlushMeta => self.planted(Planted::BitmapInCache),
+            _ => false,
+        };
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;
         };
         let (md_flushes, disk_flushes) = (volume.options.md_flushes, volume.options.disk_flushes);
-        let fua = if md_flushes { Fua::Yes } else { Fua::No };
+        let fua = if md_flushes && !cached {
+            Fua::Yes
+        } else {
+            Fua::No
+        };
         match stage {
             Stage::Meta(writes) => {
                 for (offset, data) in writes {
@@ -335,7 +349,7 @@ impl Resource {
                     self.plan_meta(number, lane, operation, Vec::new());
                 }
             }
-            Stage::FlushMeta if md_flushes => {
+            Stage::FlushMeta if md_flushes && !cached => {
                 self.plan_meta(number, lane, MetaOperation::Flush, Vec::new());
             }
             Stage::FlushData if disk_flushes => {

@@ -11,6 +11,7 @@ use super::{Pending, Resource};
 use crate::bitmap::coverage::bits_touched;
 use crate::effect::DiskOperation;
 use crate::event::{IoError, RequestError, RequestId, VolumeNumber};
+use crate::planted::Planted;
 use crate::resource::change::DiskFault;
 use crate::state::word::DiskState;
 use crate::time::Time;
@@ -69,10 +70,11 @@ impl Resource {
         let Some(volume) = self.volumes.get(&read.volume) else {
             return;
         };
+        let stale = self.planted(Planted::ReadStaleBlock);
         let bits = bits_touched(read.offset, u64::from(read.length), volume.bytes);
         let local_usable = match (volume.state.disk, volume.backing.as_ref()) {
             (DiskState::UpToDate, Some(_)) => true,
-            (DiskState::Inconsistent, Some(backing)) => !backing.bitmap.any_set(bits),
+            (DiskState::Inconsistent, Some(backing)) => stale || !backing.bitmap.any_set(bits),
             _ => false,
         };
         let remote_usable =

@@ -19,6 +19,7 @@ use crate::generations::{
     Policies, Reason, RefusalOutcome, ResolveConflicts, Standing, UUID_FLAG_CRASHED_PRIMARY,
     UUID_FLAG_DISCARD_MY_DATA, compare, decide, refusal_outcome,
 };
+use crate::planted::Planted;
 use crate::state::word::{ConnState, DiskState, Role, State};
 use crate::state::{Hardness, StateResult, evaluate};
 
@@ -278,6 +279,13 @@ impl Resource {
             Action::Target(Method::Bitmap) => Outcome::Conn(ConnState::WFBitMapT),
             Action::Source(Method::Full) => Outcome::AfterFullBitmap(ConnState::WFBitMapS),
             Action::Target(Method::Full) => Outcome::AfterFullBitmap(ConnState::WFBitMapT),
+            Action::Refuse(Reason::SplitBrain) if self.planted(Planted::AcceptSplitBrain) => {
+                Outcome::Conn(if self.connection.resolve_conflicts {
+                    ConnState::WFBitMapS
+                } else {
+                    ConnState::WFBitMapT
+                })
+            }
             Action::Refuse(reason) => Outcome::Refused(reason),
         }
     }

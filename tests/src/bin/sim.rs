@@ -8,7 +8,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use clap::Parser;
 use tandem_replicator::Protocol;
-use tandem_tests::sim::{Outcome, Spec, run};
+use tandem_replicator::planted::Planted;
+use tandem_tests::sim::campaign::{commit, replay};
+use tandem_tests::sim::planted::{Found, SEEDS_MAX, search_all};
+use tandem_tests::sim::shrink::shrink;
+use tandem_tests::sim::{Cuts, Outcome, Spec, run, run_cut};
 
 /// Two engines over simulated disks, network and clock, with faults drawn from a seed.
 #[derive(Parser)]
@@ -34,6 +38,21 @@ struct Arguments {
     /// Go on after a failure, and list the seeds at the end.
     #[arg(long)]
     keep_going: bool,
+    /// Plant this mistake in both engines.
+    #[arg(long, value_parser = planted)]
+    plant: Option<Planted>,
+    /// Search for every planted mistake (in --seeds, else in the first 300 histories) and print a table.
+    #[arg(long, conflicts_with_all = ["seed", "swarm", "plant"])]
+    planted: bool,
+    /// Leave out faults, commands and requests as long as something is still wrong (with --seed).
+    #[arg(long, requires = "seed")]
+    shrink: bool,
+    /// Leave out the faults and commands at these places (with --seed; as --shrink prints them).
+    #[arg(long, requires = "seed", value_delimiter = ',')]
+    without_actions: Vec<u32>,
+    /// Leave out these turns of the clients, FROM..TO (with --seed; as --shrink prints them).
+    #[arg(long, requires = "seed", value_delimiter = ',', value_parser = range)]
+    without_turns: Vec<(u64, u64)>,
 }
 
 fn protocol(word: &str) -> Result<Protocol, String> {
@@ -43,6 +62,15 @@ fn protocol(word: &str) -> Result<Protocol, String> {
         "C" | "c" => Ok(Protocol::C),
         _ => Err("A, B or C".to_owned()),
     }
+}
+
+fn planted(word: &str) -> Result<Planted, String> {
+    let bug = Planted::ALL.iter().find(|(_, name, _)| *name == word);
+    let names = || {
+        let names: Vec<_> = Planted::ALL.iter().map(|(_, name, _)| *name).collect();
+        format!("one of {}", names.join(", "))
+    };
+    bug.map(|(bug, ..)| *bug).ok_or_else(names)
 }
 
 fn range(words: &str) -> Result<(u64, u64), String> {
@@ -59,12 +87,24 @@ fn main() -> ExitCode {
     }));
     let protocol = arguments.protocol;
     if let Some(seed) = arguments.seed {
-        let live = arguments.trace;
-        return one(Spec {
-            seed,
-            protocol,
-            live,
-        });
+        let spec = Spec {
+            live: arguments.trace && !arguments.shrink,
+            planted: arguments.plant,
+            ..Spec::new(seed, protocol)
+        };
+        if arguments.shrink {
+            return shorten(spec);
+        }
+        let turns = arguments.without_turns.iter();
+        let mut cuts = Cuts::default();
+        cuts.actions = arguments.without_actions.iter().copied().collect();
+        cuts.turns = turns.map(|(from, to)| *from..*to).collect();
+        return one(spec, &cuts);
+    }
+    if arguments.planted {
+        let (from, to) = arguments.seeds.unwrap_or((0, SEEDS_MAX));
+        let count = to.saturating_sub(from);
+        return table(&search_all(arguments.jobs, count, |_| from));
     }
     let minutes = arguments.swarm;
     let (from, to) = match (arguments.seeds, minutes) {
@@ -82,16 +122,79 @@ fn main() -> ExitCode {
     many(&arguments, from, to, end)
 }
 
-fn one(spec: Spec) -> ExitCode {
-    match run(spec) {
+fn one(spec: Spec, cuts: &Cuts) -> ExitCode {
+    let whole = cuts.actions.is_empty() && cuts.turns.is_empty();
+    let outcome = if whole {
+        run(spec)
+    } else {
+        run_cut(spec, cuts)
+    };
+    match outcome {
         Ok(report) => {
             println!("seed {}: {report:?}", spec.seed);
+            println!("  commit: {}", commit());
+            println!("  replay: {}", replay(spec, cuts));
             ExitCode::SUCCESS
         }
         Err(why) => {
             println!("{why}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// The shortest history found that still goes wrong.
+fn shorten(spec: Spec) -> ExitCode {
+    let Some(shrunk) = shrink(spec) else {
+        println!("seed {} goes right: there is nothing to shrink", spec.seed);
+        return ExitCode::SUCCESS;
+    };
+    let failure = shrunk.failure;
+    println!("{failure}\n");
+    println!(
+        "shrunk in {} runs: {} faults and commands are left, {} turns of the clients are left out of {}",
+        shrunk.runs,
+        failure.actions.len(),
+        shrunk
+            .cuts
+            .turns
+            .iter()
+            .map(|turns| turns.end - turns.start)
+            .sum::<u64>(),
+        failure.turns
+    );
+    for (place, words) in &failure.actions {
+        println!("  {place}: {words}");
+    }
+    ExitCode::FAILURE
+}
+
+/// The table of planted mistakes.
+fn table(all: &[Found]) -> ExitCode {
+    let mut missed = 0;
+    for found in all {
+        let Found {
+            name,
+            protocol,
+            runs,
+            text,
+            ..
+        } = found;
+        match &found.seed {
+            Some((seed, failure)) => {
+                println!("{name} | {protocol:?} | {seed} | {text} | {}", failure.why);
+            }
+            None => {
+                missed += 1;
+                println!("{name} | {protocol:?} | NOT FOUND in {runs} | {text} |");
+            }
+        }
+    }
+    println!("{} planted mistakes, {missed} not found", all.len());
+    if missed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
     }
 }
 
@@ -121,9 +224,8 @@ fn many(arguments: &Arguments, from: u64, to: u64, end: Option<Instant>) -> Exit
                         return;
                     }
                     let outcome = run(Spec {
-                        seed,
-                        protocol: arguments.protocol,
-                        live: false,
+                        planted: arguments.plant,
+                        ..Spec::new(seed, arguments.protocol)
                     });
                     if note(&total, seed, outcome) && !arguments.keep_going {
                         next.store(to, Ordering::Relaxed);
@@ -172,9 +274,7 @@ fn note(total: &Mutex<Total>, seed: u64, outcome: Outcome) -> bool {
             false
         }
         Err(why) => {
-            let start = format!("seed {seed} of protocol");
-            let line = why.lines().find(|line| line.starts_with(&start));
-            let line = line.unwrap_or("?").to_owned();
+            let line = why.why.clone();
             if total.failures.is_empty() {
                 let _ = writeln!(std::io::stdout(), "{why}\n");
             }

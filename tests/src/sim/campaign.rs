@@ -1,9 +1,12 @@
 //! One seed, one history: sizes, options and a mix of faults are drawn, a safety phase runs under faults, then everything is healed
 //! and the two nodes must come together again.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::time::Duration;
 
 use tandem_metadata::Uuids;
+use tandem_replicator::planted::{Plant, Planted};
 use tandem_replicator::state::word::{ConnState, DiskState, Role};
 use tandem_replicator::{Command, DiskOptions, Force, MetaKind, NetOptions, Protocol};
 
@@ -14,7 +17,11 @@ use super::node::{DiskPlan, IoFault, VOLUME};
 use super::person::Person;
 use super::stamp::{Content, SECTOR};
 use super::trace::{name, state_words};
-use super::world::{Settings, World};
+use super::world::{CrashAt, Settings, World};
+
+/// Histories before this one are those that found the first mistakes: they stay what they were, and nodes die at a time. From
+/// this one on they die at an I/O as well.
+const FIRST_SHARP_SEED: u64 = 2000;
 
 /// What is asked of a run.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +32,21 @@ pub struct Spec {
     pub protocol: Protocol,
     /// Print everything while it happens.
     pub live: bool,
+    /// A mistake of both engines.
+    pub planted: Option<Planted>,
+}
+
+impl Spec {
+    /// A silent run of the engine as it is.
+    #[must_use]
+    pub const fn new(seed: u64, protocol: Protocol) -> Spec {
+        Spec {
+            seed,
+            protocol,
+            live: false,
+            planted: None,
+        }
+    }
 }
 
 /// How a run ended well.
@@ -48,8 +70,38 @@ pub struct Report {
     pub kinds: Vec<&'static str>,
 }
 
+/// How a run went wrong.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// What is wrong, in one line.
+    pub why: String,
+    /// Everything that helps: the end of the story, the states, the command that replays it.
+    pub story: String,
+    /// Faults and commands that were carried out before, by their place in the campaign.
+    pub actions: Vec<(u32, &'static str)>,
+    /// Turns of the clients before.
+    pub turns: u64,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.story)
+    }
+}
+
 /// How a run ended.
-pub type Outcome = Result<Report, String>;
+pub type Outcome = Result<Report, Failure>;
+
+/// What is left of a history: see [`super::shrink`].
+#[derive(Clone, Debug, Default)]
+pub struct Cuts {
+    /// Places of the faults and commands that are left out.
+    pub actions: BTreeSet<u32>,
+    /// Turns of the clients in which they do nothing.
+    pub turns: Vec<Range<u64>>,
+    /// The dice of each place as the whole history had them, so that those that are left do what they did.
+    dice: Vec<Dice>,
+}
 
 /// How two nodes come to be in sync at first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,6 +226,7 @@ fn draw(spec: Spec) -> Plan {
         handler_delay: dice.between(1, 200) * MS,
         habits: draw_habits(&mut dice, large),
         live: spec.live,
+        plant: Plant::of(spec.planted),
     };
     Plan {
         settings,
@@ -238,6 +291,27 @@ fn draw_habits(dice: &mut Dice, large: bool) -> Habits {
 /// # Errors
 /// What is wrong, with the last lines of the trace and the command that replays it.
 pub fn run(spec: Spec) -> Outcome {
+    carry_out(spec, Cuts::default()).0
+}
+
+/// Runs what is left of a campaign.
+///
+/// # Errors
+/// As of [`run`].
+pub fn run_cut(spec: Spec, cuts: &Cuts) -> Outcome {
+    let whole = Spec {
+        live: false,
+        ..spec
+    };
+    let (_, dice) = carry_out(whole, Cuts::default());
+    let cuts = Cuts {
+        dice,
+        ..cuts.clone()
+    };
+    carry_out(spec, cuts).0
+}
+
+fn carry_out(spec: Spec, cuts: Cuts) -> (Outcome, Vec<Dice>) {
     let plan = draw(spec);
     let dice = Dice::new(spec.seed, "campaign");
     let mut campaign = Campaign {
@@ -245,13 +319,21 @@ pub fn run(spec: Spec) -> Outcome {
         person: Person::new(Dice::new(spec.seed, "person")),
         plan,
         dice,
+        sharp: Dice::new(spec.seed, "sharp"),
         report: Report::default(),
+        done: Vec::new(),
         undo: Vec::new(),
+        dice_at: Vec::new(),
+        cuts,
     };
-    match campaign.run() {
+    campaign.world.clients.muted = campaign.cuts.turns.clone();
+    let outcome = campaign.run();
+    let dice = std::mem::take(&mut campaign.dice_at);
+    let outcome = match outcome {
         Ok(()) => Ok(campaign.finish()),
         Err(why) => Err(campaign.explain(spec, &why)),
-    }
+    };
+    (outcome, dice)
 }
 
 /// Something to be taken back later.
@@ -268,6 +350,13 @@ struct Campaign {
     dice: Dice,
     report: Report,
     undo: Vec<(u64, Undo)>,
+    /// For crashes at an I/O: a stream of its own, so that histories found before it stay what they were.
+    sharp: Dice,
+    /// Faults and commands so far, by place.
+    done: Vec<(u32, &'static str)>,
+    /// The dice at each place.
+    dice_at: Vec<Dice>,
+    cuts: Cuts,
 }
 
 impl Campaign {
@@ -395,12 +484,21 @@ impl Campaign {
         self.world.clients.quiet = false;
         self.world.wake_clients();
         self.world.wake_person(0);
-        for _ in 0..self.plan.actions {
+        for place in 0..self.plan.actions {
+            if let Some(dice) = self.cuts.dice.get(place as usize) {
+                self.dice = dice.clone();
+            }
+            self.dice_at.push(self.dice.clone());
             let gap = self.dice.spread(self.plan.gap).min(8 * self.plan.gap);
             self.live(gap)?;
             let index = self.dice.weighted(&self.plan.weights);
             let (action, words, _) = ACTIONS[index];
+            if self.cuts.actions.contains(&place) {
+                continue;
+            }
+            self.sharpen(action);
             if self.act(action) {
+                self.done.push((place, words));
                 self.report.actions += 1;
                 self.report.kinds.push(words);
             }
@@ -408,6 +506,39 @@ impl Campaign {
         }
         let gap = self.plan.gap;
         self.live(gap)
+    }
+
+    /// Now and then a node dies in the middle of what this action makes it write, at an I/O and not at a time.
+    fn sharpen(&mut self, action: Action) {
+        if self.world.settings.seed < FIRST_SHARP_SEED {
+            return;
+        }
+        let writes = matches!(
+            action,
+            Action::Switchover
+                | Action::Detach
+                | Action::Disconnect
+                | Action::CutStreams
+                | Action::CutOneStream
+                | Action::Invalidate
+                | Action::Down
+                | Action::Quiet
+        );
+        if writes && self.sharp.chance(1, 3) {
+            let (node, power) = (self.sharp.below(2) as usize, self.sharp.chance(3, 4));
+            self.arm(node, power);
+        }
+    }
+
+    fn arm(&mut self, node: usize, power: bool) {
+        let crash = CrashAt {
+            left: self.sharp.between(1, 12) as u32,
+            power,
+            completed: self.sharp.chance(1, 2),
+        };
+        self.world.crash_at[node] = Some(crash);
+        let down = self.sharp.between(200, 6000) * MS;
+        self.person.start_at[node] = Some(self.world.now + down);
     }
 
     /// Who serves clients, and who does not.
@@ -551,6 +682,10 @@ impl Campaign {
         if !self.world.nodes[node].is_running() {
             return;
         }
+        if self.world.settings.seed >= FIRST_SHARP_SEED && self.sharp.chance(1, 4) {
+            self.arm(node, power);
+            return;
+        }
         self.world.stop(node, power);
         let down = self.dice.between(200, 6000) * MS;
         self.person.start_at[node] = Some(self.world.now + down);
@@ -611,6 +746,7 @@ impl Campaign {
             self.take_back_one(&undo);
         }
         self.world.block([false; 2]);
+        self.world.crash_at = [None; 2];
         self.person.healing = true;
         self.person.switching = false;
         for node in 0..2 {
@@ -749,18 +885,82 @@ impl Campaign {
         self.report
     }
 
-    fn explain(&self, spec: Spec, why: &str) -> String {
-        let why = self.world.failure().unwrap_or(why);
-        format!(
-            "{}\n\nseed {} of protocol {:?}: {why}\n  {}\n  actions: {}\n  replay: cargo run -p tandem-tests --bin sim -- --seed {} \
-             --protocol {:?} --trace",
+    fn explain(&mut self, spec: Spec, why: &str) -> Failure {
+        let why = self.world.failure().unwrap_or(why).to_owned();
+        let story = format!(
+            "{}\n\nseed {} of protocol {:?}: {why}\n{}  actions: {}\n  commit: {}\n  replay: {}",
             self.world.trace.tail(),
             spec.seed,
             spec.protocol,
-            self.states(),
+            self.ends(),
             self.report.kinds.join(", "),
-            spec.seed,
-            spec.protocol,
-        )
+            commit(),
+            replay(spec, &self.cuts),
+        );
+        Failure {
+            why,
+            story,
+            actions: self.done.clone(),
+            turns: self.world.clients.turns,
+        }
     }
+
+    /// Where both nodes ended, one line each.
+    fn ends(&mut self) -> String {
+        let mut text = String::new();
+        for node in 0..2 {
+            let state = self.world.nodes[node].state();
+            let live = self.world.nodes[node].status.as_ref();
+            let oos = live.map_or(0, |status| status.counters.out_of_sync_kib);
+            let uuids = live.and_then(|status| status.uuids);
+            let uuids = uuids.or_else(|| self.world.nodes[node].uuids_on_disk());
+            let commands: Vec<_> = self.world.nodes[node].open_commands.values().collect();
+            let line = format!(
+                "  {}: {} {:016x?}, {oos} KiB out of sync, open commands {commands:?}, {} requests\n",
+                name(node),
+                state.map_or("down".to_owned(), state_words),
+                uuids.unwrap_or_default(),
+                self.world.clients.in_flight(node)
+            );
+            text.push_str(&line);
+        }
+        text
+    }
+}
+
+/// The command that runs the same again.
+#[must_use]
+pub fn replay(spec: Spec, cuts: &Cuts) -> String {
+    let mut words = format!(
+        "cargo run -p tandem-tests --bin sim -- --seed {} --protocol {:?}",
+        spec.seed, spec.protocol
+    );
+    if let Some(bug) = spec.planted {
+        words.push_str(&format!(" --plant {bug:?}"));
+    }
+    if !cuts.actions.is_empty() {
+        let places: Vec<_> = cuts.actions.iter().map(u32::to_string).collect();
+        words.push_str(&format!(" --without-actions {}", places.join(",")));
+    }
+    if !cuts.turns.is_empty() {
+        let turns: Vec<_> = cuts
+            .turns
+            .iter()
+            .map(|turns| format!("{turns:?}"))
+            .collect();
+        words.push_str(&format!(" --without-turns {}", turns.join(",")));
+    }
+    words.push_str(" --trace");
+    words
+}
+
+/// The commit of the sources; "unknown" where there is none.
+#[must_use]
+pub fn commit() -> String {
+    let mut git = std::process::Command::new("git");
+    git.args(["rev-parse", "HEAD"]);
+    git.current_dir(env!("CARGO_MANIFEST_DIR"));
+    let text = git.output().ok().filter(|output| output.status.success());
+    let text = text.and_then(|output| String::from_utf8(output.stdout).ok());
+    text.map_or("unknown".to_owned(), |text| text.trim().to_owned())
 }

@@ -1,6 +1,7 @@
 //! Clients of a Primary: they keep some requests in flight, write stamps over each other, and remember what they were told.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use tandem_replicator::state::word::State;
 use tandem_replicator::{Fua, Operation, Request, RequestError, RequestId, Unmap};
@@ -66,6 +67,10 @@ pub struct Clients {
     pub opened: [bool; 2],
     /// Errors that clients were told, by kind, for worked traces.
     pub errors: Vec<RequestError>,
+    /// Turns so far.
+    pub turns: u64,
+    /// Turns in which they do nothing.
+    pub muted: Vec<Range<u64>>,
     open: BTreeMap<u64, Open>,
     next: u64,
     dice: Dice,
@@ -83,11 +88,19 @@ impl Clients {
             counts: Counts::default(),
             opened: [false; 2],
             errors: Vec::new(),
+            turns: 0,
+            muted: Vec::new(),
             open: BTreeMap::new(),
             next: 0,
             dice,
             stamper,
         }
+    }
+
+    /// Whether they do nothing in this turn.
+    #[must_use]
+    pub fn is_muted(&self) -> bool {
+        self.muted.iter().any(|turns| turns.contains(&self.turns))
     }
 
     /// Requests of a node without an answer.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tandem_metadata::Uuids;
+use tandem_replicator::planted::Plant;
 use tandem_replicator::state::word::ConnState;
 use tandem_replicator::{Command, DiskOptions, Force, MetaKind, NetOptions};
 
@@ -66,6 +67,7 @@ fn settings() -> Settings {
             mix: [0, 1, 0, 0, 0, 0],
         },
         live: false,
+        plant: Plant::default(),
     }
 }
 

@@ -21,9 +21,11 @@ pub mod network;
 pub mod node;
 pub mod oracle;
 pub mod person;
+pub mod planted;
+pub mod shrink;
 pub mod stamp;
 pub mod trace;
 pub mod world;
 
-pub use campaign::{Outcome, Report, Spec, run};
+pub use campaign::{Cuts, Failure, Outcome, Report, Spec, run, run_cut};
 pub use world::{Settings, World};

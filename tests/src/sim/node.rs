@@ -10,6 +10,7 @@ use bytes::Bytes;
 use tandem_metadata::units::ByteLen;
 use tandem_metadata::{AlGeometry, Content as MetaContent, Flags, Layout, Placement, Step, Uuids};
 use tandem_metadata::{SectorCount, Superblock, create};
+use tandem_replicator::planted::Plant;
 use tandem_replicator::resource::Resource;
 use tandem_replicator::state::word::{DiskState, Role, State};
 use tandem_replicator::status::VolumeStatus;
@@ -235,14 +236,14 @@ impl Node {
     }
 
     /// Starts a process.
-    pub fn start(&mut self, seed: u64, disk: &DiskOptions) {
+    pub fn start(&mut self, seed: u64, disk: &DiskOptions, plant: Plant) {
         self.boot += 1;
         let mut dice = Dice::new(seed ^ self.boot << 8, super::trace::name(self.index));
         let mut bytes = [0; 32];
         for chunk in bytes.chunks_exact_mut(8) {
             chunk.copy_from_slice(&dice.bits().to_le_bytes());
         }
-        self.engine = Some(Resource::new(ResourceOptions {
+        let mut engine = Resource::new(ResourceOptions {
             name: "r0".to_owned(),
             volumes: vec![VolumeOptions {
                 number: VOLUME,
@@ -250,7 +251,9 @@ impl Node {
                 disk: disk.clone(),
             }],
             seed: bytes,
-        }));
+        });
+        engine.plant(plant);
+        self.engine = Some(engine);
         self.host = Host::Running { listening: false };
         self.timer = None;
         self.refresh();

@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use tandem_replicator::planted::Plant;
 use tandem_replicator::state::word::{ConnState, DiskState, State};
 use tandem_replicator::{
     CloseHow, Command, CommandId, DiskOperation, DiskOptions, Effect, Effects, Event, Force,
-    NetOptions, Notification, SocketId, Time, Token,
+    MetaOperation, NetOptions, Notification, SocketId, Time, Token,
 };
 
 use super::clients::{Clients, Habits};
@@ -57,6 +58,8 @@ pub struct Settings {
     pub habits: Habits,
     /// Print everything.
     pub live: bool,
+    /// A deliberate mistake of both engines.
+    pub plant: Plant,
 }
 
 /// The world.
@@ -90,6 +93,19 @@ pub struct World {
     effects: Effects,
     failure: Option<String>,
     client_scheduled: bool,
+    /// A node dies at an I/O of its own.
+    pub crash_at: [Option<CrashAt>; 2],
+}
+
+/// A node dies when it writes.
+#[derive(Clone, Copy, Debug)]
+pub struct CrashAt {
+    /// Writes of metadata and flushes that still end well.
+    pub left: u32,
+    /// Its power fails, else it is killed.
+    pub power: bool,
+    /// The last one was completed, and its node did not hear of it.
+    pub completed: bool,
 }
 
 impl World {
@@ -118,6 +134,7 @@ impl World {
             effects: Effects::new(),
             failure: None,
             client_scheduled: false,
+            crash_at: [None; 2],
             settings,
         }
     }
@@ -477,9 +494,37 @@ impl World {
             }
             self.nodes[node].hold_data_writes = Some(left - 1);
         }
+        if self.dies_at(node, token) {
+            return;
+        }
         if let Some(event) = self.nodes[node].complete(token, &mut self.disk_dice) {
             self.deliver(node, event);
         }
+    }
+
+    /// Whether the node dies at this I/O.
+    fn dies_at(&mut self, node: usize, token: Token) -> bool {
+        let counts = matches!(
+            self.nodes[node].io.get(&token),
+            Some(
+                Io::Data(DiskOperation::Flush, _)
+                    | Io::Meta(MetaOperation::Write { .. } | MetaOperation::Flush, _)
+            )
+        );
+        let Some(crash) = self.crash_at[node].as_mut().filter(|_| counts) else {
+            return false;
+        };
+        crash.left = crash.left.saturating_sub(1);
+        let crash = *crash;
+        if crash.left > 0 {
+            return false;
+        }
+        self.crash_at[node] = None;
+        if crash.completed {
+            let _ = self.nodes[node].complete(token, &mut self.disk_dice);
+        }
+        self.stop(node, crash.power);
+        true
     }
 
     /// Data writes that were held go on.
@@ -532,6 +577,11 @@ impl World {
     fn client_step(&mut self) {
         self.client_scheduled = false;
         if self.clients.quiet {
+            return;
+        }
+        self.clients.turns += 1;
+        if self.clients.is_muted() {
+            self.wake_clients();
             return;
         }
         for node in 0..2 {
@@ -604,7 +654,7 @@ impl World {
     pub fn start(&mut self, node: usize) {
         self.say(format!("{} starts", name(node)));
         let (seed, options) = (self.settings.seed, self.settings.disk_options.clone());
-        self.nodes[node].start(seed, &options);
+        self.nodes[node].start(seed, &options, self.settings.plant);
         self.net.hosts[node] = self.nodes[node].host;
         self.net.wake(self.now);
         self.take_net();

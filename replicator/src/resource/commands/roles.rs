@@ -10,6 +10,7 @@ use crate::command::{Answer, Force};
 use crate::effect::{Effect, Notification};
 use crate::event::{CommandId, VolumeNumber};
 use crate::generations::Forced;
+use crate::planted::Planted;
 use crate::resource::Resource;
 use crate::resource::change::Asker;
 use crate::resource::plan::{Stage, Then};
@@ -219,7 +220,12 @@ impl Resource {
         }
         if has_disk {
             let then = Then::Command(AfterPlan::Promoted(id));
-            self.start_plan(number, vec![Stage::Superblock], then);
+            let stages = if self.planted(Planted::PromoteWithoutMark) {
+                vec![]
+            } else {
+                vec![Stage::Superblock]
+            };
+            self.start_plan(number, stages, then);
         } else {
             self.promotion_written(id, number);
         }

@@ -6,6 +6,7 @@ use core::ops::RangeInclusive;
 use super::{Logged, Stage, WriteId};
 use crate::activity_log::{Begin, Released, Shortage, Ticket, extents_of};
 use crate::event::{IoError, RequestError, VolumeNumber};
+use crate::planted::Planted;
 use crate::resource::Resource;
 use crate::resource::plan::Then;
 
@@ -30,7 +31,15 @@ impl Resource {
         }
         match self.begin_log(id) {
             LogAnswer::Go => self.start_logged(id),
-            LogAnswer::Ticket => self.write_log(number),
+            LogAnswer::Ticket => {
+                self.write_log(number);
+                if self.planted(Planted::StartBeforeLog)
+                    && let Some(logged) = self.logged_mut(id)
+                {
+                    logged.ticket = None;
+                    self.start_logged(id);
+                }
+            }
             LogAnswer::Wait => {
                 self.wait_for_log(number, id);
                 self.write_log(number);
@@ -71,10 +80,11 @@ impl Resource {
         let Some((number, offset, length)) = self.logged_range(id) else {
             return LogAnswer::Go;
         };
+        let skip = self.planted(Planted::SkipActivityLog);
         let Some(volume) = self.volumes.get_mut(&number) else {
             return LogAnswer::Go;
         };
-        if !volume.writes_locally() {
+        if !volume.writes_locally() || skip {
             return LogAnswer::Go;
         }
         let Some(backing) = volume.backing.as_mut() else {

@@ -8,6 +8,7 @@ use tandem_protocol::packets::{BlockAck, BlockDesc, Data, DpFlags, Trim};
 use super::{Body, Remote, Stage, WriteId};
 use crate::event::{Fua, Unmap, VolumeNumber};
 use crate::options::Protocol;
+use crate::planted::Planted;
 use crate::resource::Resource;
 use crate::state::effects::writes_are_replicated;
 use crate::state::word::{ConnState, DiskState};
@@ -150,7 +151,10 @@ impl Resource {
         if volume.state.disk != DiskState::UpToDate {
             // The peer's copy is the only good one, and the application outlives a power failure of the peer without
             // hearing of it: what it was told is written must still be there.
-            flags = flags.with(DpFlags::SEND_WRITE_ACK).with(DpFlags::FUA);
+            flags = flags.with(DpFlags::SEND_WRITE_ACK);
+            if !self.planted(Planted::NoFuaWhileDiskless) {
+                flags = flags.with(DpFlags::FUA);
+            }
         }
         let resync = ConnState::SyncSource..=ConnState::PausedSyncT;
         if resync.contains(&volume.state.conn) {

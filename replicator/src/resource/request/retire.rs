@@ -4,8 +4,9 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::{Local, Remote, Stage, WriteId};
-use crate::bitmap::coverage::bits_covered;
+use crate::bitmap::coverage::{bits_covered, bits_touched};
 use crate::event::VolumeNumber;
+use crate::planted::Planted;
 use crate::resource::Resource;
 use crate::state::word::{ConnState, DiskState};
 use crate::time::Time;
@@ -57,10 +58,15 @@ impl Resource {
 
     /// Clears the bits that a range covers completely: both disks have it. Returns how many were set.
     pub(crate) fn clear_in_sync(&mut self, number: VolumeNumber, offset: u64, length: u32) -> u64 {
+        let part = self.planted(Planted::ClearPartOfBlock);
         let Some(volume) = self.volumes.get_mut(&number) else {
             return 0;
         };
-        let bits = bits_covered(offset, u64::from(length), volume.bytes);
+        let bits = if part {
+            bits_touched(offset, u64::from(length), volume.bytes)
+        } else {
+            bits_covered(offset, u64::from(length), volume.bytes)
+        };
         let cleared = volume
             .backing
             .as_mut()
@@ -119,7 +125,9 @@ impl Resource {
         write.remote = Remote::Failed;
         let (volume, offset, length) = (write.volume, write.offset, write.length);
         let answered = write.stage == Stage::Answered;
-        self.mark_out_of_sync(volume, offset, length);
+        if !self.planted(Planted::ForgetUnconfirmedWrite) {
+            self.mark_out_of_sync(volume, offset, length);
+        }
         if answered {
             self.retire_write(id);
         }

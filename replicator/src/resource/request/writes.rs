@@ -10,6 +10,7 @@ use crate::effect::DiskOperation;
 use crate::event::{Fua, IoError, RequestError, RequestId, VolumeNumber};
 use crate::intervals::{Admission, IntervalKind};
 use crate::options::Protocol;
+use crate::planted::Planted;
 use crate::resource::change::DiskFault;
 use crate::resource::{Pending, Resource};
 use crate::state::word::{ConnState, DiskState};
@@ -45,16 +46,20 @@ impl Resource {
         self.requests.writes.insert(id, write);
         self.requests.bytes_in_flight += u64::from(length);
         let range = offset..offset + u64::from(length);
+        let ignore = self.planted(Planted::IgnoreOverlap);
         let Some(at) = self.volumes.get_mut(&volume) else {
             return;
         };
-        if at.intervals.insert(id, range, IntervalKind::Application) == Admission::Ready {
+        if at.intervals.insert(id, range, IntervalKind::Application) == Admission::Ready || ignore {
             self.log_write(id);
         }
     }
 
     /// Everything that overlapped an earlier-waiting write has been answered.
     pub(crate) fn write_interval_ready(&mut self, id: WriteId) {
+        if self.planted(Planted::IgnoreOverlap) {
+            return;
+        }
         self.log_write(id);
     }
 
@@ -150,7 +155,7 @@ impl Resource {
         let peer_only = write.peer_only || matches!(write.local, Local::None | Local::Failed);
         match write.remote {
             Remote::None | Remote::Written | Remote::Failed => true,
-            Remote::Sent { .. } => false,
+            Remote::Sent { .. } => self.planted(Planted::AnswerBeforePeer),
             Remote::Handed => protocol == Protocol::A && !peer_only,
             Remote::Received => protocol != Protocol::C && !peer_only,
             Remote::Refused => self.refusal_explained(write.volume),
@@ -171,7 +176,7 @@ impl Resource {
             return;
         };
         if write.stage != Stage::Started
-            || write.local == Local::Pending
+            || (write.local == Local::Pending && !self.planted(Planted::AnswerBeforeDisk))
             || !self.remote_settled(write)
             || !self.may_answer_writes(write.volume)
         {
@@ -187,7 +192,9 @@ impl Resource {
         let Some(volume) = self.volumes.get(&write.volume) else {
             return Err(RequestError::Io);
         };
-        let local = write.local == Local::Done && volume.state.disk == DiskState::UpToDate;
+        let good =
+            volume.state.disk == DiskState::UpToDate || self.planted(Planted::CountStaleCopy);
+        let local = write.local == Local::Done && good;
         let remote = matches!(
             write.remote,
             Remote::Handed | Remote::Received | Remote::Written
@@ -202,9 +209,13 @@ impl Resource {
     /// Whether writes of a volume may be answered: not while I/O is suspended, nor before the generation that protects
     /// them is durable.
     pub(crate) fn may_answer_writes(&self, volume: VolumeNumber) -> bool {
+        let early = self.planted(Planted::AnswerBeforeGeneration);
         self.volumes.get(&volume).is_none_or(|volume| {
             let state = &volume.state;
-            !volume.generation_pending && !state.susp && !state.susp_nod && !state.susp_fen
+            (!volume.generation_pending || early)
+                && !state.susp
+                && !state.susp_nod
+                && !state.susp_fen
         })
     }
 
@@ -243,6 +254,9 @@ impl Resource {
         offset: u64,
         length: u32,
     ) -> u64 {
+        if self.planted(Planted::ForgetMissedWrite) {
+            return 0;
+        }
         let Some(volume) = self.volumes.get_mut(&volume) else {
             return 0;
         };

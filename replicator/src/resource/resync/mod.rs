@@ -29,6 +29,7 @@ use super::plan::{Pages, Stage, Then};
 use super::volume::{IoHold, Volume};
 use crate::effect::Level;
 use crate::event::{IoError, VolumeNumber};
+use crate::planted::Planted;
 use crate::resync::controller::{Pace, Progress};
 use crate::state::Hardness;
 use crate::state::word::{ConnState, DiskState, Role};
@@ -303,11 +304,15 @@ impl Resource {
             return;
         }
         let now = self.now;
+        let early = self.planted(Planted::ClearBitmapEarly);
         if let Some(volume) = self.volumes.get_mut(&number) {
             let total = volume.bits_set();
             if let Some(resync) = volume.resync.as_mut() {
                 resync.phase = Phase::Running;
                 resync.begin(now, total);
+            }
+            if let Some(backing) = volume.backing.as_mut().filter(|_| early) {
+                backing.bitmap.clear_all();
             }
         }
         let result = self.change_state(
@@ -344,11 +349,14 @@ impl Resource {
         }
         // The peer forgets a block when this node acknowledges it, before it is flushed here: after a power loss only
         // the bits on this disk name it. And a disk that is half overwritten must say so.
-        let stages = vec![
+        let mut stages = vec![
             Stage::BitmapPages(Pages::AllChanged),
             Stage::FlushMeta,
             Stage::Superblock,
         ];
+        if self.planted(Planted::TargetNotMarked) {
+            stages.clear();
+        }
         self.start_plan(number, stages, Then::Resync(AfterPlan::TargetReady(run)));
     }
 

@@ -17,6 +17,7 @@ use crate::bitmap::{bits_covered, bits_touched};
 use crate::effect::DiskOperation;
 use crate::event::{IoError, VolumeNumber};
 use crate::intervals::{Admission, IntervalKind};
+use crate::planted::Planted;
 use crate::resource::change::DiskFault;
 use crate::resource::{Pending, Resource};
 use crate::resync::controller::{Load, MinRateThrottle, Throttle};
@@ -224,6 +225,10 @@ impl Resource {
     }
 
     fn take_read_interval(&mut self, number: VolumeNumber, id: u64) {
+        if self.planted(Planted::SourceReadsDuringWrite) {
+            self.start_sync_read(number, id);
+            return;
+        }
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;
         };
