@@ -10,7 +10,8 @@ use clap::Parser;
 use tandem_replicator::Protocol;
 use tandem_replicator::planted::Planted;
 use tandem_tests::sim::campaign::{commit, replay};
-use tandem_tests::sim::planted::{Found, SEEDS_MAX, search_all};
+use tandem_tests::sim::crash::{Depth, STORIES, search};
+use tandem_tests::sim::planted::{By, Found, SEEDS_MAX, hint, search_all};
 use tandem_tests::sim::shrink::shrink;
 use tandem_tests::sim::{Cuts, Outcome, Spec, run, run_cut};
 
@@ -41,9 +42,13 @@ struct Arguments {
     /// Plant this mistake in both engines.
     #[arg(long, value_parser = planted)]
     plant: Option<Planted>,
-    /// Search for every planted mistake (in --seeds, else in the first 300 histories) and print a table.
+    /// Search for every planted mistake (crash points, then the histories of --seeds 0..N, else 300) and print a table.
     #[arg(long, conflicts_with_all = ["seed", "swarm", "plant"])]
     planted: bool,
+    /// Cut every durable sequence at every I/O: `quick`, or `complete` for every subset of up to ten writes (with --plant: until
+    /// that mistake shows).
+    #[arg(long, value_parser = depth, conflicts_with_all = ["seed", "seeds", "swarm", "planted"])]
+    crash_points: Option<Depth>,
     /// Leave out faults, commands and requests as long as something is still wrong (with --seed).
     #[arg(long, requires = "seed")]
     shrink: bool,
@@ -71,6 +76,14 @@ fn planted(word: &str) -> Result<Planted, String> {
         format!("one of {}", names.join(", "))
     };
     bug.map(|(bug, ..)| *bug).ok_or_else(names)
+}
+
+fn depth(word: &str) -> Result<Depth, String> {
+    match word {
+        "quick" => Ok(Depth::Quick),
+        "complete" => Ok(Depth::Complete),
+        _ => Err("quick or complete".to_owned()),
+    }
 }
 
 fn range(words: &str) -> Result<(u64, u64), String> {
@@ -101,10 +114,13 @@ fn main() -> ExitCode {
         cuts.turns = turns.map(|(from, to)| *from..*to).collect();
         return one(spec, &cuts);
     }
+    if let Some(depth) = arguments.crash_points {
+        return crash_points(depth, arguments.plant);
+    }
     if arguments.planted {
-        let (from, to) = arguments.seeds.unwrap_or((0, SEEDS_MAX));
-        let count = to.saturating_sub(from);
-        return table(&search_all(arguments.jobs, count, |_| from));
+        std::panic::set_hook(Box::new(|_| {}));
+        let (_, to) = arguments.seeds.unwrap_or((0, SEEDS_MAX));
+        return table(&search_all(arguments.jobs, to, hint));
     }
     let minutes = arguments.swarm;
     let (from, to) = match (arguments.seeds, minutes) {
@@ -143,6 +159,29 @@ fn one(spec: Spec, cuts: &Cuts) -> ExitCode {
     }
 }
 
+/// Cuts every story everywhere.
+fn crash_points(depth: Depth, plant: Option<Planted>) -> ExitCode {
+    let mut code = ExitCode::SUCCESS;
+    for story in STORIES {
+        let began = Instant::now();
+        match search(story, plant, depth) {
+            Ok(searched) => println!(
+                "{}: {} I/Os, {} histories, at most {} writes at stake, {:.1} s",
+                story.name,
+                searched.points,
+                searched.runs,
+                searched.at_stake,
+                began.elapsed().as_secs_f64()
+            ),
+            Err((point, why)) => {
+                println!("{why}\n{}: {point:?}", story.name);
+                code = ExitCode::FAILURE;
+            }
+        }
+    }
+    code
+}
+
 /// The shortest history found that still goes wrong.
 fn shorten(spec: Spec) -> ExitCode {
     let Some(shrunk) = shrink(spec) else {
@@ -173,20 +212,19 @@ fn shorten(spec: Spec) -> ExitCode {
 fn table(all: &[Found]) -> ExitCode {
     let mut missed = 0;
     for found in all {
-        let Found {
-            name,
-            protocol,
-            runs,
-            text,
-            ..
-        } = found;
-        match &found.seed {
-            Some((seed, failure)) => {
-                println!("{name} | {protocol:?} | {seed} | {text} | {}", failure.why);
-            }
+        let Found { name, text, .. } = found;
+        match &found.by {
+            Some(By::Seed(seed, failure)) => println!(
+                "| {name} | {text} | seed {seed} of {:?} | {} |",
+                found.protocol, failure.why
+            ),
+            Some(By::Crash(story, point, why)) => println!(
+                "| {name} | {text} | {story}, I/O {}, {:?} | {why} |",
+                point.io, point.after
+            ),
             None => {
                 missed += 1;
-                println!("{name} | {protocol:?} | NOT FOUND in {runs} | {text} |");
+                println!("| {name} | {text} | NOT FOUND | {} histories |", found.runs);
             }
         }
     }

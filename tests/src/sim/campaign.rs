@@ -13,7 +13,7 @@ use tandem_replicator::{Command, DiskOptions, Force, MetaKind, NetOptions, Proto
 use super::clients::Habits;
 use super::dice::Dice;
 use super::network::{MS, NetSettings};
-use super::node::{DiskPlan, IoFault, VOLUME};
+use super::node::{DiskPlan, IoFault, Keep, VOLUME};
 use super::person::Person;
 use super::stamp::{Content, SECTOR};
 use super::trace::{name, state_words};
@@ -533,7 +533,8 @@ impl Campaign {
     fn arm(&mut self, node: usize, power: bool) {
         let crash = CrashAt {
             left: self.sharp.between(1, 12) as u32,
-            power,
+            all: false,
+            power: power.then_some(Keep::Dice),
             completed: self.sharp.chance(1, 2),
         };
         self.world.crash_at[node] = Some(crash);
@@ -858,6 +859,8 @@ impl Campaign {
             if self.world.clients.in_flight(node) > 0 {
                 return Err("reads of healed nodes are not answered".to_owned());
             }
+            // The person may have had the other node in mind, and would take the switch for done.
+            self.person.wanted = node;
             self.person.switching = true;
             for _ in 0..60 {
                 self.live(1000 * MS)?;

@@ -37,6 +37,8 @@ pub struct Disk {
     cells: BTreeMap<u64, Cell>,
     dirty: BTreeSet<u64>,
     writes: u64,
+    /// First number of each write that may be volatile, ascending.
+    operations: Vec<u64>,
 }
 
 impl Disk {
@@ -49,6 +51,7 @@ impl Disk {
             cells: BTreeMap::new(),
             dirty: BTreeSet::new(),
             writes: 0,
+            operations: Vec::new(),
         }
     }
 
@@ -97,6 +100,7 @@ impl Disk {
 
     /// Writes; the request has ended.
     pub fn write(&mut self, offset: u64, data: &[u8], fua: bool) {
+        self.begin(fua);
         for (index, chunk) in data.chunks_exact(512).enumerate() {
             let sector = offset / SECTOR + index as u64;
             let content = self.stamper.get(sector, chunk);
@@ -106,9 +110,55 @@ impl Disk {
 
     /// Writes zeroes; the request has ended.
     pub fn zero(&mut self, offset: u64, length: u64, fua: bool) {
+        self.begin(fua);
         for sector in offset / SECTOR..(offset + length) / SECTOR {
             self.set(sector, Content::Zero, fua);
         }
+    }
+
+    fn begin(&mut self, fua: bool) {
+        if !fua {
+            self.operations.push(self.writes + 1);
+        }
+    }
+
+    /// Writes that a power loss may take back, oldest first.
+    #[must_use]
+    pub fn volatile_operations(&self) -> Vec<u64> {
+        let numbers: BTreeSet<u64> = self
+            .dirty
+            .iter()
+            .filter_map(|sector| self.cells.get(sector))
+            .flat_map(|cell| cell.volatile.iter().map(|(number, _)| *number))
+            .filter_map(|number| self.operation_of(number))
+            .collect();
+        numbers.into_iter().collect()
+    }
+
+    fn operation_of(&self, number: u64) -> Option<u64> {
+        let after = self.operations.partition_point(|first| *first <= number);
+        self.operations.get(after.checked_sub(1)?).copied()
+    }
+
+    /// The power fails: of what the cache held these writes are kept.
+    pub fn lose_power_keeping(&mut self, kept: &BTreeSet<u64>) {
+        for sector in std::mem::take(&mut self.dirty) {
+            let Some(mut cell) = self.cells.remove(&sector) else {
+                continue;
+            };
+            for (number, content) in std::mem::take(&mut cell.volatile) {
+                if self
+                    .operation_of(number)
+                    .is_some_and(|operation| kept.contains(&operation))
+                {
+                    cell.stable = content;
+                }
+            }
+            if cell.stable != Content::Zero {
+                self.cells.insert(sector, cell);
+            }
+        }
+        self.operations.clear();
     }
 
     /// One sector.
@@ -149,6 +199,9 @@ impl Disk {
     /// A flush has ended that was submitted at `mark`.
     pub fn flush(&mut self, mark: u64) {
         let dirty = std::mem::take(&mut self.dirty);
+        if dirty.is_empty() {
+            self.operations.clear();
+        }
         for sector in dirty {
             let Some(cell) = self.cells.get_mut(&sector) else {
                 continue;

@@ -32,7 +32,9 @@ pub struct Lab {
     handlers_seen: [usize; 2],
 }
 
-fn settings() -> Settings {
+/// How a lab is made: 8 blocks, a resync that can be watched.
+#[must_use]
+pub fn settings() -> Settings {
     Settings {
         seed: 11,
         disk: DiskPlan {
@@ -74,7 +76,12 @@ fn settings() -> Settings {
 impl Lab {
     /// Blank metadata, no process.
     pub fn blank() -> Lab {
-        let mut world = World::new(settings());
+        Lab::blank_of(settings())
+    }
+
+    /// The same with other settings.
+    pub fn blank_of(settings: Settings) -> Lab {
+        let mut world = World::new(settings);
         world.trace.keep(4000);
         for node in [A, B] {
             world.nodes[node].create_metadata().unwrap();
@@ -88,7 +95,12 @@ impl Lab {
 
     /// Connected, both UpToDate with [C, 0, H1, H2], both Secondary.
     pub fn pair() -> Lab {
-        let mut lab = Lab::blank();
+        Lab::pair_of(settings())
+    }
+
+    /// The same with other settings.
+    pub fn pair_of(settings: Settings) -> Lab {
+        let mut lab = Lab::blank_of(settings);
         let (c, h1, h2) = (
             0xc0c0_1234_5678_9abc,
             0x1111_0000_aaaa_0000,

@@ -14,6 +14,7 @@
 
 pub mod campaign;
 pub mod clients;
+pub mod crash;
 pub mod dice;
 pub mod disk;
 pub mod lab;

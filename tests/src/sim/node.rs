@@ -3,7 +3,7 @@
 //! Every token of an effect is answered exactly once while the process lives. A killed process leaves its disks as its kernel
 //! has them; a power loss takes the caches.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
@@ -260,7 +260,7 @@ impl Node {
     }
 
     /// The process is gone, with all it had in flight. `power`: so are the caches of its disks.
-    pub fn stop(&mut self, dice: &mut Dice, power: bool) {
+    pub fn stop(&mut self, dice: &mut Dice, power: Option<Keep>) {
         self.engine = None;
         self.status = None;
         self.serves = None;
@@ -268,7 +268,15 @@ impl Node {
         self.timer = None;
         self.held.clear();
         self.open_commands.clear();
-        self.host = if power { Host::Off } else { Host::NoProcess };
+        self.host = if power.is_some() {
+            Host::Off
+        } else {
+            Host::NoProcess
+        };
+        if let Some(keep) = power.filter(|keep| *keep != Keep::Dice) {
+            self.lose_power_keeping(keep);
+            return;
+        }
         for (_, io) in std::mem::take(&mut self.io) {
             let mark = self.data.mark();
             match io {
@@ -290,11 +298,86 @@ impl Node {
                 _ => {}
             }
         }
-        if power {
+        if power.is_some() {
             self.data.lose_power(dice);
             if let Some(meta) = &mut self.meta {
                 meta.lose_power(dice);
             }
+        }
+    }
+
+    /// How many writes a power loss now could keep or lose each by itself: those in the caches, then those in flight.
+    #[must_use]
+    pub fn volatile_writes(&self) -> u32 {
+        let cached = self.data.volatile_operations().len()
+            + self
+                .meta
+                .as_ref()
+                .map_or(0, |meta| meta.volatile_operations().len());
+        let in_flight = self.io.values().filter(|io| is_write(io)).count();
+        (cached + in_flight) as u32
+    }
+
+    /// The power fails, and exactly these of its [`Node::volatile_writes`] are kept.
+    pub fn lose_power_keeping(&mut self, keep: Keep) {
+        let mut unit = 0;
+        let mut next = || {
+            unit += 1;
+            keep.of(unit - 1)
+        };
+        let mut select = |disk: &Disk| -> BTreeSet<u64> {
+            let all = disk.volatile_operations().into_iter();
+            all.filter(|_| next() == Part::Whole).collect()
+        };
+        let data = select(&self.data);
+        let meta = self.meta.as_ref().map(&mut select);
+        let in_flight: Vec<Io> = std::mem::take(&mut self.io).into_values().collect();
+        let parts: Vec<Part> = in_flight
+            .iter()
+            .filter(|io| is_write(io))
+            .map(|_| next())
+            .collect();
+        self.data.lose_power_keeping(&data);
+        if let (Some(disk), Some(kept)) = (self.meta.as_mut(), &meta) {
+            disk.lose_power_keeping(kept);
+        }
+        let writes = in_flight.into_iter().filter(is_write);
+        for (io, part) in writes.zip(parts) {
+            self.write_part(io, part);
+        }
+    }
+
+    fn write_part(&mut self, io: Io, part: Part) {
+        let cut = |length: u64| {
+            let middle = (length / 2).next_multiple_of(512);
+            match part {
+                Part::None => 0..0,
+                Part::Whole => 0..length,
+                Part::FirstHalf => 0..middle,
+                Part::SecondHalf => middle..length,
+            }
+        };
+        match io {
+            Io::Data(DiskOperation::Write { offset, data, .. }, _) => {
+                let kept = cut(data.len() as u64);
+                let at = offset + kept.start;
+                (self.data).write(at, &data[kept.start as usize..kept.end as usize], true);
+            }
+            Io::Data(
+                DiskOperation::Discard { offset, length, .. }
+                | DiskOperation::Zero { offset, length, .. },
+                _,
+            ) => {
+                let kept = cut(u64::from(length));
+                (self.data).zero(offset + kept.start, kept.end - kept.start, true);
+            }
+            Io::Meta(MetaOperation::Write { offset, data, .. }, _) => {
+                let kept = cut(data.len() as u64);
+                let at = offset + kept.start;
+                let bytes = &data[kept.start as usize..kept.end as usize];
+                self.meta_disk().write(at, bytes, true);
+            }
+            _ => {}
         }
     }
 
@@ -494,6 +577,49 @@ impl Node {
     pub fn stamper(&self) -> Stamper {
         self.stamper
     }
+}
+
+fn is_write(io: &Io) -> bool {
+    extent(io).is_some_and(|(.., writes)| writes)
+}
+
+/// What a power loss keeps of the writes that are not durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Each goes its own way.
+    Dice,
+    /// Those whose bit is set.
+    These(u64),
+    /// Those whose bit is set, and of one more only a part.
+    Torn(u64, u32, Part),
+}
+
+impl Keep {
+    fn of(self, unit: u32) -> Part {
+        let (kept, torn) = match self {
+            Keep::Dice => (0, None),
+            Keep::These(kept) => (kept, None),
+            Keep::Torn(kept, at, part) => (kept, Some((at, part))),
+        };
+        match torn {
+            Some((at, part)) if at == unit => part,
+            _ if kept.checked_shr(unit).is_some_and(|kept| kept & 1 != 0) => Part::Whole,
+            _ => Part::None,
+        }
+    }
+}
+
+/// How much of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Nothing.
+    None,
+    /// Its first sectors (in flight; of a write in the cache nothing).
+    FirstHalf,
+    /// Its last sectors (the same).
+    SecondHalf,
+    /// All.
+    Whole,
 }
 
 /// Metadata device, first byte, bytes, writes.

@@ -1,6 +1,7 @@
 //! Deliberate mistakes of the engine, each of which the simulator must find: what it cannot find there it would not find in
 //! honest code either.
 
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -8,9 +9,28 @@ use tandem_replicator::Protocol;
 use tandem_replicator::planted::Planted;
 
 use super::campaign::{Failure, Spec, run};
+use super::crash::{self, Depth, Point, STORIES};
 
 /// Histories within which a planted mistake must show.
 pub const SEEDS_MAX: u64 = 300;
+
+/// What found a planted mistake, and what the oracle said.
+#[derive(Debug)]
+pub enum By {
+    /// A history from a seed.
+    Seed(u64, Failure),
+    /// A crash point of a story.
+    Crash(&'static str, Point, String),
+}
+
+/// Where to look first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hint {
+    /// Histories from this seed on.
+    Seed(u64),
+    /// The crash points of this story.
+    Story(&'static str),
+}
 
 /// How the search for a planted mistake ended.
 #[derive(Debug)]
@@ -23,8 +43,8 @@ pub struct Found {
     pub protocol: Protocol,
     /// Histories that were run.
     pub runs: u64,
-    /// The seed that found it, and what the oracle said.
-    pub seed: Option<(u64, Failure)>,
+    /// What found it.
+    pub by: Option<By>,
 }
 
 /// The protocol under which a mistake matters.
@@ -38,40 +58,75 @@ pub fn protocol_of(bug: Planted) -> Protocol {
     }
 }
 
-/// Runs histories from `first` on until one shows the mistake.
+/// Where a mistake shows at once: what the last complete search found. Where it no longer does, the search goes on.
+#[must_use]
+pub fn hint(bug: Planted) -> Hint {
+    match bug {
+        Planted::IgnorePeerOverlap => Hint::Seed(26),
+        Planted::OverlapEpochs => Hint::Seed(2),
+        Planted::AcceptSplitBrain => Hint::Seed(57),
+        _ => Hint::Seed(0),
+    }
+}
+
+/// Looks where the hint says, then at the crash points of all stories, then at histories from seed 0 on.
 #[must_use]
 pub fn search(
     bug: Planted,
     name: &'static str,
     text: &'static str,
-    first: u64,
-    count: u64,
+    hint: Hint,
+    seeds: u64,
 ) -> Found {
-    let protocol = protocol_of(bug);
     let mut found = Found {
         name,
         text: text.trim(),
-        protocol,
+        protocol: protocol_of(bug),
         runs: 0,
-        seed: None,
+        by: None,
     };
-    for seed in first..first + count {
-        found.runs += 1;
-        let spec = Spec {
-            planted: Some(bug),
-            ..Spec::new(seed, protocol)
-        };
-        if let Err(failure) = run(spec) {
-            found.seed = Some((seed, failure));
-            break;
-        }
+    match hint {
+        Hint::Seed(seed) => found.run(bug, seed..seed + 1),
+        Hint::Story(name) => found.cut(bug, |story| story == name),
+    }
+    if found.by.is_none() && found.protocol == Protocol::C {
+        found.cut(bug, |_| true);
+    }
+    if found.by.is_none() {
+        found.run(bug, 0..seeds);
     }
     found
 }
 
-/// Searches for all of them on some threads; `first` says where the histories of each begin. In the order of [`Planted::ALL`].
+impl Found {
+    fn run(&mut self, bug: Planted, seeds: Range<u64>) {
+        for seed in seeds {
+            self.runs += 1;
+            let spec = Spec {
+                planted: Some(bug),
+                ..Spec::new(seed, self.protocol)
+            };
+            if let Err(failure) = run(spec) {
+                self.by = Some(By::Seed(seed, failure));
+                return;
+            }
+        }
+    }
+
+    fn cut(&mut self, bug: Planted, which: impl Fn(&str) -> bool) {
+        for story in STORIES.iter().filter(|story| which(story.name)) {
+            if let Err((point, why)) = crash::search(story, Some(bug), Depth::Quick) {
+                let why = why.lines().last().unwrap_or_default().to_owned();
+                self.by = Some(By::Crash(story.name, point, why));
+                return;
+            }
+        }
+    }
+}
+
+/// Searches for all of them on some threads, in the order of [`Planted::ALL`].
 #[must_use]
-pub fn search_all(threads: usize, count: u64, first: impl Fn(&str) -> u64 + Sync) -> Vec<Found> {
+pub fn search_all(threads: usize, seeds: u64, hint: impl Fn(Planted) -> Hint + Sync) -> Vec<Found> {
     let next = AtomicUsize::new(0);
     let all = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -80,7 +135,7 @@ pub fn search_all(threads: usize, count: u64, first: impl Fn(&str) -> u64 + Sync
                 while let Some((bug, name, text)) =
                     Planted::ALL.get(next.fetch_add(1, Ordering::Relaxed))
                 {
-                    let found = search(*bug, name, text, first(name), count);
+                    let found = search(*bug, name, text, hint(*bug), seeds);
                     if let Ok(mut all) = all.lock() {
                         all.push(found);
                     }

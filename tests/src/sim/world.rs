@@ -14,7 +14,7 @@ use tandem_replicator::{
 use super::clients::{Clients, Habits};
 use super::dice::Dice;
 use super::network::{Host, MS, NetEvent, NetSettings, Network};
-use super::node::{DiskPlan, Io, Node, VOLUME};
+use super::node::{DiskPlan, Io, Keep, Node, VOLUME};
 use super::oracle::Oracle;
 use super::stamp::Stamper;
 use super::trace::{Trace, name};
@@ -95,15 +95,19 @@ pub struct World {
     client_scheduled: bool,
     /// A node dies at an I/O of its own.
     pub crash_at: [Option<CrashAt>; 2],
+    /// Writes that the last of these crashes could keep or lose.
+    pub crashed_with: u32,
 }
 
 /// A node dies when it writes.
 #[derive(Clone, Copy, Debug)]
 pub struct CrashAt {
-    /// Writes of metadata and flushes that still end well.
+    /// I/O that still ends well, less one: writes of metadata and flushes; with `all` also writes of data.
     pub left: u32,
+    /// Writes of data count as well.
+    pub all: bool,
     /// Its power fails, else it is killed.
-    pub power: bool,
+    pub power: Option<Keep>,
     /// The last one was completed, and its node did not hear of it.
     pub completed: bool,
 }
@@ -135,6 +139,7 @@ impl World {
             failure: None,
             client_scheduled: false,
             crash_at: [None; 2],
+            crashed_with: 0,
             settings,
         }
     }
@@ -511,7 +516,15 @@ impl World {
                     | Io::Meta(MetaOperation::Write { .. } | MetaOperation::Flush, _)
             )
         );
-        let Some(crash) = self.crash_at[node].as_mut().filter(|_| counts) else {
+        let all = self.crash_at[node].is_some_and(|crash| crash.all)
+            && !matches!(
+                self.nodes[node].io.get(&token),
+                Some(
+                    Io::Data(DiskOperation::Read { .. }, _)
+                        | Io::Meta(MetaOperation::Read { .. }, _)
+                )
+            );
+        let Some(crash) = self.crash_at[node].as_mut().filter(|_| counts || all) else {
             return false;
         };
         crash.left = crash.left.saturating_sub(1);
@@ -523,7 +536,8 @@ impl World {
         if crash.completed {
             let _ = self.nodes[node].complete(token, &mut self.disk_dice);
         }
-        self.stop(node, crash.power);
+        self.crashed_with = self.nodes[node].volatile_writes();
+        self.stop_keeping(node, crash.power);
         true
     }
 
@@ -662,9 +676,15 @@ impl World {
 
     /// The process of a node dies, or its power fails.
     pub fn stop(&mut self, node: usize, power: bool) {
+        self.stop_keeping(node, power.then_some(Keep::Dice));
+    }
+
+    /// The same; what is kept at a power failure is chosen.
+    pub fn stop_keeping(&mut self, node: usize, keep: Option<Keep>) {
+        let power = keep.is_some();
         let how = if power { "loses power" } else { "is killed" };
         self.say(format!("{} {how}", name(node)));
-        self.nodes[node].stop(&mut self.disk_dice, power);
+        self.nodes[node].stop(&mut self.disk_dice, keep);
         self.net.hosts[node] = self.nodes[node].host;
         self.net.process_gone(self.now, node, power);
         self.clients.node_died(node, &mut self.oracle);
