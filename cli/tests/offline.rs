@@ -462,12 +462,12 @@ fn refused_options_are_named_before_anything_is_started() {
     let node = Node::pair("alpha");
     let text = common::configuration(&node.root()).replace(
         "protocol C;",
-        "protocol C; fencing resource-and-stonith; data-integrity-alg sha1;",
+        "protocol C; fencing resource-and-stonith; allow-two-primaries yes;",
     );
     node.write("etc/drbd.conf", &text);
     let run = node.adm(&["up", "r0"]);
     assert_eq!(run.code, 10, "{run:?}");
-    for option in ["fencing resource-and-stonith", "data-integrity-alg sha1"] {
+    for option in ["fencing resource-and-stonith", "allow-two-primaries"] {
         assert!(run.err.contains(option), "{option}: {run:?}");
     }
     assert!(run.err.ends_with("Nothing was changed.\n"), "{run:?}");

@@ -640,8 +640,7 @@ pub static OPTIONS: &[OptionSpec] = &[
         "disconnect",
         "8 9",
     ),
-    text(Net, "data-integrity-alg", 63, "83 84 9")
-        .refused("checksums on replicated writes are not supported"),
+    text(Net, "data-integrity-alg", 63, "83 84 9"),
     text(Net, "csums-alg", 63, "84 9").no_effect(NO_CSUMS),
     switch(Net, "csums-after-crash-only", false, "84 9").no_effect(NO_CSUMS),
     text(Net, "verify-alg", 63, "84 9").no_effect(NO_VERIFY),

@@ -349,7 +349,6 @@ fn values_that_cannot_be_honoured_are_named_with_their_reason() {
     let refused = [
         "allow-two-primaries",
         "cram-hmac-alg",
-        "data-integrity-alg",
         "fencing",
         "on-congestion",
         "on-no-data-accessible",

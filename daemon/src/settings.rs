@@ -254,11 +254,6 @@ pub(crate) fn net_options(
 ) -> Result<(NetOptions, BufferSizes), SettingError> {
     let mut s = Section::new("net", options, warnings);
     s.refuse("tls", "no", "the link would be in clear text")?;
-    s.refuse(
-        "data-integrity-alg",
-        "",
-        "data would travel without the wanted checksum",
-    )?;
     s.refuse("fencing", "dont-care", "the peer would not be fenced")?;
     let tenths = |value: u64| Duration::from_millis(value * 100);
     let net = NetOptions {
@@ -289,6 +284,7 @@ pub(crate) fn net_options(
         rr_conflict: s.word("rr-conflict", RR_CONFLICT, 0)?,
         always_asbp: s.switch("always-asbp", false)?,
         use_rle: s.switch("use-rle", true)?,
+        integrity_alg: s.digest("data-integrity-alg")?,
         verify_alg: s.digest("verify-alg")?,
         csums_alg: s.digest("csums-alg")?,
     };
@@ -473,6 +469,9 @@ mod tests {
         assert_eq!(net.timeout, Duration::from_secs(9));
         assert_eq!(net.ping_timeout, Duration::from_millis(700));
         assert_eq!(net.protocol, Protocol::A);
+        let given = options(&[("data-integrity-alg", "sha256")]);
+        let (net, _) = net_options(&given, &mut warnings).unwrap();
+        assert_eq!(net.integrity_alg, "sha256");
         let disk = disk_options(
             &options(&[("size", "2048"), ("al-extents", "7")]),
             &mut warnings,
@@ -491,11 +490,7 @@ mod tests {
 
     #[test]
     fn what_must_not_be_ignored_is_refused_by_name() {
-        for (name, value) in [
-            ("tls", "yes"),
-            ("fencing", "resource-only"),
-            ("data-integrity-alg", "sha1"),
-        ] {
+        for (name, value) in [("tls", "yes"), ("fencing", "resource-only")] {
             let error = net_options(&options(&[(name, value)]), &mut Vec::new()).unwrap_err();
             assert!(error.to_string().contains(name), "{error}");
         }
@@ -510,6 +505,7 @@ mod tests {
             ("always-asbp", "1"),
             ("no-such-option", "yes"),
             ("verify-alg", "rot13"),
+            ("data-integrity-alg", "SHA1"),
             ("cram-hmac-alg", "sha1"),
         ] {
             assert!(

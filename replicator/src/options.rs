@@ -50,6 +50,8 @@ pub struct NetOptions {
     pub always_asbp: bool,
     /// `use-rle`: send compressed bitmaps. Default yes.
     pub use_rle: bool,
+    /// `data-integrity-alg`, empty if none (must agree with the peer's).
+    pub integrity_alg: String,
     /// `verify-alg`, empty if none (must agree with the peer's).
     pub verify_alg: String,
     /// `csums-alg`, empty if none (must agree with the peer's).
@@ -75,6 +77,7 @@ impl Default for NetOptions {
             rr_conflict: 0,
             always_asbp: false,
             use_rle: true,
+            integrity_alg: String::new(),
             verify_alg: String::new(),
             csums_alg: String::new(),
         }

@@ -86,6 +86,10 @@ impl Resource {
         connection.link_work = true;
         let text = format!("agreed on protocol version {}", agreed.version);
         self.log(Level::Debug, None, text);
+        if let Some(algorithm) = self.own_integrity() {
+            let text = format!("data-integrity-alg: {algorithm}");
+            self.log(Level::Info, None, text);
+        }
         self.introduce_volumes();
     }
 
@@ -134,7 +138,7 @@ impl Resource {
             after_sb_2p: net.after_sb_2pri,
             conn_flags,
             two_primaries: 0,
-            integrity_alg: String::new(),
+            integrity_alg: net.integrity_alg.clone(),
         };
         self.send(None, Packet::Protocol(packet));
     }
@@ -298,6 +302,7 @@ impl Resource {
             self.refuse_connection(&text);
             return Ok(());
         }
+        self.follow_peer_integrity(peer)?;
         self.connection.peer_dry_run = peer.conn_flags & ProtocolPacket::DRY_RUN != 0;
         if let Some(link) = self.connection.link.as_mut() {
             link.protocol_known = true;
@@ -307,18 +312,13 @@ impl Resource {
 
     /// P_PROTOCOL_UPDATE: an administrator of the peer changed its net options.
     pub(super) fn on_protocol_update(&mut self, peer: &ProtocolPacket) -> Result<(), String> {
-        if !peer.integrity_alg.is_empty() {
-            return Err(format!(
-                "data-integrity-alg {} is not supported",
-                peer.integrity_alg
-            ));
-        }
         let protocol = match peer.protocol {
             1 => Protocol::A,
             2 => Protocol::B,
             3 => Protocol::C,
             other => return Err(format!("there is no protocol number {other}")),
         };
+        self.follow_peer_integrity(peer)?;
         if peer.two_primaries != 0 {
             let text = String::from("the peer allows two Primaries now; this node does not");
             self.log(Level::Warn, None, text);
@@ -604,10 +604,10 @@ fn protocol_difference(net: &NetOptions, peer: &ProtocolPacket) -> Option<String
             "allow-two-primaries is not set here (and not supported), but on the peer it is",
         ));
     }
-    if !peer.integrity_alg.is_empty() {
+    if net.integrity_alg != peer.integrity_alg {
         return Some(format!(
-            "data-integrity-alg is not set here, on the peer it is '{}'",
-            peer.integrity_alg
+            "data-integrity-alg is '{}' here and '{}' on the peer",
+            net.integrity_alg, peer.integrity_alg
         ));
     }
     None

@@ -13,6 +13,7 @@ use alloc::vec;
 
 use bytes::Bytes;
 use tandem_protocol::command::SocketUse;
+use tandem_protocol::digest::DigestAlgorithm;
 use tandem_protocol::features::Agreed;
 use tandem_protocol::packet::{Frame, Packet};
 use tandem_protocol::packets::BLOCK_ID_SYNCER;
@@ -138,6 +139,8 @@ pub(crate) struct Link {
     pub(super) meta: Stream,
     /// The peer's P_PROTOCOL came and agrees with our options.
     pub(super) protocol_known: bool,
+    /// The algorithm of the digests in what the peer sends; None: there are none.
+    pub(super) peer_integrity: Option<DigestAlgorithm>,
     /// A handshake that waits for a write of the whole bitmap: the data socket is not read meanwhile.
     pub(super) waiting: Option<Waiting>,
     /// A volume got as far as Connected.
@@ -166,6 +169,7 @@ impl Link {
             data,
             meta,
             protocol_known: false,
+            peer_integrity: None,
             waiting: None,
             was_connected: false,
             closing: None,
@@ -637,6 +641,7 @@ impl Resource {
 
     fn route_data(&mut self, number: VolumeNumber, packet: Packet) -> Result<(), String> {
         let words = |result: Result<(), &'static str>| result.map_err(ToString::to_string);
+        self.check_integrity(&packet)?;
         match packet {
             Packet::Protocol(protocol) => self.on_protocol(&protocol),
             Packet::ProtocolUpdate(protocol) => self.on_protocol_update(&protocol),

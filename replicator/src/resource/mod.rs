@@ -42,6 +42,7 @@ pub(crate) mod flush;
 pub(crate) mod generation;
 pub(crate) mod handlers;
 pub(crate) mod handshake;
+pub(crate) mod integrity;
 pub(crate) mod invariants;
 pub(crate) mod link;
 pub(crate) mod liveness;

@@ -220,6 +220,11 @@ impl World {
         self.nodes[node].held.len()
     }
 
+    /// Changes what is held back.
+    pub fn change_held(&mut self, node: usize, change: impl FnMut(&mut Effect)) {
+        self.nodes[node].held.iter_mut().for_each(change);
+    }
+
     /// Carries out what was held back, and holds back nothing any more.
     pub fn release(&mut self, node: usize) {
         self.nodes[node].hold = None;

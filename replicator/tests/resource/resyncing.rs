@@ -15,7 +15,7 @@ use super::harness::{
 
 const MIB: u64 = 1 << 20;
 
-fn force_primary(world: &mut World, node: usize) {
+pub fn force_primary(world: &mut World, node: usize) {
     world.ok(
         node,
         Command::Primary {
@@ -26,7 +26,7 @@ fn force_primary(world: &mut World, node: usize) {
 }
 
 /// A resync takes a while: 4 MiB/s.
-fn slow(world: &mut World) {
+pub fn slow(world: &mut World) {
     for node in 0..2 {
         let options = DiskOptions {
             c_max_rate: 4096,
@@ -51,7 +51,7 @@ fn is_synced(world: &World) -> bool {
     })
 }
 
-fn wait_synced(world: &mut World) {
+pub fn wait_synced(world: &mut World) {
     world.run_until("both are UpToDate and Connected", is_synced);
     // Barrier acks of the last writes.
     world.advance(Duration::from_secs(1));
@@ -61,7 +61,7 @@ fn bytes_of_device(world: &World) -> usize {
     world.nodes[0].resource.status().volumes[0].bytes as usize
 }
 
-fn check_equal(world: &World) {
+pub fn check_equal(world: &World) {
     let bytes = bytes_of_device(world);
     assert!(bytes > 0);
     let (a, b) = (
@@ -82,7 +82,7 @@ fn check_equal(world: &World) {
 }
 
 /// Different contents everywhere on both disks, written behind the engines' backs.
-fn scramble(world: &mut World) {
+pub fn scramble(world: &mut World) {
     let usable = world.nodes[0].disk.layout.bitmap_offset().0.min(32 * MIB) as usize;
     for node in 0..2 {
         let disk = &mut world.nodes[node].disk;
@@ -94,7 +94,7 @@ fn scramble(world: &mut World) {
     }
 }
 
-fn cut_and_write(world: &mut World, fills: &[(u64, u8)]) {
+pub fn cut_and_write(world: &mut World, fills: &[(u64, u8)]) {
     world.cut_network();
     world.run_until("node 0 noticed", |world| {
         world.state(0).conn < ConnState::Connected

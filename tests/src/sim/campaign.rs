@@ -215,7 +215,7 @@ fn draw(spec: Spec) -> Plan {
             discard: dice.chance(2, 3),
         },
         disk_options: draw_disk(&mut dice, large),
-        net_options: draw_net(&mut dice, spec.protocol),
+        net_options: draw_digests(draw_net(&mut dice, spec.protocol), spec.seed),
         net: NetSettings {
             delay: (50_000, dice.pick(&[100_000, 500_000, 3 * MS, 10 * MS])),
             window: dice.pick(&[4096, 65_536, 1 << 20]),
@@ -266,6 +266,15 @@ fn draw_net(dice: &mut Dice, protocol: Protocol) -> NetOptions {
         max_epoch_size: dice.pick(&[2, 20, 2048]),
         use_rle: dice.chance(1, 2),
         ..NetOptions::default()
+    }
+}
+
+/// From a stream of their own: histories of older seeds without digests stay what they were.
+fn draw_digests(net: NetOptions, seed: u64) -> NetOptions {
+    let mut dice = Dice::new(seed, "digests");
+    NetOptions {
+        integrity_alg: dice.pick(&["", "", "crc32c", "sha1"]).to_owned(),
+        ..net
     }
 }
 

@@ -13,6 +13,7 @@ use crate::event::CommandId;
 use crate::options::NetOptions;
 use crate::resource::Resource;
 use crate::resource::change::Asker;
+use crate::resource::integrity::unknown_algorithm;
 use crate::state::word::{ConnState, DiskState, Request, Role};
 use crate::state::{Failure, Hardness, StateResult};
 use crate::time::Time;
@@ -119,6 +120,10 @@ impl Resource {
         {
             let info =
                 format!("cram-hmac-alg {algorithm} is not known: use sha1, sha256 or sha512");
+            return Some(Answer::failure(Failure::InvalidRequest).with_info(info));
+        }
+        if let Some((option, name)) = unknown_algorithm(net) {
+            let info = format!("{option} {name} is not known: use crc32c, md5, sha1 or sha256");
             return Some(Answer::failure(Failure::InvalidRequest).with_info(info));
         }
         None

@@ -84,6 +84,10 @@ impl Resource {
     fn write_packet(&mut self, id: WriteId) -> Option<(VolumeNumber, Packet, u32)> {
         let flags = self.write_flags(id)?;
         let features = self.agreed_features();
+        let integrity = self.own_integrity();
+        // A kernel expects a digest with P_ZEROES that the packet cannot have (wire-protocol.md 11 no. 17).
+        let tandem = self.connection.agreed.is_some_and(|agreed| agreed.tandem);
+        let plain_zeroes = integrity.is_some() && !tandem;
         let write = self.requests.writes.get(&id)?;
         let volume = self.volumes.get_mut(&write.volume)?;
         let seq_num = volume.peer.next_sequence();
@@ -99,7 +103,7 @@ impl Resource {
             Body::Discard if features.contains(Features::TRIM) => {
                 Packet::Trim(range(flags.with(DpFlags::DISCARD)))
             }
-            Body::Zeroes(unmap) if features.contains(Features::WZEROES) => {
+            Body::Zeroes(unmap) if features.contains(Features::WZEROES) && !plain_zeroes => {
                 let flags = flags.with(DpFlags::ZEROES);
                 Packet::Zeroes(range(match unmap {
                     Unmap::Allowed => flags.with(DpFlags::DISCARD),
@@ -116,7 +120,8 @@ impl Resource {
                     block_id,
                     seq_num,
                     dp_flags: flags,
-                    digest: Bytes::new(),
+                    digest: integrity
+                        .map_or_else(Bytes::new, |algorithm| algorithm.digest(&payload).into()),
                     payload,
                 })
             }

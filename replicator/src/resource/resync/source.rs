@@ -335,12 +335,13 @@ impl Resource {
                 if let Some(volume) = self.volumes.get_mut(&number) {
                     volume.counters.sent_kib += payload.len() as u64 / 1024;
                 }
+                let digest = self.integrity_digest(&payload);
                 let reply = Data {
                     sector: request.sector,
                     block_id: request.block_id,
                     seq_num: 0,
                     dp_flags: DpFlags::NONE,
-                    digest: Bytes::new(),
+                    digest,
                     payload,
                 };
                 self.send(Some(number), Packet::RsDataReply(reply));
