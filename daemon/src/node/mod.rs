@@ -212,7 +212,7 @@ impl Node {
         let deadline = tokio::time::Instant::now() + CLIENTS_PATIENCE;
         let answer = loop {
             let asked = self.ask(resource, |answer| Message::Command {
-                command: Command::Down { force },
+                command: Box::new(Command::Down { force }),
                 answer,
             });
             let answer = match asked.await {
@@ -293,6 +293,7 @@ impl Node {
         resource: &str,
         command: Command,
     ) -> Result<CommandAnswer, CommandAnswer> {
+        let command = Box::new(command);
         self.ask(resource, |answer| Message::Command { command, answer })
             .await
             .map(from_engine)

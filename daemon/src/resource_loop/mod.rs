@@ -82,7 +82,7 @@ impl Engine for tandem_replicator::Resource {
 pub(crate) enum Message {
     /// A command for the engine.
     Command {
-        command: Command,
+        command: Box<Command>,
         answer: oneshot::Sender<Answer>,
     },
     /// Connect with the options of the definition.
@@ -307,7 +307,7 @@ impl<E: Engine> ResourceLoop<E> {
 
     fn take(&mut self, message: Message) {
         match message {
-            Message::Command { command, answer } => self.command(command, answer),
+            Message::Command { command, answer } => self.command(*command, answer),
             Message::Connect {
                 discard_my_data,
                 tentative,

@@ -43,7 +43,7 @@ fn a_panic_ends_one_loop_and_leaves_its_history() {
             volume: VolumeNumber(0),
         };
         let message = Message::Command {
-            command,
+            command: Box::new(command),
             answer: sender,
         };
         one.inbox.send(message).await.unwrap();
@@ -86,7 +86,7 @@ fn timers_fire_and_commands_are_answered() {
         handle
             .inbox
             .send(Message::Command {
-                command,
+                command: Box::new(command),
                 answer: sender,
             })
             .await

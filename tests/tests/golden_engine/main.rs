@@ -31,7 +31,7 @@ fn with_secret(name: &str) -> NetOptions {
 }
 
 fn run(command: Command) -> Action {
-    Action::Run(command)
+    Action::Run(Box::new(command))
 }
 
 fn primary(force: Force) -> Action {

@@ -41,7 +41,7 @@ const PATIENCE: Duration = Duration::from_millis(400);
 #[derive(Clone, Debug)]
 pub enum Action {
     /// A command; it need not be answered at once.
-    Run(Command),
+    Run(Box<Command>),
     /// The network options of the scenario, with or without discard-my-data.
     Connect { discard_my_data: bool },
     /// An application's write.
@@ -131,7 +131,7 @@ impl Player {
             compared: 0,
             requested: BTreeMap::new(),
         };
-        player.run(Action::Run(Command::Attach { volume: VOLUME }));
+        player.run(Action::Run(Box::new(Command::Attach { volume: VOLUME })));
         player.run(Action::Connect {
             discard_my_data: false,
         });
