@@ -113,11 +113,18 @@ pub fn of_trouble(all: &str) -> Vec<String> {
 
 /// Those of `messages` that a healthy kernel pair does not say and that `announced` does not have (parts of lines).
 pub fn judge(messages: &[String], name: &str, announced: &[&str]) -> Vec<String> {
-    messages
-        .iter()
-        .filter(|message| !is_in_order(message, name, announced))
-        .cloned()
-        .collect()
+    let strange = |(at, message): &(usize, &String)| {
+        !is_in_order(message, name, announced) && !ends_a_teardown(messages, *at)
+    };
+    let strange = messages.iter().enumerate().filter(strange);
+    strange.map(|(_, message)| message.clone()).collect()
+}
+
+/// After an announced end the kernel's two receivers race: on a slow machine the one of the meta socket says so when it comes second.
+fn ends_a_teardown(messages: &[String], at: usize) -> bool {
+    let announced = |message: &String| message.contains("conn( Connected -> TearDown )");
+    messages[at] == "meta connection shut down by peer."
+        && messages[at.saturating_sub(3)..at].iter().any(announced)
 }
 
 fn is_in_order(message: &str, name: &str, announced: &[&str]) -> bool {
