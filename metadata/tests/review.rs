@@ -200,7 +200,7 @@ fn existing_metadata_are_named_and_asked_about() {
     assert_eq!(review.questions[0].stderr, expected);
     assert_eq!(review.questions[0].cancelled, "Operation cancelled.\n");
     assert!(existing(&layout, layout.superblock_offset(), &[0; 4096]).is_none());
-    let mut damaged = block.clone();
+    let mut damaged = block;
     damaged[64..80].fill(0xff);
     let there = existing(&layout, layout.superblock_offset(), &damaged).unwrap();
     assert_eq!(there.geometry, None, "it does not open, and is asked about");
