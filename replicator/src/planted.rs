@@ -99,14 +99,12 @@ bugs! {
     ReleaseMarkBeforeBits,
     /// A demotion does not flush the data.
     DemoteWithoutFlush,
-    /// A disk is closed without a flush of its data.
-    CloseWithoutFlush,
     /// What a killed process left in the disk's cache is not flushed at the attach.
     NoFlushAtAttach,
     // Resync.
     /// The source clears its bitmap when a resync starts.
     ClearBitmapEarly,
-    /// The target clears bits before the blocks are durable.
+    /// The target clears bits, on disk too, before the blocks are durable.
     ClearBitsBeforeData,
     /// The target calls itself UpToDate without a flush.
     UpToDateWithoutFlush,
@@ -118,8 +116,6 @@ bugs! {
     TargetOverwritesNewer,
     /// The source ignores the target's half of the bitmap exchange.
     IgnoreTargetsBits,
-    /// A bitmap is sent while writes are in flight.
-    BitmapDuringWrites,
 }
 
 /// What is planted in one resource.

@@ -151,9 +151,7 @@ impl Resource {
         };
         let exchange = &volume.exchange;
         if exchange.wanted && !exchange.sent && exchange.resume_at.is_none_or(|at| at <= self.now) {
-            let quiet = exchange.sender.is_some()
-                || !self.application_writes_in_flight(number)
-                || self.planted(Planted::BitmapDuringWrites);
+            let quiet = exchange.sender.is_some() || !self.application_writes_in_flight(number);
             if quiet {
                 self.send_bits(number);
             }

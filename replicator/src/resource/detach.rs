@@ -22,7 +22,6 @@ use crate::effect::{Effect, Level};
 use crate::event::{CommandId, IoError, VolumeNumber};
 use crate::generations::Uuids;
 use crate::options::OnIoError;
-use crate::planted::Planted;
 use crate::state::word::{DiskState, State};
 use crate::state::{Hardness, StateResult};
 
@@ -199,15 +198,12 @@ impl Resource {
 
     fn write_last(&mut self, number: VolumeNumber) {
         self.set_detach_phase(number, Phase::Writing);
-        let mut stages = vec![
+        let stages = vec![
             Stage::FlushData,
             Stage::BitmapPages(Pages::AllChanged),
             Stage::FlushMeta,
             Stage::Superblock,
         ];
-        if self.planted(Planted::CloseWithoutFlush) {
-            stages.remove(0);
-        }
         self.start_plan(number, stages, Then::Detach);
     }
 

@@ -49,6 +49,9 @@ struct Arguments {
     /// that mistake shows).
     #[arg(long, value_parser = depth, conflicts_with_all = ["seed", "seeds", "swarm", "planted"])]
     crash_points: Option<Depth>,
+    /// Cut only the stories whose name contains this (with --crash-points).
+    #[arg(long, requires = "crash_points", default_value = "")]
+    story: String,
     /// Leave out faults, commands and requests as long as something is still wrong (with --seed).
     #[arg(long, requires = "seed")]
     shrink: bool,
@@ -115,12 +118,12 @@ fn main() -> ExitCode {
         return one(spec, &cuts);
     }
     if let Some(depth) = arguments.crash_points {
-        return crash_points(depth, arguments.plant);
+        return crash_points(depth, arguments.plant, &arguments.story);
     }
     if arguments.planted {
         std::panic::set_hook(Box::new(|_| {}));
         let (_, to) = arguments.seeds.unwrap_or((0, SEEDS_MAX));
-        return table(&search_all(arguments.jobs, to, hint));
+        return table(&search_all(arguments.jobs, to, |_| true, hint));
     }
     let minutes = arguments.swarm;
     let (from, to) = match (arguments.seeds, minutes) {
@@ -160,9 +163,9 @@ fn one(spec: Spec, cuts: &Cuts) -> ExitCode {
 }
 
 /// Cuts every story everywhere.
-fn crash_points(depth: Depth, plant: Option<Planted>) -> ExitCode {
+fn crash_points(depth: Depth, plant: Option<Planted>, which: &str) -> ExitCode {
     let mut code = ExitCode::SUCCESS;
-    for story in STORIES {
+    for story in STORIES.iter().filter(|story| story.name.contains(which)) {
         let began = Instant::now();
         match search(story, plant, depth) {
             Ok(searched) => println!(

@@ -263,7 +263,7 @@ impl Clients {
                 self.counts.failed += 1;
             }
             (Asked::Flush { since }, Ok(_)) => {
-                oracle.flushed(node, *since, after);
+                oracle.flushed(node, *since, after)?;
                 self.counts.done += 1;
             }
             (Asked::Read { first, floor }, Ok(bytes)) => {
@@ -282,7 +282,10 @@ impl Clients {
                 oracle.check_read(node, *first, floor, &contents)?;
                 self.counts.done += 1;
             }
-            (_, Err(error)) => {
+            (asked, Err(error)) => {
+                if matches!(asked, Asked::Flush { .. }) {
+                    oracle.flush_failed(node);
+                }
                 self.errors.push(*error);
                 self.counts.failed += 1;
             }

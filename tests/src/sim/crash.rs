@@ -9,7 +9,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tandem_replicator::planted::{Plant, Planted};
-use tandem_replicator::state::word::{ConnState, DiskState};
+use tandem_replicator::state::word::{ConnState, DiskState, Role};
 use tandem_replicator::{Command, Force, MetaKind};
 
 use super::lab::{A, B, Lab, primary, settings};
@@ -57,12 +57,20 @@ pub enum After {
     Alone,
     /// Its peer serves meanwhile, then the victim comes back.
     Takeover,
+    /// Its peer serves meanwhile although it may lack something: the person does not know. That is a split brain, never a silent loss.
+    Usurped,
     /// The victim comes back to its peer and loses its power once more when they are in sync.
     Again,
 }
 
 /// All of them.
-pub const AFTERS: [After; 4] = [After::Rejoin, After::Alone, After::Takeover, After::Again];
+pub const AFTERS: [After; 5] = [
+    After::Rejoin,
+    After::Alone,
+    After::Takeover,
+    After::Usurped,
+    After::Again,
+];
 
 /// One cut.
 #[derive(Clone, Copy, Debug)]
@@ -168,6 +176,7 @@ fn choices(story: &Story, at_stake: u32, depth: Depth) -> Vec<Keep> {
             }
         }
     }
+    keeps.push(Keep::Killed);
     keeps
 }
 
@@ -234,9 +243,10 @@ fn go_on(lab: &mut Lab, victim: usize, after: After) -> Result<(), String> {
             world.stop(peer, false);
             world.up(victim);
             world.run_for(500 * MS)?;
-            serve_alone(world, victim)?;
+            serve_alone(world, victim, Knows::No)?;
         }
-        After::Takeover => serve_alone(world, peer)?,
+        After::Takeover => serve_alone(world, peer, Knows::Yes)?,
+        After::Usurped => serve_alone(world, peer, Knows::No)?,
     }
     come_together(world)?;
     if after == After::Again {
@@ -248,10 +258,10 @@ fn go_on(lab: &mut Lab, victim: usize, after: After) -> Result<(), String> {
 }
 
 /// The node serves without its peer, if a person would let it: it has everything.
-fn serve_alone(world: &mut World, node: usize) -> Result<(), String> {
+fn serve_alone(world: &mut World, node: usize, knows: Knows) -> Result<(), String> {
     let fit = world.nodes[node].is_running()
         && world.nodes[node].is_up_to_date()
-        && world.oracle.is_current(node);
+        && (knows == Knows::No || world.oracle.is_current(node));
     if fit && !world.nodes[node].is_primary() {
         world.promote(node, Force::No);
         world.run_for(200 * MS)?;
@@ -261,6 +271,13 @@ fn serve_alone(world: &mut World, node: usize) -> Result<(), String> {
         world.run_for(200 * MS)?;
     }
     Ok(())
+}
+
+/// Whether the person knows what a node lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Knows {
+    Yes,
+    No,
 }
 
 /// What a person does until both are in sync: starts what is down, attaches, connects, decides a split brain.
@@ -275,9 +292,13 @@ fn come_together(world: &mut World) -> Result<(), String> {
             let Some(state) = world.nodes[node].state().filter(|_| idle) else {
                 continue;
             };
-            if state.disk == DiskState::Diskless {
+            let alone = state.conn == ConnState::StandAlone;
+            if alone && state.role == Role::Primary && state.disk != DiskState::UpToDate {
+                // It serves nobody: its peer has the data, or will.
+                world.command(node, Command::Secondary { volume: VOLUME });
+            } else if state.disk == DiskState::Diskless {
                 world.command(node, Command::Attach { volume: VOLUME });
-            } else if state.conn == ConnState::StandAlone {
+            } else if alone {
                 decide_split(world, node)?;
             } else if node == A
                 && [state.disk, state.pdsk] == [DiskState::Inconsistent; 2]
@@ -516,7 +537,7 @@ fn switch_over(lab: &mut Lab) {
 
 fn promote(lab: &mut Lab) {
     ask(lab, A, primary(Force::No));
-    for _ in 0..40 {
+    for _ in 0..400 {
         wait(lab, MS / 20);
         if lab.world.clients.in_flight(A) == 0 {
             write(lab, A, &[3]);
@@ -623,6 +644,24 @@ fn evict(lab: &mut Lab) {
     wait(lab, ACT);
 }
 
+/// The only good copy of what was answered is in the cache of B.
+fn lose_disk_and_peer(lab: &mut Lab) {
+    write(lab, A, &[2]);
+    wait(lab, 3 * MS);
+    let force = Force::Yes;
+    ask(
+        lab,
+        A,
+        Command::Detach {
+            volume: VOLUME,
+            force,
+        },
+    );
+    wait(lab, 2 * ACT);
+    flush(lab, A);
+    wait(lab, 500 * MS);
+}
+
 /// What A shows its application is on the disk of B only.
 fn write_without_disk(lab: &mut Lab) {
     write(lab, A, &[2, 3]);
@@ -670,6 +709,7 @@ pub const STORIES: &[Story] = stories! {
     "a detach of the Secondary": B, external, busy, |lab| detach(lab, B);
     "writes without a disk, the peer": B, external, diskless, write_without_disk;
     "writes without a disk, the Primary": A, external, diskless, write_without_disk;
+    "a disk and its peer are lost": B, external, start, lose_disk_and_peer;
     "an invalidate, the target": B, external, busy_and_idle, invalidate;
     "an invalidate, the source": A, external, busy_and_idle, invalidate;
     "a skipped initial sync": A, external, fresh, new_generation;

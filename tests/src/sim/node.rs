@@ -268,6 +268,12 @@ impl Node {
         self.timer = None;
         self.held.clear();
         self.open_commands.clear();
+        let power = if power == Some(Keep::Killed) {
+            self.io.clear();
+            None
+        } else {
+            power
+        };
         self.host = if power.is_some() {
             Host::Off
         } else {
@@ -588,6 +594,8 @@ fn is_write(io: &Io) -> bool {
 pub enum Keep {
     /// Each goes its own way.
     Dice,
+    /// It is the process that dies: the caches stay, what was in flight is lost.
+    Killed,
     /// Those whose bit is set.
     These(u64),
     /// Those whose bit is set, and of one more only a part.
@@ -597,7 +605,7 @@ pub enum Keep {
 impl Keep {
     fn of(self, unit: u32) -> Part {
         let (kept, torn) = match self {
-            Keep::Dice => (0, None),
+            Keep::Dice | Keep::Killed => (0, None),
             Keep::These(kept) => (kept, None),
             Keep::Torn(kept, at, part) => (kept, Some((at, part))),
         };

@@ -89,6 +89,8 @@ struct View {
     wrote: bool,
     /// A person gave up its data.
     discard: bool,
+    /// Answered writes were lost that no flush had covered: its next flush has to tell (docs/durability.md, "When a disk fails").
+    owes_error: bool,
     /// Acknowledged by this node and not flushed since: tick of the answer, write.
     unflushed: Vec<(u64, u64)>,
     /// Its own disk is UpToDate.
@@ -231,9 +233,28 @@ impl Oracle {
         self.tick()
     }
 
+    /// A flush was answered with an error.
+    pub fn flush_failed(&mut self, node: usize) {
+        self.views[node].owes_error = false;
+    }
+
     /// A flush was answered with success.
-    pub fn flushed(&mut self, node: usize, submitted: u64, after: Option<State>) {
-        let Some(state) = after else { return };
+    ///
+    /// # Errors
+    /// Answered writes were lost before it, and nobody was told.
+    pub fn flushed(
+        &mut self,
+        node: usize,
+        submitted: u64,
+        after: Option<State>,
+    ) -> Result<(), String> {
+        if std::mem::take(&mut self.views[node].owes_error) {
+            return Err(format!(
+                "a flush on {} succeeds, but writes answered before it were lost with its disk and its peer's cache",
+                name(node)
+            ));
+        }
+        let Some(state) = after else { return Ok(()) };
         let unflushed = std::mem::take(&mut self.views[node].unflushed);
         let (covered, left): (Vec<_>, Vec<_>) =
             unflushed.into_iter().partition(|(at, _)| *at < submitted);
@@ -241,6 +262,7 @@ impl Oracle {
         for (_, id) in covered {
             self.make_durable(node, id, state);
         }
+        Ok(())
     }
 
     fn make_durable(&mut self, node: usize, id: u64, state: State) {
@@ -371,12 +393,23 @@ impl Oracle {
 
     /// The only good copy of what the other node's clients wrote was in the cache of this node, which lost power, since the
     /// other node's own disk failed after it had answered: two failures, of which its next flush tells.
-    fn lose_the_last_copy(&mut self, node: usize) {
+    fn lose_the_last_copy(&mut self, node: usize, on: &Node) {
         let kept = self.views[node].durable.clone();
-        let other = &mut self.views[1 - node];
+        let other = &self.views[1 - node];
         if other.up_to_date {
             return;
         }
+        let is_lost = other.unflushed.iter().any(|(_, id)| {
+            let write = &self.writes[*id as usize];
+            (write.first..write.first + write.sectors).any(|sector| {
+                other.client.get(&sector).is_some_and(|seen| seen == id)
+                    && self
+                        .allowed(other.history, sector, on.data.content(sector), *id)
+                        .is_err()
+            })
+        });
+        let other = &mut self.views[1 - node];
+        other.owes_error |= is_lost;
         for (_, id) in &other.unflushed {
             let write = &self.writes[*id as usize];
             for sector in write.first..write.first + write.sectors {
@@ -408,10 +441,10 @@ impl Oracle {
     }
 
     /// The process of a node died, or its host lost power.
-    pub fn died(&mut self, node: usize, power: bool) {
+    pub fn died(&mut self, node: usize, power: bool, on: &Node) {
         let tick = self.tick();
         if power {
-            self.lose_the_last_copy(node);
+            self.lose_the_last_copy(node, on);
         }
         self.forget_empty_history(node);
         if power {
@@ -429,6 +462,7 @@ impl Oracle {
         view.promised = None;
         view.up_to_date = false;
         view.finished = false;
+        view.owes_error = false;
     }
 
     /// A person gives up this node's data.
@@ -501,6 +535,8 @@ impl Oracle {
         let tick = self.tick();
         let view = &mut self.views[node];
         view.up_to_date = new.disk == DiskState::UpToDate;
+        // A disk of its own that has everything makes good what the peer lost; a demotion ends what it told its clients.
+        view.owes_error &= !view.up_to_date && new.role == Role::Primary;
         let attaching = matches!(old.disk, DiskState::Attaching | DiskState::Negotiating);
         if attaching && new.disk >= DiskState::Inconsistent && new.disk != DiskState::Negotiating {
             // An attach flushes what was found.

@@ -58,6 +58,21 @@ pub fn protocol_of(bug: Planted) -> Protocol {
     }
 }
 
+/// Mistakes that neither the crash points nor 60 histories have shown so far: here the simulator is blind, or a second rule of
+/// the engine makes the mistake harmless. docs/reliability.md says what is known of each. A test that finds one takes it off.
+pub const NOT_FOUND: &[Planted] = &[
+    Planted::EpochStaysOpen,
+    Planted::AnswerBeforeGeneration,
+    Planted::CountStaleCopy,
+    Planted::ForgetLostFlush,
+    Planted::ForgetPeersOnlyCopy,
+    Planted::NoFlushAtLinkLoss,
+    Planted::IgnoreExposedGeneration,
+    Planted::PromoteWithoutMark,
+    Planted::ClearBitsBeforeData,
+    Planted::IgnoreTargetsBits,
+];
+
 /// Where a mistake shows at once: what the last complete search found. Where it no longer does, the search goes on.
 #[must_use]
 pub fn hint(bug: Planted) -> Hint {
@@ -65,6 +80,29 @@ pub fn hint(bug: Planted) -> Hint {
         Planted::IgnorePeerOverlap => Hint::Seed(26),
         Planted::OverlapEpochs => Hint::Seed(2),
         Planted::AcceptSplitBrain => Hint::Seed(57),
+        Planted::LogInCache => Hint::Seed(8),
+        Planted::FlushWithoutDisk => Hint::Seed(14),
+        Planted::ReadStaleBlock => Hint::Seed(17),
+        Planted::BarrierAckWithoutFlush | Planted::ForgetUnconfirmedWrite => Hint::Seed(33),
+        Planted::ForgetMissedWrite => Hint::Seed(2),
+        Planted::ClearPartOfBlock => Hint::Seed(1),
+        Planted::SuperblockInCache => Hint::Seed(3),
+        Planted::ClearBitmapEarly => Hint::Seed(41),
+        Planted::UpToDateWithoutFlush => Hint::Seed(12),
+        Planted::SourceReadsDuringWrite => Hint::Seed(7),
+        Planted::TargetOverwritesNewer => Hint::Seed(15),
+        Planted::StartBeforeLog => Hint::Story("the first writes of a Primary"),
+        Planted::BarrierAckTooEarly | Planted::AckBeforeDisk | Planted::FlushWithoutPeer => {
+            Hint::Story("the writes of a peer")
+        }
+        Planted::DemoteWithoutFlush | Planted::ReleaseMarkBeforeBits => {
+            Hint::Story("a switchover, the old Primary")
+        }
+        Planted::NoFuaWhileDiskless => Hint::Story("writes without a disk, the peer"),
+        Planted::BitmapInCache => Hint::Story("an attach after a crash"),
+        Planted::NoFlushAtAttach => Hint::Story("an attach after a process was killed alone"),
+        Planted::TargetNotMarked => Hint::Story("a decided split brain, the target"),
+        Planted::EvictBeforeBits => Hint::Story("an eviction from the activity log"),
         _ => Hint::Seed(0),
     }
 }
@@ -126,7 +164,12 @@ impl Found {
 
 /// Searches for all of them on some threads, in the order of [`Planted::ALL`].
 #[must_use]
-pub fn search_all(threads: usize, seeds: u64, hint: impl Fn(Planted) -> Hint + Sync) -> Vec<Found> {
+pub fn search_all(
+    threads: usize,
+    seeds: u64,
+    wanted: impl Fn(Planted) -> bool + Sync,
+    hint: impl Fn(Planted) -> Hint + Sync,
+) -> Vec<Found> {
     let next = AtomicUsize::new(0);
     let all = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
@@ -135,6 +178,9 @@ pub fn search_all(threads: usize, seeds: u64, hint: impl Fn(Planted) -> Hint + S
                 while let Some((bug, name, text)) =
                     Planted::ALL.get(next.fetch_add(1, Ordering::Relaxed))
                 {
+                    if !wanted(*bug) {
+                        continue;
+                    }
                     let found = search(*bug, name, text, hint(*bug), seeds);
                     if let Ok(mut all) = all.lock() {
                         all.push(found);

@@ -681,14 +681,14 @@ impl World {
 
     /// The same; what is kept at a power failure is chosen.
     pub fn stop_keeping(&mut self, node: usize, keep: Option<Keep>) {
-        let power = keep.is_some();
+        let power = keep.is_some_and(|keep| keep != Keep::Killed);
         let how = if power { "loses power" } else { "is killed" };
         self.say(format!("{} {how}", name(node)));
         self.nodes[node].stop(&mut self.disk_dice, keep);
         self.net.hosts[node] = self.nodes[node].host;
         self.net.process_gone(self.now, node, power);
         self.clients.node_died(node, &mut self.oracle);
-        self.oracle.died(node, power);
+        self.oracle.died(node, power, &self.nodes[node]);
         self.take_net();
     }
 

@@ -188,6 +188,10 @@ impl Resource {
                 self.count_failed(number, write.offset, write.length);
             }
         }
+        if early {
+            let pages = vec![PlanStage::BitmapPages(Pages::AllChanged)];
+            self.start_plan(number, pages, Then::Nothing);
+        }
         self.release_interval(number, id);
         self.after_block(number);
     }
