@@ -248,11 +248,15 @@ fn go_on(lab: &mut Lab, victim: usize, after: After) -> Result<(), String> {
         After::Takeover => serve_alone(world, peer, Knows::Yes)?,
         After::Usurped => serve_alone(world, peer, Knows::No)?,
     }
-    come_together(world)?;
+    let knows = match after {
+        After::Alone | After::Usurped => Knows::No,
+        After::Rejoin | After::Takeover | After::Again => Knows::Yes,
+    };
+    come_together(world, knows)?;
     if after == After::Again {
         world.stop(victim, true);
         world.run_for(500 * MS)?;
-        come_together(world)?;
+        come_together(world, knows)?;
     }
     read_all(world)
 }
@@ -281,8 +285,8 @@ enum Knows {
 }
 
 /// What a person does until both are in sync: starts what is down, attaches, connects, decides a split brain.
-fn come_together(world: &mut World) -> Result<(), String> {
-    for _ in 0..60 {
+fn come_together(world: &mut World, knows: Knows) -> Result<(), String> {
+    for round in 0..60 {
         for node in [A, B] {
             if !world.nodes[node].is_running() {
                 world.up(node);
@@ -298,6 +302,11 @@ fn come_together(world: &mut World) -> Result<(), String> {
                 world.command(node, Command::Secondary { volume: VOLUME });
             } else if state.disk == DiskState::Diskless {
                 world.command(node, Command::Attach { volume: VOLUME });
+            } else if alone && state.role == Role::Primary && knows == Knows::No && round == 20 {
+                // A source that missed the end of its resync starts no generation when it is promoted alone (12.3, T43): it is
+                // refused as a Primary that would be target. Its message says so, and the person gives up what it wrote.
+                world.oracle.discard(node);
+                world.command(node, Command::Secondary { volume: VOLUME });
             } else if alone {
                 decide_split(world, node)?;
             } else if node == A
@@ -537,9 +546,12 @@ fn switch_over(lab: &mut Lab) {
 
 fn promote(lab: &mut Lab) {
     ask(lab, A, primary(Force::No));
+    let mut left = 3;
     for _ in 0..400 {
         wait(lab, MS / 20);
-        if lab.world.clients.in_flight(A) == 0 {
+        let serves = lab.world.nodes[A].serves.is_some();
+        if left > 0 && serves && lab.world.clients.in_flight(A) == 0 {
+            left -= 1;
             write(lab, A, &[3]);
         }
     }

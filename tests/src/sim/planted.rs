@@ -69,7 +69,6 @@ pub const NOT_FOUND: &[Planted] = &[
     Planted::NoFlushAtLinkLoss,
     Planted::IgnoreExposedGeneration,
     Planted::PromoteWithoutMark,
-    Planted::ClearBitsBeforeData,
     Planted::IgnoreTargetsBits,
 ];
 
@@ -101,7 +100,9 @@ pub fn hint(bug: Planted) -> Hint {
         Planted::NoFuaWhileDiskless => Hint::Story("writes without a disk, the peer"),
         Planted::BitmapInCache => Hint::Story("an attach after a crash"),
         Planted::NoFlushAtAttach => Hint::Story("an attach after a process was killed alone"),
-        Planted::TargetNotMarked => Hint::Story("a decided split brain, the target"),
+        Planted::TargetNotMarked | Planted::ClearBitsBeforeData => {
+            Hint::Story("a decided split brain, the target")
+        }
         Planted::EvictBeforeBits => Hint::Story("an eviction from the activity log"),
         _ => Hint::Seed(0),
     }
