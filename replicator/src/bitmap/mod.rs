@@ -432,20 +432,21 @@ impl Bitmap {
         let mut count = 0;
         for (index, page) in self.pages.iter().enumerate() {
             let valid = self.valid(index);
+            count += u64::from(page.content.count(valid));
+            let Content::Mixed(words) = &page.content else {
+                continue;
+            };
             let here: u32 = (0..PAGE_WORDS)
                 .map(|word| page.content.word(word, PAGE_BITS as u32).count_ones())
                 .sum();
-            match &page.content {
-                Content::Mixed(words) if words.set != here => {
-                    return Err("a page's count differs from its bits");
-                }
-                Content::Mixed(words) if words.set == 0 || words.set == valid => {
-                    return Err("a page of equal bits takes memory");
-                }
-                Content::Mixed(_) if page.content.count_range(0..valid) != here => {
-                    return Err("a bit past the end is set");
-                }
-                _ => count += u64::from(page.content.count(valid)),
+            if words.set != here {
+                return Err("a page's count differs from its bits");
+            }
+            if here == 0 || here == valid {
+                return Err("a page of equal bits takes memory");
+            }
+            if page.content.count_range(0..valid) != here {
+                return Err("a bit past the end is set");
             }
         }
         if count != self.count {

@@ -343,7 +343,11 @@ impl World {
         let at = &mut self.nodes[node];
         let copy = event.clone(); // Printing all the bytes of every event would take most of the time.
         at.resource.handle(self.now, event, &mut effects);
-        if let Err(what) = at.resource.check_invariants() {
+        if let Err(what) = at
+            .resource
+            .check_structures()
+            .and_then(|()| at.resource.check_invariants())
+        {
             panic!("node {node}, after {copy:?}: {what}; log: {:#?}", at.log);
         }
         for effect in effects {

@@ -58,6 +58,9 @@ pub enum Io {
     Meta(MetaOperation, u64),
 }
 
+/// Bitmap and activity log are tested whole after so many events of a node: after each it would be a third of the time.
+const STRUCTURES_EVERY: u64 = 16;
+
 /// A node.
 pub struct Node {
     /// 0 is A, 1 is B.
@@ -97,6 +100,8 @@ pub struct Node {
     /// Completions that are held.
     pub held: Vec<Token>,
     stamper: Stamper,
+    /// Events of its engines so far.
+    events: u64,
 }
 
 impl Node {
@@ -120,6 +125,7 @@ impl Node {
             handlers: Vec::new(),
             answers: BTreeMap::new(),
             open_commands: BTreeMap::new(),
+            events: 0,
             fault: None,
             serves: None,
             clients_paused: false,
@@ -396,8 +402,13 @@ impl Node {
             return Ok(());
         };
         let index = self.index;
+        self.events += 1;
+        let deep = self.events.is_multiple_of(STRUCTURES_EVERY);
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             engine.handle(now, event, effects);
+            if deep {
+                engine.check_structures()?;
+            }
             engine.check_invariants()
         }));
         match outcome {

@@ -141,6 +141,12 @@ impl Oracle {
         }
     }
 
+    /// Its tick: another one after everything that clients do.
+    #[must_use]
+    pub fn now(&self) -> u64 {
+        self.tick
+    }
+
     fn tick(&mut self) -> u64 {
         self.tick += 1;
         self.tick

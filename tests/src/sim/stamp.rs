@@ -83,18 +83,19 @@ impl Stamper {
     /// Bytes as contents. `bytes` is one sector.
     #[must_use]
     pub fn get(self, sector: u64, bytes: &[u8]) -> Content {
-        if bytes.iter().all(|byte| *byte == 0) {
-            return Content::Zero;
-        }
-        let mut first = [0; 8];
-        first.copy_from_slice(&bytes[..8]);
-        let write = u64::from_le_bytes(first) ^ self.salt;
-        let unit = self.unit(write, sector);
-        if bytes.chunks_exact(16).all(|chunk| chunk == unit) {
-            return Content::Stamp(write);
-        }
         let mut raw = [0; 512];
         raw.copy_from_slice(bytes);
+        // Every 16 bytes are the same in a stamp and in zeroes: then the sector equals itself moved by 16 bytes.
+        let is_uniform = raw[16..] == raw[..496];
+        let mut first = [0; 8];
+        first.copy_from_slice(&raw[..8]);
+        let write = u64::from_le_bytes(first) ^ self.salt;
+        if is_uniform && raw[..16] == [0; 16] {
+            return Content::Zero;
+        }
+        if is_uniform && raw[..16] == self.unit(write, sector) {
+            return Content::Stamp(write);
+        }
         Content::Raw(Arc::new(raw))
     }
 

@@ -92,6 +92,10 @@ pub struct World {
     timers_in_place: [(u64, u32); 2],
     effects: Effects,
     failure: Option<String>,
+    /// Changes of state, and deaths, so far.
+    state_changes: u64,
+    /// What there was when the nodes were last compared.
+    compared: Option<[u64; 4]>,
     client_scheduled: bool,
     /// A node dies at an I/O of its own.
     pub crash_at: [Option<CrashAt>; 2],
@@ -137,6 +141,8 @@ impl World {
             timers_in_place: [(0, 0); 2],
             effects: Effects::new(),
             failure: None,
+            state_changes: 0,
+            compared: None,
             client_scheduled: false,
             crash_at: [None; 2],
             crashed_with: 0,
@@ -327,6 +333,7 @@ impl World {
             && old != new
         {
             self.trace.state(now, node, old, new);
+            self.state_changes += 1;
             if let Err(text) = self.oracle.state_changed(node, old, new, &self.nodes) {
                 self.fail(text);
             }
@@ -684,6 +691,7 @@ impl World {
         let power = keep.is_some_and(|keep| keep != Keep::Killed);
         let how = if power { "loses power" } else { "is killed" };
         self.say(format!("{} {how}", name(node)));
+        self.state_changes += 1;
         self.nodes[node].stop(&mut self.disk_dice, keep);
         self.net.hosts[node] = self.nodes[node].host;
         self.net.process_gone(self.now, node, power);
@@ -765,6 +773,12 @@ impl World {
         if !self.is_in_sync() || !self.is_idle() {
             return false;
         }
+        let [a, b] = [0, 1].map(|node| self.nodes[node].data.mark());
+        let now = Some([a, b, self.state_changes, self.oracle.now()]);
+        if self.compared == now {
+            return true;
+        }
+        self.compared = now;
         let sectors = self.nodes[0]
             .status
             .as_ref()
