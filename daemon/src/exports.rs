@@ -408,19 +408,21 @@ fn only_volume(all: &[Arc<Published>], resource: &str) -> Result<u16, Refusal> {
 }
 
 fn export_info(published: &Published, volume: u16, facts: ExportFacts) -> ExportInfo {
-    let minimum = facts.logical_block;
-    let sizes = BlockSizes::new(minimum, minimum.max(4096), tandem_nbd_server::PAYLOAD_MAX);
+    // Any byte may be read and written: the engine merges parts of sectors. What is left of a sector at the end is not served.
+    let sector = u64::from(facts.logical_block.max(1));
+    let preferred = facts.logical_block.max(4096);
+    let sizes = BlockSizes::new(1, preferred, tandem_nbd_server::PAYLOAD_MAX);
     ExportInfo {
         name: format!("{}/{volume}", published.report.name),
         description: describe(published, volume),
-        size: facts.bytes,
+        size: facts.bytes - facts.bytes % sector,
         access: Access::ReadWrite,
         features: Features {
             trim: facts.discard,
             ..Features::all()
         },
         block_sizes: sizes.unwrap_or(BlockSizes::SECTORS),
-        unaligned: Unaligned::Refused,
+        unaligned: Unaligned::Served,
     }
 }
 

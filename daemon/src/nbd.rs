@@ -502,7 +502,7 @@ fn nbd_error(error: RequestError) -> nbd::NbdError {
             "no accessible up-to-date data; the server's log tells why",
         ),
         RequestError::NotPrimary => (ErrorCode::Perm, "this node is not Primary any more"),
-        RequestError::Invalid => (ErrorCode::Inval, "outside the device, unaligned or empty"),
+        RequestError::Invalid => (ErrorCode::Inval, "outside the device, or empty"),
         RequestError::ShuttingDown => (ErrorCode::Shutdown, "the resource is going down"),
     };
     nbd::NbdError::new(code, text)

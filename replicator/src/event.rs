@@ -122,8 +122,9 @@ pub enum Event {
     Timer,
 }
 
-/// A client's request. Offsets and lengths are in bytes, multiples of 512, inside the device, not empty:
-/// the caller checks this; the engine answers [`RequestError::Invalid`] otherwise.
+/// A client's request. Offsets and lengths are in bytes, inside the device, not empty: the caller checks this; the engine
+/// answers [`RequestError::Invalid`] otherwise. What does not start or end on a sector of the disks costs a read of that
+/// sector first.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// Names the reply.
@@ -153,7 +154,7 @@ pub enum Operation {
         /// Force unit access: durable when answered.
         fua: Fua,
     },
-    /// Discard: contents become undefined zeroes.
+    /// Discard: the whole sectors inside the range read as zeroes afterwards.
     Discard {
         /// First byte.
         offset: u64,
@@ -202,7 +203,7 @@ pub enum RequestError {
     Io,
     /// The node is not Primary: the device must not be used here.
     NotPrimary,
-    /// Outside the device, unaligned or empty.
+    /// Outside the device, or empty.
     Invalid,
     /// The resource is going down.
     ShuttingDown,

@@ -252,17 +252,24 @@ fn every_kind_of_request_at_odd_places_is_right_on_both_disks() {
     client.trim(6 << 20, 1 << 20).unwrap();
     record.forget(6 << 20, 1 << 20);
     client.flush().unwrap();
-    // The smallest block is a sector, as the export says: less is refused, and changes nothing.
-    for (offset, length) in [(700, 1), (512, 100), (100, 512)] {
-        let part = client
-            .write(offset, &vec![0xaa; length], Fua::No)
-            .unwrap_err();
-        assert_eq!(
-            part.raw_os_error(),
-            Some(22),
-            "part of a sector is EINVAL: {part}"
+    // Parts of sectors, across a request of the wire, up to the last byte.
+    for (seed, offset, length) in [
+        (11, 700, 1),
+        (12, 511, 100),
+        (13, 100, 512),
+        (14, 300, (1 << 20) + 777),
+        (15, end - 1, 1),
+    ] {
+        let data = pattern(seed, length);
+        client.write(offset, &data, Fua::No).unwrap();
+        record.write(offset, &data);
+        assert!(
+            client.read(offset, length as u32).unwrap() == data,
+            "read of write {seed}"
         );
     }
+    client.write_zeroes(20_000, 3000).unwrap();
+    record.fill(20_000, 3000, 0);
     let beyond = client.write(end - 512, &[0; 1024], Fua::No).unwrap_err();
     assert_eq!(
         beyond.raw_os_error(),
@@ -349,4 +356,78 @@ fn clients_over_tcp_see_the_same_exports() {
     let size = must(&pair, "nbdinfo", &["--size", &uri]);
     assert_eq!(size.trim(), pair.device_bytes().to_string());
     pair.down_and_compare(&record);
+}
+
+#[test]
+fn clients_that_write_neighbouring_bytes_at_the_same_time_lose_nothing() {
+    let pair = synced();
+    let info = must(&pair, "nbdinfo", &["--json", &pair.alpha.uri(0)]);
+    assert!(info.contains("\"block_size_minimum\": 1,"), "{info}");
+    const LANE: usize = 37;
+    let rounds = 120;
+    let writers: Vec<_> = (0..4usize)
+        .map(|writer| {
+            let socket = pair.alpha.socket();
+            std::thread::spawn(move || {
+                let mut client = Client::connect(&socket, "r0", CLIENT_LIMIT).unwrap();
+                for round in 0..rounds {
+                    // Four writers share every sector, each with its own bytes.
+                    let offset = ((round * 4 + writer) * LANE) as u64;
+                    let data = pattern((round * 4 + writer) as u32, LANE);
+                    client.write(offset, &data, Fua::No).unwrap();
+                }
+                client.flush().unwrap();
+            })
+        })
+        .collect();
+    for writer in writers {
+        let ended = writer.join();
+        assert!(ended.is_ok(), "a writer failed\n{}", pair.logs());
+    }
+    let mut record = pair.record();
+    for lane in 0..4 * rounds {
+        record.write((lane * LANE) as u64, &pattern(lane as u32, LANE));
+    }
+    pair.down_and_compare(&record);
+}
+
+#[test]
+fn qemu_io_writes_and_reads_parts_of_sectors() {
+    let pair = synced();
+    let mut record = pair.record();
+    record.fill(0, 8192, 1);
+    record.fill(1000, 777, 2);
+    record.fill(4095, 2, 3);
+    record.fill(6000, 100, 0);
+    let uri = pair.alpha.uri(0);
+    let said = must(
+        &pair,
+        "qemu-io",
+        &[
+            "-f",
+            "raw",
+            "-c",
+            "write -P 1 0 8k",
+            "-c",
+            "write -P 2 1000 777",
+            "-c",
+            "write -f -P 3 4095 2",
+            "-c",
+            "write -z 6000 100",
+            "-c",
+            "flush",
+            "-c",
+            "read -P 2 1000 777",
+            "-c",
+            "read -P 3 4095 2",
+            "-c",
+            "read -P 1 999 1",
+            "-c",
+            "read -P 0 6000 100",
+            &uri,
+        ],
+    );
+    assert!(!said.contains("Pattern verification failed"), "{said}");
+    pair.down_and_compare(&record);
+    qemu_img_compares_both_disks(&pair);
 }

@@ -396,6 +396,9 @@ impl Resource {
         volume.peer.disk_bytes = disk;
         volume.peer.current_bytes = current;
         volume.peer.max_request = REQUEST_BYTES_MAX;
+        if let (Some(limits), true) = (&peer.limits, disk > 0) {
+            volume.peer.logical_block = limits.logical_block_size;
+        }
         if volume.state.disk >= DiskState::Negotiating && volume.backing.is_some() {
             self.sizes_with_disk(number, peer, user, current);
         } else {

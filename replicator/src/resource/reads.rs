@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tandem_protocol::packet::Packet;
 use tandem_protocol::packets::{BlockAck, BlockRequest, Data};
 
-use super::request::Io;
+use super::request::{Io, WriteId};
 use super::{Pending, Resource};
 use crate::bitmap::coverage::bits_touched;
 use crate::effect::DiskOperation;
@@ -23,11 +23,19 @@ enum Place {
     Remote { since: Time },
 }
 
-/// A part of a client's read.
+/// Who wants the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// A client: a part of its request.
+    Client(RequestId, usize),
+    /// A write of a client that covers a sector in part, and merges with the rest of it.
+    Edge(WriteId),
+}
+
+/// A part of a client's read, or the edge of a write.
 #[derive(Debug)]
 pub(crate) struct Read {
-    client: RequestId,
-    part: usize,
+    owner: Owner,
     volume: VolumeNumber,
     offset: u64,
     length: u32,
@@ -47,10 +55,20 @@ impl Resource {
         offset: u64,
         length: u32,
     ) {
+        self.start_read(Owner::Client(client, part), volume, offset, length);
+    }
+
+    /// A read of whole sectors, on the best path.
+    pub(super) fn start_read(
+        &mut self,
+        owner: Owner,
+        volume: VolumeNumber,
+        offset: u64,
+        length: u32,
+    ) {
         let id = self.requests.next_id();
         let read = Read {
-            client,
-            part,
+            owner,
             volume,
             offset,
             length,
@@ -147,7 +165,10 @@ impl Resource {
 
     fn finish_read(&mut self, id: u64, result: Result<Bytes, RequestError>) {
         if let Some(read) = self.requests.reads.remove(&id) {
-            self.part_done(read.client, read.part, result);
+            match read.owner {
+                Owner::Client(client, part) => self.part_done(client, part, result),
+                Owner::Edge(write) => self.edge_read(write, read.offset, result),
+            }
         }
     }
 

@@ -106,6 +106,8 @@ pub(crate) struct PeerDevice {
     pub(crate) disk_bytes: u64,
     /// Size of its device as last announced, in bytes.
     pub(crate) current_bytes: u64,
+    /// Logical block of its disk in bytes as last announced; 0: unknown. Kept over connections.
+    pub(crate) logical_block: u32,
     /// Largest request that it takes, in bytes.
     pub(crate) max_request: u32,
     /// Set bits of our bitmap that P_UUIDS told it.

@@ -49,6 +49,8 @@ pub struct Node {
     pub handler_exit: i32,
     /// Whether clients are served, and with which size.
     pub served: Option<u64>,
+    /// Logical block of its disk in bytes.
+    pub logical_block: u32,
     /// The backing device is open.
     pub open: bool,
     /// Every effect, for tests that look at the order.
@@ -151,7 +153,7 @@ impl World {
         world
     }
 
-    fn make_ready(&mut self, net: &NetOptions) {
+    pub fn make_ready(&mut self, net: &NetOptions) {
         let world = self;
         world.make_connected(net);
         world.ok(
@@ -484,6 +486,7 @@ impl Node {
             handlers: Vec::new(),
             handler_exit: 0,
             served: None,
+            logical_block: 512,
             open: false,
             history: Vec::new(),
             hold: None,

@@ -14,6 +14,7 @@ mod harness;
 mod integrity;
 mod linking;
 mod liveness;
+mod odd;
 mod pairs;
 mod plans;
 mod replication;

@@ -266,7 +266,8 @@ impl Resource {
             .writes
             .iter()
             .filter(|(_, write)| {
-                write.volume == number && matches!(write.stage, Stage::Interval | Stage::Log)
+                write.volume == number
+                    && matches!(write.stage, Stage::Interval | Stage::Edges | Stage::Log)
             })
             .map(|(id, _)| *id)
             .collect();

@@ -5,6 +5,8 @@
 //!                 │ suspended, bounds    │ overlap            │ cold: a transaction        │            │ barrier ack
 //! ```
 //!
+//! What does not start or end on a sector is widened first, and its edges are read between the interval and the log (`odd`).
+//!
 //! Invariants:
 //! - A write is answered with success only when at least one UpToDate disk has it (both, under protocol C, while the
 //!   peer is there), and when the data generation that protects it from a peer that missed it is durable.
@@ -28,6 +30,7 @@ use crate::time::Time;
 use crate::transfer_log::Epoch;
 
 mod log;
+mod odd;
 pub(crate) mod remote;
 mod retire;
 mod writes;
@@ -62,6 +65,8 @@ struct Client {
     result: Result<(), RequestError>,
     /// Data of a read, by part.
     data: Vec<Bytes>,
+    /// What was asked for within a read of whole sectors; `None`: all of it.
+    window: Option<core::ops::Range<usize>>,
 }
 
 /// What a write does to its range.
@@ -80,6 +85,8 @@ pub(crate) enum Body {
 pub(crate) enum Stage {
     /// Waits for an overlapping write.
     Interval,
+    /// The old bytes around it are being read.
+    Edges,
     /// Waits for the activity log.
     Log,
     /// Both legs are on their way or done.
@@ -137,6 +144,8 @@ pub(crate) struct Write {
     pub(crate) offset: u64,
     pub(crate) length: u32,
     pub(crate) body: Body,
+    /// Parts of sectors at its ends that are not merged yet.
+    pub(crate) edges: Option<odd::Edges>,
     pub(crate) fua: Fua,
     pub(crate) stage: Stage,
     pub(crate) logged: Logged,
@@ -216,8 +225,7 @@ impl Resource {
             | Operation::WriteZeroes { offset, length, .. } => (*offset, u64::from(*length)),
         };
         let end = offset.checked_add(length).ok_or(RequestError::Invalid)?;
-        let aligned = offset % 512 == 0 && length % 512 == 0;
-        if length == 0 || !aligned || end > volume.bytes {
+        if length == 0 || end > volume.bytes {
             return Err(RequestError::Invalid);
         }
         Ok(())
@@ -300,11 +308,7 @@ impl Resource {
         match operation {
             Operation::Flush => self.admit_flush(id, volume),
             Operation::Read { offset, length } => {
-                let parts = split(offset, length, PART_BYTES_MAX);
-                self.open_client(id, volume, parts.len());
-                for (part, (offset, length)) in parts.into_iter().enumerate() {
-                    self.admit_read(id, volume, part, offset, length);
-                }
+                self.admit_read_span(id, volume, (offset, length));
             }
             Operation::Write { offset, data, fua } => {
                 let length = data.len() as u32;
@@ -321,7 +325,7 @@ impl Resource {
                 length,
                 fua,
             } => {
-                self.admit_span(id, volume, offset, length, Body::Discard, fua);
+                self.admit_discard(id, volume, (offset, length), fua);
             }
             Operation::WriteZeroes {
                 offset,
@@ -329,24 +333,8 @@ impl Resource {
                 fua,
                 unmap,
             } => {
-                self.admit_span(id, volume, offset, length, Body::Zeroes(unmap), fua);
+                self.admit_zeroes(id, volume, (offset, length), &Body::Zeroes(unmap), fua);
             }
-        }
-    }
-
-    fn admit_span(
-        &mut self,
-        id: RequestId,
-        volume: VolumeNumber,
-        offset: u64,
-        length: u32,
-        body: Body,
-        fua: Fua,
-    ) {
-        let parts = split(offset, length, PART_BYTES_MAX);
-        self.open_client(id, volume, parts.len());
-        for (at, length) in parts {
-            self.admit_write(id, volume, at, length, body.clone(), fua);
         }
     }
 
@@ -356,6 +344,7 @@ impl Resource {
             parts_left: parts as u32,
             result: Ok(()),
             data: alloc::vec![Bytes::new(); parts],
+            window: None,
         };
         self.requests.clients.insert(id, client);
     }
@@ -383,7 +372,14 @@ impl Resource {
             return;
         }
         if let Some(client) = self.requests.clients.remove(&id) {
-            let result = client.result.map(|()| join(client.data));
+            let result = client.result.map(|()| {
+                let whole = join(client.data);
+                match client.window {
+                    // Whoever reads is given as much as was asked for: the parts were checked one by one.
+                    Some(window) if window.end <= whole.len() => whole.slice(window),
+                    _ => whole,
+                }
+            });
             self.reply(id, result);
         }
     }

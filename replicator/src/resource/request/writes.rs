@@ -26,12 +26,14 @@ impl Resource {
         fua: Fua,
     ) {
         let id = self.requests.next_id();
+        let ((offset, length), body, edges) = self.widen(volume, (offset, length), body);
         let write = Write {
             client,
             volume,
             offset,
             length,
             body,
+            edges,
             fua,
             stage: Stage::Interval,
             logged: Logged::default(),
@@ -51,16 +53,25 @@ impl Resource {
             return;
         };
         if at.intervals.insert(id, range, IntervalKind::Application) == Admission::Ready || ignore {
-            self.log_write(id);
+            self.hold_interval(id);
         }
     }
 
-    /// Everything that overlapped an earlier-waiting write has been answered.
+    /// Everything that overlapped the write and came before it has been answered.
     pub(crate) fn write_interval_ready(&mut self, id: WriteId) {
-        if self.planted(Planted::IgnoreOverlap) {
-            return;
+        if !self.planted(Planted::IgnoreOverlap) {
+            self.hold_interval(id);
         }
-        self.log_write(id);
+    }
+
+    /// The write has its interval: nobody else changes its sectors until it is answered.
+    fn hold_interval(&mut self, id: WriteId) {
+        let odd = self.requests.writes.get(&id);
+        if odd.is_some_and(|write| write.edges.is_some()) {
+            self.read_edges(id);
+        } else {
+            self.log_write(id);
+        }
     }
 
     /// Both what this node has and what the peer has decide whether a write can be taken at all (7.1).
@@ -281,6 +292,7 @@ impl Resource {
         let (volume, client, epoch) = (write.volume, write.client, write.epoch);
         write.stage = Stage::Answered;
         write.body = Body::Discard; // The payload is not needed any more: give its memory back.
+        write.edges = None;
         self.requests.bytes_in_flight -= u64::from(write.length);
         self.write_answered(epoch);
         self.release_interval(volume, id);

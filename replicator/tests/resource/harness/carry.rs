@@ -69,7 +69,7 @@ impl World {
                 data_bytes: at.disk.current.len() as u64,
                 meta_bytes: at.disk.current.len() as u64,
                 meta_kind: MetaKind::Internal,
-                logical_block: 512,
+                logical_block: at.logical_block,
                 discard: true,
                 discard_zeroes: true,
             })
