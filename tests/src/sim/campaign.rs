@@ -231,7 +231,7 @@ fn draw(spec: Spec) -> Plan {
         },
         disk_delay: (20_000, dice.pick(&[100_000, MS, 4 * MS])),
         handler_delay: dice.between(1, 200) * MS,
-        habits: draw_habits(&mut dice, large),
+        habits: draw_odd(draw_habits(&mut dice, large), spec.seed),
         live: spec.live,
         plant: Plant::of(spec.planted),
     };
@@ -299,7 +299,19 @@ fn draw_habits(dice: &mut Dice, large: bool) -> Habits {
             dice.pick(&[0, 0, 2]),
             dice.pick(&[0, 0, 2]),
         ],
+        odd: 0,
     }
+}
+
+/// Requests that do not start or end on a sector: in the later histories, from a stream of their own.
+fn draw_odd(habits: Habits, seed: u64) -> Habits {
+    let mut dice = Dice::new(seed, "odd");
+    let odd = if seed < FIRST_SHARP_SEED {
+        0
+    } else {
+        dice.pick(&[0, 1, 4, 12])
+    };
+    Habits { odd, ..habits }
 }
 
 /// Runs one campaign.

@@ -9,14 +9,28 @@ use tandem_replicator::{Fua, Operation, Request, RequestError, RequestId, Unmap}
 use super::dice::Dice;
 use super::node::VOLUME;
 use super::oracle::Oracle;
-use super::stamp::{Content, SECTOR, Stamper};
+use super::stamp::{Content, SECTOR, Stamper, UNIT, UNITS};
 
 /// What a request was, for its answer.
 #[derive(Clone, Debug)]
 enum Asked {
-    Write { id: u64, durable: bool },
-    Read { first: u64, floor: Vec<u64> },
-    Flush { since: u64 },
+    Write {
+        id: u64,
+        durable: bool,
+    },
+    /// One of the two requests of a write that is cut inside a sector.
+    Part {
+        id: u64,
+        durable: bool,
+    },
+    /// Of these units of the device.
+    Read {
+        units: Range<u64>,
+        floor: Vec<u64>,
+    },
+    Flush {
+        since: u64,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -39,6 +53,8 @@ pub struct Habits {
     pub hot: u64,
     /// Weights: read, write, FUA write, flush, discard, zeroes.
     pub mix: [u32; 6],
+    /// So many of 16 reads and writes do not start or end on a sector.
+    pub odd: u64,
 }
 
 /// Counters for a summary.
@@ -72,15 +88,18 @@ pub struct Clients {
     /// Turns in which they do nothing.
     pub muted: Vec<Range<u64>>,
     open: BTreeMap<u64, Open>,
+    /// Writes in two requests: how many are answered, and whether all with success.
+    halves: BTreeMap<u64, (u32, bool)>,
     next: u64,
     dice: Dice,
+    odd_dice: Dice,
     stamper: Stamper,
 }
 
 impl Clients {
     /// Clients that have not begun.
     #[must_use]
-    pub fn new(habits: Habits, stamper: Stamper, dice: Dice) -> Clients {
+    pub fn new(habits: Habits, stamper: Stamper, seed: u64) -> Clients {
         Clients {
             habits,
             quiet: true,
@@ -91,8 +110,10 @@ impl Clients {
             turns: 0,
             muted: Vec::new(),
             open: BTreeMap::new(),
+            halves: BTreeMap::new(),
             next: 0,
-            dice,
+            dice: Dice::new(seed, "clients"),
+            odd_dice: Dice::new(seed, "odd requests"),
             stamper,
         }
     }
@@ -127,16 +148,10 @@ impl Clients {
         self.dice.spread(3 * self.habits.pause).max(1)
     }
 
-    /// A request for a device of so many bytes, if the clients want one now.
-    pub fn ask(
-        &mut self,
-        now: u64,
-        node: usize,
-        bytes: u64,
-        oracle: &mut Oracle,
-    ) -> Option<Request> {
+    /// Requests for a device of so many bytes, if the clients want any now: one, or the two parts of a write.
+    pub fn ask(&mut self, now: u64, node: usize, bytes: u64, oracle: &mut Oracle) -> Vec<Request> {
         if self.quiet || self.resting[node] || self.in_flight(node) >= self.habits.depth {
-            return None;
+            return Vec::new();
         }
         let sectors = bytes / SECTOR;
         let kind = self.dice.weighted(&self.habits.mix.clone());
@@ -154,7 +169,91 @@ impl Clients {
         if self.dice.chance(2, 3) {
             first -= first % 8;
         }
-        Some(self.request(now, node, kind, first, length, oracle))
+        let is_odd = self.habits.odd > 0 && self.odd_dice.chance(self.habits.odd, 16);
+        match kind {
+            0 if is_odd => vec![self.odd_read(now, node, first, length, oracle)],
+            1 | 2 | 5 if is_odd => self.odd_write(now, node, kind, first, length, oracle),
+            _ => vec![self.request(now, node, kind, first, length, oracle)],
+        }
+    }
+
+    fn open(&mut self, now: u64, node: usize, operation: Operation, asked: Asked) -> Request {
+        self.next += 1;
+        let open = Open {
+            node,
+            asked,
+            since: now,
+        };
+        self.open.insert(self.next, open);
+        Request {
+            id: RequestId(self.next),
+            volume: VOLUME,
+            operation,
+        }
+    }
+
+    /// A read of a part of these sectors.
+    fn odd_read(
+        &mut self,
+        now: u64,
+        node: usize,
+        first: u64,
+        sectors: u64,
+        oracle: &mut Oracle,
+    ) -> Request {
+        let (begin, end) = (first * UNITS as u64, (first + sectors) * UNITS as u64);
+        let from = begin + self.odd_dice.below(UNITS as u64);
+        let to = (end - self.odd_dice.below(UNITS as u64)).max(from + 1);
+        let floor = oracle.read_floor(node, first, sectors);
+        let operation = Operation::Read {
+            offset: from * UNIT,
+            length: ((to - from) * UNIT) as u32,
+        };
+        let units = from..to;
+        self.open(now, node, operation, Asked::Read { units, floor })
+    }
+
+    /// A write of these sectors in two requests that meet inside one of them, in any order.
+    fn odd_write(
+        &mut self,
+        now: u64,
+        node: usize,
+        kind: usize,
+        first: u64,
+        sectors: u64,
+        oracle: &mut Oracle,
+    ) -> Vec<Request> {
+        let (begin, end) = (first * UNITS as u64, (first + sectors) * UNITS as u64);
+        let cut = self.odd_dice.between(begin + 1, end - 1);
+        let durable = kind == 2 || self.odd_dice.chance(1, 6);
+        let fua = if durable { Fua::Yes } else { Fua::No };
+        let id = oracle.submit(node, first, sectors, kind == 5);
+        oracle.cut(cut);
+        self.halves.insert(id, (0, true));
+        let mut parts = [begin..cut, cut..end];
+        if self.odd_dice.chance(1, 2) {
+            parts.reverse();
+        }
+        let operation = |units: Range<u64>| {
+            let offset = units.start * UNIT;
+            if kind == 5 {
+                Operation::WriteZeroes {
+                    offset,
+                    length: ((units.end - units.start) * UNIT) as u32,
+                    fua,
+                    unmap: Unmap::Allowed,
+                }
+            } else {
+                let data = self.stamper.part(id, units);
+                Operation::Write { offset, data, fua }
+            }
+        };
+        let operations = parts.map(operation);
+        let asked = Asked::Part { id, durable };
+        operations
+            .into_iter()
+            .map(|operation| self.open(now, node, operation, asked.clone()))
+            .collect()
     }
 
     /// A request of a kind (order of [`Habits::mix`]) on these sectors.
@@ -175,7 +274,10 @@ impl Clients {
                 let floor = oracle.read_floor(node, first, sectors);
                 (
                     Operation::Read { offset, length },
-                    Asked::Read { first, floor },
+                    Asked::Read {
+                        units: first * UNITS as u64..(first + sectors) * UNITS as u64,
+                        floor,
+                    },
                 )
             }
             3 => {
@@ -214,18 +316,7 @@ impl Clients {
                 (operation, Asked::Write { id, durable })
             }
         };
-        self.next += 1;
-        let open = Open {
-            node,
-            asked,
-            since: now,
-        };
-        self.open.insert(self.next, open);
-        Request {
-            id: RequestId(self.next),
-            volume: VOLUME,
-            operation,
-        }
+        self.open(now, node, operation, asked)
     }
 
     /// An answer. `after`: the state of the node that gave it.
@@ -266,20 +357,27 @@ impl Clients {
                 oracle.flushed(node, *since, after)?;
                 self.counts.done += 1;
             }
-            (Asked::Read { first, floor }, Ok(bytes)) => {
-                if bytes.len() as u64 != floor.len() as u64 * SECTOR {
-                    return Err(format!(
-                        "read {} is answered with {} bytes",
-                        request.0,
-                        bytes.len()
-                    ));
+            (Asked::Part { id, durable }, result) => {
+                if let Err(error) = result {
+                    self.errors.push(*error);
+                    self.counts.failed += 1;
+                    oracle.leave_open(*id);
+                } else {
+                    self.counts.done += 1;
                 }
-                let contents: Vec<Content> = bytes
-                    .chunks_exact(512)
-                    .enumerate()
-                    .map(|(index, sector)| self.stamper.get(first + index as u64, sector))
-                    .collect();
-                oracle.check_read(node, *first, floor, &contents)?;
+                let (answered, well) = self.halves.get(id).copied().unwrap_or_default();
+                let well = well && result.is_ok();
+                self.halves.insert(*id, (answered + 1, well));
+                if answered == 1 && well {
+                    oracle.acknowledge(node, *id, *durable, after);
+                }
+            }
+            (Asked::Read { units, floor }, Ok(bytes)) => {
+                let contents = self.contents(units, bytes).ok_or_else(|| {
+                    let length = bytes.len();
+                    format!("read {} is answered with {length} bytes", request.0)
+                })?;
+                oracle.check_read(node, units.clone(), floor, &contents)?;
                 self.counts.done += 1;
             }
             (asked, Err(error)) => {
@@ -293,6 +391,26 @@ impl Clients {
         Ok(())
     }
 
+    /// The sectors that a read of these units touches; `None` if there are not so many bytes.
+    fn contents(&self, units: &Range<u64>, bytes: &[u8]) -> Option<Vec<Content>> {
+        if bytes.len() as u64 != (units.end - units.start) * UNIT {
+            return None;
+        }
+        let per_sector = UNITS as u64;
+        let mut contents = Vec::new();
+        let mut at = units.start;
+        while at < units.end {
+            let sector = at / per_sector;
+            let to = ((sector + 1) * per_sector).min(units.end);
+            let place = |unit: u64| ((unit - units.start) * UNIT) as usize;
+            let part = bytes.get(place(at)..place(to))?;
+            let first = (at % per_sector) as usize;
+            contents.push(self.stamper.get_part(sector, first, part));
+            at = to;
+        }
+        Some(contents)
+    }
+
     /// The process of a node is gone: its requests are never answered.
     pub fn node_died(&mut self, node: usize, oracle: &mut Oracle) {
         self.opened[node] = false;
@@ -303,7 +421,7 @@ impl Clients {
                 continue;
             }
             self.counts.lost += 1;
-            if let Asked::Write { id, .. } = open.asked {
+            if let Asked::Write { id, .. } | Asked::Part { id, .. } = open.asked {
                 oracle.leave_open(id);
             }
         }

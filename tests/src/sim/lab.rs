@@ -67,6 +67,7 @@ pub fn settings() -> Settings {
             sectors_max: 8,
             hot: 0,
             mix: [0, 1, 0, 0, 0, 0],
+            odd: 0,
         },
         live: false,
         plant: Plant::default(),

@@ -8,12 +8,13 @@
 //! - A write that was never answered may be there or not, and no longer appears once a younger one was seen to replace it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use tandem_replicator::Protocol;
 use tandem_replicator::state::word::{ConnState, DiskState, Role, State};
 
 use super::node::Node;
-use super::stamp::Content;
+use super::stamp::{Content, UNITS, Unit};
 use super::trace::name;
 
 /// Youngest write that must not be lost, by sector.
@@ -38,6 +39,8 @@ struct Write {
     cache_lost: Option<u64>,
     /// Its node had no UpToDate disk when it was submitted: its answer says that the peer has it durably.
     remote_only: bool,
+    /// It was submitted in two requests that meet inside a sector: at this unit of the device.
+    cut: Option<u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -124,6 +127,7 @@ impl Oracle {
             history: 0,
             cache_lost: None,
             remote_only: false,
+            cut: None,
         };
         let history = History {
             parent: None,
@@ -172,6 +176,7 @@ impl Oracle {
             history,
             cache_lost: None,
             remote_only: !self.views[node].up_to_date,
+            cut: None,
         });
         for sector in first..first + sectors {
             let content = if zeroes {
@@ -183,6 +188,13 @@ impl Oracle {
             versions.push(Version { write: id, content });
         }
         id
+    }
+
+    /// The write that was submitted last goes out as two requests that meet at this unit of the device.
+    pub fn cut(&mut self, unit: u64) {
+        if let Some(write) = self.writes.last_mut() {
+            write.cut = Some(unit);
+        }
     }
 
     /// The write was answered with success by this node, which then was in this state.
@@ -300,21 +312,24 @@ impl Oracle {
             .collect()
     }
 
-    /// A read was answered.
+    /// A read of these units of the device was answered, with these contents of the sectors that it touches.
     ///
     /// # Errors
     /// It shows what was never written there, or what had been overwritten before it was submitted.
     pub fn check_read(
         &self,
         node: usize,
-        first: u64,
+        units: Range<u64>,
         floor: &[u64],
         contents: &[Content],
     ) -> Result<(), String> {
         let history = self.views[node].history;
-        for (index, (floor, content)) in floor.iter().zip(contents).enumerate() {
-            let sector = first + index as u64;
-            self.allowed(history, sector, content, *floor)
+        let per_sector = UNITS as u64;
+        let first = units.start / per_sector;
+        for (sector, (floor, content)) in (first..).zip(floor.iter().zip(contents)) {
+            let from = units.start.max(sector * per_sector) - sector * per_sector;
+            let to = units.end.min((sector + 1) * per_sector) - sector * per_sector;
+            self.allowed_part(history, sector, from as usize..to as usize, content, *floor)
                 .map_err(|why| format!("a read on {} is wrong: {why}", name(node)))?;
         }
         Ok(())
@@ -358,6 +373,96 @@ impl Oracle {
             )
     }
 
+    /// Whether a part of a sector may hold this: each run of it on its own, where writes were cut.
+    fn allowed_part(
+        &self,
+        history: usize,
+        sector: u64,
+        part: Range<usize>,
+        content: &Content,
+        floor: u64,
+    ) -> Result<(), String> {
+        let runs = content.runs(part.clone());
+        if part == (0..UNITS) && runs.len() < 2 {
+            return self.allowed(history, sector, content, floor);
+        }
+        if runs.is_empty() {
+            return Err(format!("sector {sector} holds {content:?}"));
+        }
+        let cuts = self.cuts(history, sector);
+        for (run, unit) in runs {
+            if run.start != part.start && !cuts.contains(&run.start) {
+                return Err(format!(
+                    "sector {sector} holds {content:?}, but nothing was ever cut at byte {}",
+                    run.start * 16
+                ));
+            }
+            let mut shown = self.shown(history, sector, run, unit).peekable();
+            let any = shown.peek().is_some();
+            if !any || shown.all(|write| self.is_before(write, floor, history)) {
+                return Err(format!(
+                    "sector {sector} holds {content:?}, of which a part was {}; the last that must not be lost is {}",
+                    if any {
+                        "overwritten before"
+                    } else {
+                        "never written there"
+                    },
+                    self.describe(floor)
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Where writes of this sector were cut, in units of the sector.
+    fn cuts(&self, history: usize, sector: u64) -> BTreeSet<usize> {
+        let versions = self.histories[history].sectors.get(&sector);
+        let per_sector = UNITS as u64;
+        let mut cuts = BTreeSet::new();
+        for version in versions.into_iter().flatten() {
+            let cut = self.writes[version.write as usize].cut;
+            cuts.extend(
+                cut.filter(|cut| cut / per_sector == sector)
+                    .map(|cut| (cut % per_sector) as usize),
+            );
+            // What was found at the beginning of a history may be cut already.
+            let inherited = version.content.runs(0..UNITS).into_iter().skip(1);
+            cuts.extend(inherited.map(|(run, _)| run.start));
+        }
+        cuts
+    }
+
+    /// The versions of a sector that show this in a run of its units.
+    fn shown(
+        &self,
+        history: usize,
+        sector: u64,
+        run: Range<usize>,
+        unit: Unit,
+    ) -> impl Iterator<Item = u64> + '_ {
+        let versions = self.histories[history].sectors.get(&sector);
+        let first = unit.is_none().then_some(NEVER_WRITTEN);
+        let holds = move |content: &Content| run.clone().all(|at| content.unit(at) == Some(unit));
+        first.into_iter().chain(
+            versions
+                .into_iter()
+                .flatten()
+                .filter(move |version| holds(&version.content))
+                .map(|version| version.write),
+        )
+    }
+
+    /// Whether all that a sector shows ended before this write was submitted, somewhere in it.
+    fn shows_older(&self, history: usize, sector: u64, content: &Content, than: u64) -> bool {
+        let older = |write: u64| self.is_before(write, than, history);
+        let runs = content.runs(0..UNITS);
+        if runs.len() < 2 {
+            return self.versions(history, sector, content).all(older);
+        }
+        runs.into_iter()
+            .any(|(run, unit)| self.shown(history, sector, run, unit).all(older))
+    }
+
     fn allowed(
         &self,
         history: usize,
@@ -365,6 +470,9 @@ impl Oracle {
         content: &Content,
         floor: u64,
     ) -> Result<(), String> {
+        if matches!(content, Content::Mixed(_)) {
+            return self.allowed_part(history, sector, 0..UNITS, content, floor);
+        }
         let mut found = None;
         for write in self.versions(history, sector, content) {
             if !self.is_before(write, floor, history) {
@@ -756,10 +864,7 @@ impl Oracle {
                 write.acknowledged && !excused && self.is_before(*id, youngest, history)
             });
             for missing in missing {
-                let shown_is_older = self
-                    .versions(history, *sector, content)
-                    .all(|shown| self.is_before(shown, missing, history));
-                if shown_is_older {
+                if self.shows_older(history, *sector, content, missing) {
                     return Err(format!(
                         "reordered: {} is there, but sector {sector} lacks {}",
                         self.describe(youngest),
@@ -811,6 +916,7 @@ impl Oracle {
             history,
             cache_lost: None,
             remote_only: false,
+            cut: None,
         });
         let view = &mut self.views[node];
         view.history = history;
@@ -882,6 +988,7 @@ impl Oracle {
             history,
             cache_lost: None,
             remote_only: false,
+            cut: None,
         });
         for id in open {
             self.open.remove(&id);

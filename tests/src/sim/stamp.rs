@@ -1,15 +1,25 @@
 //! What the simulated clients write: each sector says which write it belongs to and where it should be, so that torn,
 //! moved and stale sectors are recognised wherever they turn up.
 //!
-//! A sector is one 16-byte unit, 32 times: write number xor salt of the seed, position xor a mix of both.
+//! A sector is one 16-byte unit, 32 times: write number xor salt of the seed, position xor a mix of both. A request that does not
+//! start or end on a sector is cut at a unit.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 /// Bytes of a sector.
 pub const SECTOR: u64 = 512;
+
+/// Bytes of the unit that a sector repeats: requests are cut at units, never inside one.
+pub const UNIT: u64 = 16;
+/// Units of a sector.
+pub const UNITS: usize = (SECTOR / UNIT) as usize;
+
+/// What one unit holds: `None` is zeroes.
+pub type Unit = Option<u64>;
 
 /// Contents of one sector, in the words of the simulator.
 #[derive(Clone, PartialEq, Eq)]
@@ -18,8 +28,39 @@ pub enum Content {
     Zero,
     /// Written whole by this write, at this position.
     Stamp(u64),
+    /// Parts of several writes (or zeroes), each at its position.
+    Mixed(Arc<[Unit; UNITS]>),
     /// Anything else: metadata, a stamp at a wrong position, a mixture.
     Raw(Arc<[u8; 512]>),
+}
+
+impl Content {
+    /// What a unit of the sector holds; `None` for foreign bytes.
+    #[must_use]
+    pub fn unit(&self, at: usize) -> Option<Unit> {
+        match self {
+            Content::Zero => Some(None),
+            Content::Stamp(write) => Some(Some(*write)),
+            Content::Mixed(units) => units.get(at).copied(),
+            Content::Raw(_) => None,
+        }
+    }
+
+    /// The longest runs of equal units in a part of the sector, ascending; nothing for foreign bytes.
+    #[must_use]
+    pub fn runs(&self, part: Range<usize>) -> Vec<(Range<usize>, Unit)> {
+        let mut runs: Vec<(Range<usize>, Unit)> = Vec::new();
+        for at in part {
+            let Some(unit) = self.unit(at) else {
+                return Vec::new();
+            };
+            match runs.last_mut() {
+                Some((run, held)) if *held == unit => run.end = at + 1,
+                _ => runs.push((at..at + 1, unit)),
+            }
+        }
+        runs
+    }
 }
 
 impl fmt::Debug for Content {
@@ -27,6 +68,18 @@ impl fmt::Debug for Content {
         match self {
             Content::Zero => f.write_str("zeroes"),
             Content::Stamp(write) => write!(f, "write {write}"),
+            Content::Mixed(_) => {
+                let runs = self.runs(0..UNITS);
+                let words = runs.iter().map(|(run, unit)| match unit {
+                    Some(write) => format!(
+                        "write {write} in bytes {}..{}",
+                        run.start * 16,
+                        run.end * 16
+                    ),
+                    None => format!("zeroes in bytes {}..{}", run.start * 16, run.end * 16),
+                });
+                f.write_str(&words.collect::<Vec<_>>().join(" and "))
+            }
             Content::Raw(bytes) => write!(f, "foreign bytes {:02x?}..", &bytes[..16]),
         }
     }
@@ -76,6 +129,11 @@ impl Stamper {
                     chunk.copy_from_slice(&unit);
                 }
             }
+            Content::Mixed(units) => {
+                for (chunk, unit) in bytes.chunks_exact_mut(16).zip(units.iter()) {
+                    chunk.copy_from_slice(&unit.map_or([0; 16], |write| self.unit(write, sector)));
+                }
+            }
             Content::Raw(raw) => bytes.copy_from_slice(&raw[..]),
         }
     }
@@ -96,7 +154,45 @@ impl Stamper {
         if is_uniform && raw[..16] == self.unit(write, sector) {
             return Content::Stamp(write);
         }
-        Content::Raw(Arc::new(raw))
+        match self.mixed(sector, &raw) {
+            Some(units) => Content::Mixed(Arc::new(units)),
+            None => Content::Raw(Arc::new(raw)),
+        }
+    }
+
+    fn mixed(self, sector: u64, bytes: &[u8; 512]) -> Option<[Unit; UNITS]> {
+        let mut units = [None; UNITS];
+        for (unit, chunk) in units.iter_mut().zip(bytes.chunks_exact(16)) {
+            *unit = self.read_unit(sector, chunk)?;
+        }
+        Some(units)
+    }
+
+    /// One unit; `None`: foreign bytes. `bytes` is one unit.
+    fn read_unit(self, sector: u64, bytes: &[u8]) -> Option<Unit> {
+        if bytes.iter().all(|byte| *byte == 0) {
+            return Some(None);
+        }
+        let mut first = [0; 8];
+        first.copy_from_slice(&bytes[..8]);
+        let write = u64::from_le_bytes(first) ^ self.salt;
+        (bytes == self.unit(write, sector)).then_some(Some(write))
+    }
+
+    /// Some units of a sector as contents: the units before `first` and behind the last are zeroes.
+    #[must_use]
+    pub fn get_part(self, sector: u64, first: usize, bytes: &[u8]) -> Content {
+        let mut whole = [0; 512];
+        whole[first * 16..first * 16 + bytes.len()].copy_from_slice(bytes);
+        self.get(sector, &whole)
+    }
+
+    /// The bytes of a part of a write, in units from the start of the device.
+    #[must_use]
+    pub fn part(self, write: u64, units: Range<u64>) -> Bytes {
+        let per_sector = UNITS as u64;
+        let bytes = units.flat_map(|unit| self.unit(write, unit / per_sector));
+        bytes.collect::<Vec<u8>>().into()
     }
 
     /// Where a stamped sector should be, if these bytes carry a stamp of this seed at all (for messages).

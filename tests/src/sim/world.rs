@@ -127,7 +127,7 @@ impl World {
             now: 1000 * MS,
             nodes: [node(0), node(1)],
             net: Network::new(settings.net.clone(), Dice::new(seed, "network")),
-            clients: Clients::new(settings.habits.clone(), stamper, Dice::new(seed, "clients")),
+            clients: Clients::new(settings.habits.clone(), stamper, seed),
             oracle: Oracle::new(settings.net_options.protocol),
             trace: Trace::new(settings.live),
             person_due: false,
@@ -613,7 +613,7 @@ impl World {
                 continue;
             }
             self.open_device(node);
-            if let Some(request) = self.clients.ask(self.now, node, bytes, &mut self.oracle) {
+            for request in self.clients.ask(self.now, node, bytes, &mut self.oracle) {
                 self.deliver(node, Event::Request(request));
             }
         }
