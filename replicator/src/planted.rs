@@ -56,6 +56,10 @@ bugs! {
     // Order of writes.
     /// Two writes of clients that overlap are in flight together.
     IgnoreOverlap,
+    /// A write of a part of a sector does not wait for another one that merges with the same sector.
+    MergeWithoutLock,
+    /// A write of a part of a sector does not keep the bytes behind it.
+    ForgetEdge,
     /// Two writes of the peer that overlap are in flight together.
     IgnorePeerOverlap,
     /// Under protocol A an answered write does not close its epoch.

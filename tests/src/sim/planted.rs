@@ -78,6 +78,7 @@ pub fn hint(bug: Planted) -> Hint {
     match bug {
         Planted::IgnorePeerOverlap => Hint::Seed(26),
         Planted::OverlapEpochs => Hint::Seed(2),
+        Planted::MergeWithoutLock | Planted::ForgetEdge => Hint::Seed(2000),
         Planted::AcceptSplitBrain => Hint::Seed(57),
         Planted::LogInCache => Hint::Seed(8),
         Planted::FlushWithoutDisk => Hint::Seed(14),

@@ -18,6 +18,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::{Body, PART_BYTES_MAX, Stage, WriteId, split};
 use crate::event::{Fua, RequestError, RequestId, VolumeNumber};
+use crate::planted::Planted;
 use crate::resource::Resource;
 use crate::resource::reads::Owner;
 
@@ -212,6 +213,7 @@ impl Resource {
         offset: u64,
         result: Result<Bytes, RequestError>,
     ) {
+        let forget = self.planted(Planted::ForgetEdge);
         // A write that was given up meanwhile has no edges any more.
         let Some(write) = self.requests.writes.get_mut(&id) else {
             return;
@@ -237,6 +239,9 @@ impl Resource {
         let end = edges.lead + edges.data.len();
         if let Some(place) = edges.base.get_mut(edges.lead..end) {
             place.copy_from_slice(&edges.data);
+        }
+        if forget {
+            edges.base[end..].fill(0);
         }
         let whole = core::mem::take(&mut edges.base).freeze();
         write.edges = None;

@@ -27,6 +27,7 @@ impl Resource {
     ) {
         let id = self.requests.next_id();
         let ((offset, length), body, edges) = self.widen(volume, (offset, length), body);
+        let ignore = self.ignores_interval(edges.is_some());
         let write = Write {
             client,
             volume,
@@ -48,7 +49,6 @@ impl Resource {
         self.requests.writes.insert(id, write);
         self.requests.bytes_in_flight += u64::from(length);
         let range = offset..offset + u64::from(length);
-        let ignore = self.planted(Planted::IgnoreOverlap);
         let Some(at) = self.volumes.get_mut(&volume) else {
             return;
         };
@@ -59,9 +59,14 @@ impl Resource {
 
     /// Everything that overlapped the write and came before it has been answered.
     pub(crate) fn write_interval_ready(&mut self, id: WriteId) {
-        if !self.planted(Planted::IgnoreOverlap) {
+        let write = self.requests.writes.get(&id);
+        if write.is_some_and(|write| write.stage == Stage::Interval) {
             self.hold_interval(id);
         }
+    }
+
+    fn ignores_interval(&self, is_odd: bool) -> bool {
+        self.planted(Planted::IgnoreOverlap) || is_odd && self.planted(Planted::MergeWithoutLock)
     }
 
     /// The write has its interval: nobody else changes its sectors until it is answered.
