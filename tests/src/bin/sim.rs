@@ -27,9 +27,9 @@ struct Arguments {
     /// Fresh seeds for so many minutes.
     #[arg(long)]
     swarm: Option<f64>,
-    /// Protocol A, B or C.
-    #[arg(long, default_value = "C", value_parser = protocol)]
-    protocol: Protocol,
+    /// Protocol A, B or C; `mixed`: each seed draws its own.
+    #[arg(long, default_value = "C", value_parser = which_protocol)]
+    protocol: Which,
     /// Print everything that happens (with --seed).
     #[arg(long)]
     trace: bool,
@@ -63,12 +63,34 @@ struct Arguments {
     without_turns: Vec<(u64, u64)>,
 }
 
-fn protocol(word: &str) -> Result<Protocol, String> {
+/// The protocol of a history.
+#[derive(Clone, Copy)]
+enum Which {
+    One(Protocol),
+    Mixed,
+}
+
+impl Which {
+    /// That of a seed: mostly C, whose promises are the strongest.
+    fn of(self, seed: u64) -> Protocol {
+        match self {
+            Which::One(protocol) => protocol,
+            Which::Mixed => match seed % 8 {
+                3 => Protocol::A,
+                5 => Protocol::B,
+                _ => Protocol::C,
+            },
+        }
+    }
+}
+
+fn which_protocol(word: &str) -> Result<Which, String> {
     match word {
-        "A" | "a" => Ok(Protocol::A),
-        "B" | "b" => Ok(Protocol::B),
-        "C" | "c" => Ok(Protocol::C),
-        _ => Err("A, B or C".to_owned()),
+        "A" | "a" => Ok(Which::One(Protocol::A)),
+        "B" | "b" => Ok(Which::One(Protocol::B)),
+        "C" | "c" => Ok(Which::One(Protocol::C)),
+        "mixed" => Ok(Which::Mixed),
+        _ => Err("A, B, C or mixed".to_owned()),
     }
 }
 
@@ -101,8 +123,8 @@ fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
         eprintln!("{panic}");
     }));
-    let protocol = arguments.protocol;
     if let Some(seed) = arguments.seed {
+        let protocol = arguments.protocol.of(seed);
         let spec = Spec {
             live: arguments.trace && !arguments.shrink,
             planted: arguments.plant,
@@ -130,10 +152,9 @@ fn main() -> ExitCode {
         (Some(seeds), _) => seeds,
         (None, Some(_)) => {
             let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-            (
-                since.map_or(0, |since| since.as_nanos() as u64 & 0xffff_ffff_f000),
-                u64::MAX,
-            )
+            let first = since.map_or(0, |since| since.as_nanos() as u64 & 0xffff_ffff_f000);
+            println!("fresh seeds from {first} on, of commit {}", commit());
+            (first, u64::MAX)
         }
         (None, None) => (0, 100),
     };
@@ -248,6 +269,7 @@ struct Total {
     split_brains: u64,
     nudges: u64,
     seconds: u64,
+    events: u64,
     failures: Vec<(u64, String)>,
 }
 
@@ -266,7 +288,7 @@ fn many(arguments: &Arguments, from: u64, to: u64, end: Option<Instant>) -> Exit
                     }
                     let outcome = run(Spec {
                         planted: arguments.plant,
-                        ..Spec::new(seed, arguments.protocol)
+                        ..Spec::new(seed, arguments.protocol.of(seed))
                     });
                     if note(&total, seed, outcome) && !arguments.keep_going {
                         next.store(to, Ordering::Relaxed);
@@ -279,15 +301,20 @@ fn many(arguments: &Arguments, from: u64, to: u64, end: Option<Instant>) -> Exit
     let total = total
         .into_inner()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let seconds = began.elapsed().as_secs_f64();
     println!(
-        "{} seeds from {from}, {} requests, {} faults and commands, {} split brains, {} nudges, {} virtual hours, {:.1} s",
+        "{} seeds from {from}: {} failures; {} events, {} requests, {} faults and commands, {} split brains, {} nudges, {} virtual \
+         hours; {seconds:.0} s, {:.1} seeds and {:.0} events a second",
         total.runs,
+        total.failures.len(),
+        total.events,
         total.requests,
         total.actions,
         total.split_brains,
         total.nudges,
         total.seconds / 3600,
-        began.elapsed().as_secs_f64()
+        total.runs as f64 / seconds,
+        total.events as f64 / seconds,
     );
     for (seed, why) in &total.failures {
         println!("seed {seed}: {why}");
@@ -312,6 +339,7 @@ fn note(total: &Mutex<Total>, seed: u64, outcome: Outcome) -> bool {
             total.split_brains += u64::from(report.split_brains);
             total.nudges += u64::from(report.nudges);
             total.seconds += report.seconds;
+            total.events += report.lines;
             false
         }
         Err(why) => {
