@@ -10,7 +10,7 @@ use clap::Parser;
 use tandem_replicator::Protocol;
 use tandem_replicator::planted::Planted;
 use tandem_tests::sim::campaign::{commit, replay};
-use tandem_tests::sim::crash::{Depth, STORIES, search};
+use tandem_tests::sim::crash::{self, Depth, Point, STORIES, search};
 use tandem_tests::sim::planted::{By, Found, SEEDS_MAX, hint, search_all};
 use tandem_tests::sim::shrink::shrink;
 use tandem_tests::sim::{Cuts, Outcome, Spec, run, run_cut};
@@ -50,8 +50,11 @@ struct Arguments {
     #[arg(long, value_parser = depth, conflicts_with_all = ["seed", "seeds", "swarm", "planted"])]
     crash_points: Option<Depth>,
     /// Cut only the stories whose name contains this (with --crash-points).
-    #[arg(long, requires = "crash_points", default_value = "")]
+    #[arg(long, default_value = "")]
     story: String,
+    /// One cut of the first such story, as a failure prints it, with everything that happens (with --story).
+    #[arg(long, conflicts_with_all = ["seed", "seeds", "swarm", "planted", "crash_points"])]
+    cut: Option<Point>,
     /// Leave out faults, commands and requests as long as something is still wrong (with --seed).
     #[arg(long, requires = "seed")]
     shrink: bool,
@@ -139,6 +142,9 @@ fn main() -> ExitCode {
         cuts.turns = turns.map(|(from, to)| *from..*to).collect();
         return one(spec, &cuts);
     }
+    if let Some(point) = arguments.cut {
+        return one_cut(point, arguments.plant, &arguments.story);
+    }
     if let Some(depth) = arguments.crash_points {
         return crash_points(depth, arguments.plant, &arguments.story);
     }
@@ -198,12 +204,37 @@ fn crash_points(depth: Depth, plant: Option<Planted>, which: &str) -> ExitCode {
                 began.elapsed().as_secs_f64()
             ),
             Err((point, why)) => {
-                println!("{why}\n{}: {point:?}", story.name);
+                let plant = plant.map_or(String::new(), |bug| format!(" --plant {bug:?}"));
+                println!(
+                    "{why}\n{}: {point:?}\n  commit: {}\n  replay: cargo run -p tandem-tests --bin sim -- --story '{}' --cut {point}{plant}",
+                    story.name,
+                    commit(),
+                    story.name
+                );
                 code = ExitCode::FAILURE;
             }
         }
     }
     code
+}
+
+/// Replays one cut.
+fn one_cut(point: Point, plant: Option<Planted>, which: &str) -> ExitCode {
+    let Some(story) = STORIES.iter().find(|story| story.name.contains(which)) else {
+        println!("no story has {which:?} in its name");
+        return ExitCode::FAILURE;
+    };
+    match crash::run(story, plant, point, true) {
+        Ok(ended) => {
+            println!("{}: {point:?} goes right: {ended:?}", story.name);
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            let why = why.lines().last().unwrap_or_default();
+            println!("{}: {point:?}: {why}", story.name);
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// The shortest history found that still goes wrong.

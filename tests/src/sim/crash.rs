@@ -10,11 +10,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tandem_replicator::planted::{Plant, Planted};
 use tandem_replicator::state::word::{ConnState, DiskState, Role};
-use tandem_replicator::{Command, Force, MetaKind};
+use tandem_replicator::{Command, Force, Protocol};
 
-use super::lab::{A, B, Lab, primary, settings};
+use super::lab::{A, B, Lab};
 use super::network::MS;
-use super::node::{DiskPlan, Keep, Part, VOLUME};
+use super::node::{Keep, Part, VOLUME};
+pub use super::stories::STORIES;
 use super::world::CrashAt;
 use super::{Settings, World};
 
@@ -25,7 +26,7 @@ pub const SUBSETS_OF: u32 = 10;
 const EACH_MAX: u32 = 6;
 
 /// Time for what happens in a story.
-const ACT: u64 = 6000 * MS;
+pub(super) const ACT: u64 = 6000 * MS;
 
 /// What is cut.
 pub struct Story {
@@ -42,6 +43,12 @@ pub struct Story {
 }
 
 impl Story {
+    /// Its protocol.
+    #[must_use]
+    pub fn protocol(&self) -> Protocol {
+        (self.settings)().net_options.protocol
+    }
+
     /// Its pair takes long to come together: quick searches go on in one way only.
     fn is_heavy(&self) -> bool {
         (self.settings)().disk.bytes > 64 << 20
@@ -81,6 +88,52 @@ pub struct Point {
     pub keep: Keep,
     /// How it goes on.
     pub after: After,
+}
+
+impl std::fmt::Display for Point {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let keep = match self.keep {
+            Keep::Dice => "dice".to_owned(),
+            Keep::Killed => "killed".to_owned(),
+            Keep::These(kept) => kept.to_string(),
+            Keep::Torn(kept, unit, part) => format!("{kept}/{unit}/{part:?}"),
+        };
+        write!(formatter, "{}:{keep}:{:?}", self.io, self.after)
+    }
+}
+
+impl std::str::FromStr for Point {
+    type Err = String;
+
+    /// `IO:KEEP:AFTER`, as it is printed.
+    fn from_str(words: &str) -> Result<Point, String> {
+        let wrong = || "IO:KEEP:AFTER, such as 5:0:Rejoin or 5:killed:Alone".to_owned();
+        let mut parts = words.split(':');
+        let mut part = || parts.next().ok_or_else(wrong);
+        let io = part()?.parse().map_err(|_| wrong())?;
+        let keep = keep_of(part()?).ok_or_else(wrong)?;
+        let after = part()?;
+        let after = AFTERS.iter().find(|known| format!("{known:?}") == after);
+        let after = *after.ok_or_else(wrong)?;
+        Ok(Point { io, keep, after })
+    }
+}
+
+fn keep_of(words: &str) -> Option<Keep> {
+    if words == "killed" {
+        return Some(Keep::Killed);
+    }
+    let mut numbers = words.split('/');
+    let kept = numbers.next()?.parse().ok()?;
+    let Some(unit) = numbers.next() else {
+        return Some(Keep::These(kept));
+    };
+    let part = match numbers.next()? {
+        "FirstHalf" => Part::FirstHalf,
+        "SecondHalf" => Part::SecondHalf,
+        _ => return None,
+    };
+    Some(Keep::Torn(kept, unit.parse().ok()?, part))
 }
 
 /// How a cut ended.
@@ -188,7 +241,7 @@ fn cut(
     after: After,
 ) -> Result<Ended, (Point, String)> {
     let point = Point { io, keep, after };
-    let outcome = catch_unwind(AssertUnwindSafe(|| run(story, planted, point)));
+    let outcome = catch_unwind(AssertUnwindSafe(|| run(story, planted, point, false)));
     match outcome {
         Ok(Ok(ended)) => Ok(ended),
         Ok(Err(why)) => Err((point, why)),
@@ -200,12 +253,18 @@ fn cut(
     }
 }
 
-/// Runs one cut.
+/// Runs one cut; with `live` everything that happens is printed.
 ///
 /// # Errors
 /// What is wrong, with the end of the story.
-pub fn run(story: &Story, planted: Option<Planted>, point: Point) -> Result<Ended, String> {
+pub fn run(
+    story: &Story,
+    planted: Option<Planted>,
+    point: Point,
+    live: bool,
+) -> Result<Ended, String> {
     let mut settings = (story.settings)();
+    settings.live = live;
     settings.plant = Plant::of(planted);
     let mut lab = (story.set_up)(settings);
     lab.world.crash_at[story.victim] = Some(CrashAt {
@@ -286,7 +345,7 @@ enum Knows {
 
 /// What a person does until both are in sync: starts what is down, attaches, connects, decides a split brain.
 fn come_together(world: &mut World, knows: Knows) -> Result<(), String> {
-    for round in 0..60 {
+    for _ in 0..60 {
         for node in [A, B] {
             if !world.nodes[node].is_running() {
                 world.up(node);
@@ -302,9 +361,12 @@ fn come_together(world: &mut World, knows: Knows) -> Result<(), String> {
                 world.command(node, Command::Secondary { volume: VOLUME });
             } else if state.disk == DiskState::Diskless {
                 world.command(node, Command::Attach { volume: VOLUME });
-            } else if alone && state.role == Role::Primary && knows == Knows::No && round == 20 {
-                // A source that missed the end of its resync starts no generation when it is promoted alone (12.3, T43): it is
-                // refused as a Primary that would be target. Its message says so, and the person gives up what it wrote.
+            } else if alone
+                && state.role == Role::Primary
+                && knows == Knows::No
+                && missed_an_end(world, node)
+            {
+                // Its message says that it would be target as a Primary: the person gives up what it wrote.
                 world.oracle.discard(node);
                 world.command(node, Command::Secondary { volume: VOLUME });
             } else if alone {
@@ -339,6 +401,26 @@ fn come_together(world: &mut World, knows: Knows) -> Result<(), String> {
         .map(|node| node.state().map(super::trace::state_words))
         .collect();
     Err(format!("the nodes do not come together: {states:?}"))
+}
+
+/// The hazard of T43 (state-machine.md 12.3): this node was the source of a resync whose end it missed, wrote on in the generation
+/// that the peer then had, and started none of its own; the peer has gone on since. The wire leaves no room to tell, so that it is
+/// no split brain for either of them. It shows in the generations: the peer has left this node's current one behind, and the
+/// bitmap UUID that this node still keeps for the target is history there.
+fn missed_an_end(world: &mut World, node: usize) -> bool {
+    let [Some(own), Some(peer)] = [node, 1 - node].map(|node| {
+        let live = world.nodes[node].status.as_ref();
+        let uuids = live.and_then(|status| status.uuids);
+        uuids.or_else(|| world.nodes[node].uuids_on_disk())
+    }) else {
+        return false;
+    };
+    let same = |one: u64, other: u64| one & !1 == other & !1;
+    let [current, bitmap, ..] = own;
+    bitmap != 0
+        && !same(current, peer[0])
+        && peer[1..].iter().any(|old| same(*old, current))
+        && peer[2..].iter().any(|old| same(*old, bitmap))
 }
 
 /// Two nodes that are apart are connected; in a split brain the one that lacks something gives up its data.
@@ -385,352 +467,6 @@ fn read_all(world: &mut World) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-fn small() -> Settings {
-    let mut settings = settings();
-    settings.disk_options.resync_rate = 400;
-    settings
-}
-
-fn external() -> Settings {
-    small()
-}
-
-fn internal() -> Settings {
-    let mut settings = small();
-    settings.disk = DiskPlan {
-        bytes: (1 << 20) + (32 << 10),
-        meta: MetaKind::Internal,
-        discard: false,
-    };
-    settings
-}
-
-/// More extents than the activity log has slots.
-fn large() -> Settings {
-    let mut settings = small();
-    settings.disk.bytes = 72 * (4 << 20);
-    settings.disk_options.al_extents = 67;
-    settings.disk_options.resync_rate = 100_000;
-    settings
-}
-
-fn start(settings: Settings) -> Lab {
-    let mut lab = Lab::pair_of(settings);
-    lab.ok(A, primary(Force::No));
-    lab
-}
-
-/// A wrote and was answered; all of it has left the epochs and is on both disks.
-fn busy(settings: Settings) -> Lab {
-    let mut lab = start(settings);
-    lab.write(A, &[0, 1]);
-    lab
-}
-
-fn busy_and_idle(settings: Settings) -> Lab {
-    let mut lab = busy(settings);
-    wait(&mut lab, 500 * MS);
-    lab
-}
-
-/// A writes without its peer.
-fn degraded(settings: Settings) -> Lab {
-    let mut lab = busy(settings);
-    lab.cut();
-    lab.write(A, &[2, 5]);
-    lab
-}
-
-fn crashed(settings: Settings) -> Lab {
-    let mut lab = busy(settings);
-    lab.power_off(A);
-    lab
-}
-
-fn crashed_alone(settings: Settings) -> Lab {
-    let mut lab = degraded(settings);
-    lab.world.stop(A, false);
-    lab
-}
-
-fn diskless(settings: Settings) -> Lab {
-    let mut lab = busy_and_idle(settings);
-    let force = Force::No;
-    lab.ok(
-        A,
-        Command::Detach {
-            volume: VOLUME,
-            force,
-        },
-    );
-    lab
-}
-
-fn both_wrote(settings: Settings) -> Lab {
-    let mut lab = degraded(settings);
-    lab.ok(B, primary(Force::No));
-    lab.write(B, &[6]);
-    lab.plug();
-    lab.split();
-    lab.ok(B, Command::Secondary { volume: VOLUME });
-    lab.world.oracle.discard(B);
-    lab
-}
-
-fn fresh(settings: Settings) -> Lab {
-    let mut lab = Lab::blank_of(settings);
-    lab.world.up(A);
-    lab.world.up(B);
-    lab.wait("both are connected", |world| {
-        world.nodes.iter().all(super::node::Node::is_connected)
-    });
-    lab
-}
-
-/// Every slot of the activity log is taken, without the peer: the bits of all extents are in memory.
-fn full_log(settings: Settings) -> Lab {
-    let mut lab = start(settings);
-    lab.cut();
-    let blocks: Vec<u64> = (0..67).map(|extent| extent * 1024).collect();
-    lab.write(A, &blocks);
-    lab
-}
-
-fn wait(lab: &mut Lab, time: u64) {
-    // What is wrong is found afterwards.
-    let _ = lab.world.run_for(time);
-}
-
-fn ask(lab: &mut Lab, node: usize, command: Command) {
-    lab.world.command(node, command);
-}
-
-fn write(lab: &mut Lab, node: usize, blocks: &[u64]) {
-    for block in blocks {
-        if lab.world.nodes[node].is_primary() && lab.world.nodes[node].serves.is_some() {
-            lab.world.request(node, 1, block * 8, 8);
-        }
-    }
-}
-
-fn flush(lab: &mut Lab, node: usize) {
-    if lab.world.nodes[node].is_primary() && lab.world.nodes[node].serves.is_some() {
-        lab.world.request(node, 3, 0, 8);
-    }
-}
-
-fn write_and_flush(lab: &mut Lab) {
-    write(lab, A, &[1, 3]);
-    wait(lab, 3 * MS);
-    write(lab, A, &[1]);
-    flush(lab, A);
-    wait(lab, 20 * MS);
-    write(lab, A, &[4]);
-    wait(lab, ACT);
-}
-
-fn switch_over(lab: &mut Lab) {
-    write(lab, A, &[3]);
-    wait(lab, 5 * MS);
-    ask(lab, A, Command::Secondary { volume: VOLUME });
-    wait(lab, 500 * MS);
-    if lab.world.nodes[B].is_running() && lab.world.nodes[B].is_connected() {
-        ask(lab, B, primary(Force::No));
-        wait(lab, MS);
-        write(lab, B, &[4]);
-    }
-    wait(lab, ACT);
-}
-
-fn promote(lab: &mut Lab) {
-    ask(lab, A, primary(Force::No));
-    let mut left = 3;
-    for _ in 0..400 {
-        wait(lab, MS / 20);
-        let serves = lab.world.nodes[A].serves.is_some();
-        if left > 0 && serves && lab.world.clients.in_flight(A) == 0 {
-            left -= 1;
-            write(lab, A, &[3]);
-        }
-    }
-    wait(lab, ACT);
-}
-
-fn promote_alone(lab: &mut Lab) {
-    lab.world.block([true; 2]);
-    wait(lab, 10_000 * MS);
-    promote(lab);
-}
-
-fn demote(lab: &mut Lab) {
-    ask(lab, A, Command::Secondary { volume: VOLUME });
-    wait(lab, ACT);
-}
-
-/// A write is on its way to the peer when the link is lost.
-fn lose_link(lab: &mut Lab) {
-    write(lab, A, &[2]);
-    wait(lab, 20 * MS);
-    lab.world.block([true; 2]);
-    write(lab, A, &[3]);
-    wait(lab, 10_000 * MS);
-    write(lab, A, &[4]);
-    wait(lab, ACT);
-}
-
-fn reconnect(lab: &mut Lab) {
-    lab.plug();
-    wait(lab, 4000 * MS);
-    write(lab, A, &[5]);
-    wait(lab, ACT);
-}
-
-fn reconnect_under_load(lab: &mut Lab) {
-    lab.plug();
-    for round in 0..40_u64 {
-        wait(lab, 100 * MS);
-        if lab.world.clients.in_flight(A) == 0 {
-            write(lab, A, &[round % 7]);
-        }
-    }
-    wait(lab, ACT);
-}
-
-fn discard_and_connect(lab: &mut Lab) {
-    lab.world.connect(B, true);
-    lab.world.connect(A, false);
-    wait(lab, 2 * ACT);
-}
-
-fn attach(lab: &mut Lab) {
-    lab.world.up(A);
-    wait(lab, ACT);
-}
-
-fn detach(lab: &mut Lab, node: usize) {
-    write(lab, A, &[3]);
-    wait(lab, 5 * MS);
-    let force = Force::No;
-    ask(
-        lab,
-        node,
-        Command::Detach {
-            volume: VOLUME,
-            force,
-        },
-    );
-    wait(lab, 300 * MS);
-    write(lab, A, &[4]);
-    wait(lab, ACT);
-}
-
-fn invalidate(lab: &mut Lab) {
-    lab.world.oracle.discard(B);
-    ask(lab, B, Command::Invalidate { volume: VOLUME });
-    wait(lab, 30 * MS);
-    write(lab, A, &[4]);
-    wait(lab, ACT);
-}
-
-fn new_generation(lab: &mut Lab) {
-    let clear_bitmap = true;
-    ask(
-        lab,
-        A,
-        Command::NewCurrentUuid {
-            volume: VOLUME,
-            clear_bitmap,
-        },
-    );
-    wait(lab, 300 * MS);
-    ask(lab, A, primary(Force::No));
-    wait(lab, 300 * MS);
-    write(lab, A, &[4]);
-    wait(lab, ACT);
-}
-
-fn evict(lab: &mut Lab) {
-    write(lab, A, &[67 * 1024]);
-    wait(lab, ACT);
-}
-
-/// The only good copy of what was answered is in the cache of B.
-fn lose_disk_and_peer(lab: &mut Lab) {
-    write(lab, A, &[2]);
-    wait(lab, 3 * MS);
-    let force = Force::Yes;
-    ask(
-        lab,
-        A,
-        Command::Detach {
-            volume: VOLUME,
-            force,
-        },
-    );
-    wait(lab, 2 * ACT);
-    flush(lab, A);
-    wait(lab, 500 * MS);
-}
-
-/// What A shows its application is on the disk of B only.
-fn write_without_disk(lab: &mut Lab) {
-    write(lab, A, &[2, 3]);
-    wait(lab, 400 * MS);
-    write(lab, A, &[2]);
-    wait(lab, 400 * MS);
-    ask(lab, A, Command::Attach { volume: VOLUME });
-    wait(lab, ACT);
-}
-
-macro_rules! stories {
-    ($($name:literal: $victim:ident, $settings:ident, $set_up:ident, $act:expr;)+) => {
-        &[$(Story {
-            name: $name,
-            victim: $victim,
-            settings: $settings,
-            set_up: $set_up,
-            act: $act,
-        }),+]
-    };
-}
-
-/// All of them: every kind of durable sequence, on both sides.
-pub const STORIES: &[Story] = stories! {
-    "the first writes of a Primary": A, external, start, write_and_flush;
-    "the first writes of a Primary, internal metadata": A, internal, start, write_and_flush;
-    "the writes of a peer": B, external, start, write_and_flush;
-    "an attach after a crash": A, external, crashed, attach;
-    "an attach after a process was killed alone": A, external, crashed_alone, attach;
-    "a switchover, the old Primary": A, external, busy, switch_over;
-    "a switchover, the new Primary": B, external, busy, switch_over;
-    "a promotion": A, external, pair, promote;
-    "a promotion alone": A, external, pair, promote_alone;
-    "a demotion alone": A, external, degraded, demote;
-    "a demotion alone, internal metadata": A, internal, degraded, demote;
-    "a lost link, the Primary": A, external, start, lose_link;
-    "a lost link, the Secondary": B, external, start, lose_link;
-    "a resync, the source": A, external, degraded, reconnect;
-    "a resync, the target": B, external, degraded, reconnect;
-    "a resync under load, the source": A, external, degraded, reconnect_under_load;
-    "a resync under load, the target": B, external, degraded, reconnect_under_load;
-    "a decided split brain, the target": B, external, both_wrote, discard_and_connect;
-    "a decided split brain, the source": A, external, both_wrote, discard_and_connect;
-    "a detach of the Primary": A, external, busy, |lab| detach(lab, A);
-    "a detach of the Secondary": B, external, busy, |lab| detach(lab, B);
-    "writes without a disk, the peer": B, external, diskless, write_without_disk;
-    "writes without a disk, the Primary": A, external, diskless, write_without_disk;
-    "a disk and its peer are lost": B, external, start, lose_disk_and_peer;
-    "an invalidate, the target": B, external, busy_and_idle, invalidate;
-    "an invalidate, the source": A, external, busy_and_idle, invalidate;
-    "a skipped initial sync": A, external, fresh, new_generation;
-    "a skipped initial sync, the peer": B, external, fresh, new_generation;
-    "an eviction from the activity log": A, large, full_log, evict;
-};
-
-fn pair(settings: Settings) -> Lab {
-    Lab::pair_of(settings)
 }
 
 /// The first story and cut that shows a planted mistake.

@@ -25,6 +25,7 @@ pub mod person;
 pub mod planted;
 pub mod shrink;
 pub mod stamp;
+pub mod stories;
 pub mod trace;
 pub mod world;
 

@@ -47,6 +47,10 @@ pub enum IoFault {
     DataWrite,
     /// Metadata fails.
     Meta,
+    /// Writes of data change nothing: there is no room (discards and flushes do not need any).
+    Full,
+    /// Everything.
+    All,
 }
 
 /// An I/O between its effect and its completion.
@@ -97,6 +101,8 @@ pub struct Node {
     pub timer: Option<Time>,
     /// The data of a Primary whose engine forbids it: completions are held while this is set (worked traces).
     pub hold_data_writes: Option<u32>,
+    /// The disk hangs: so many more I/Os of this kind do not end before they are let go.
+    pub hang: Option<(IoFault, u32)>,
     /// Completions that are held.
     pub held: Vec<Token>,
     stamper: Stamper,
@@ -131,6 +137,7 @@ impl Node {
             clients_paused: false,
             timer: None,
             hold_data_writes: None,
+            hang: None,
             held: Vec::new(),
             stamper,
         }
@@ -273,6 +280,7 @@ impl Node {
         self.clients_paused = false;
         self.timer = None;
         self.held.clear();
+        self.hang = None;
         self.open_commands.clear();
         let power = if power == Some(Keep::Killed) {
             self.io.clear();
@@ -527,8 +535,10 @@ impl Node {
     /// An I/O ends now: the event for the engine.
     pub fn complete(&mut self, token: Token, dice: &mut Dice) -> Option<Event> {
         let io = self.io.remove(&token)?;
+        let full = matches!(self.fault, Some((IoFault::Full, _)));
         if self.fails(&io) {
             match &io {
+                _ if full => {}
                 Io::Data(DiskOperation::Write { offset, data, .. }, _) => {
                     (self.data).tear(*offset, data.len() as u64, Some(&data[..]), dice);
                 }
@@ -538,7 +548,11 @@ impl Node {
                 _ => {}
             }
             let error = IoError {
-                text: "simulated input/output error".to_owned(),
+                text: if full {
+                    "no space left on device (simulated)".to_owned()
+                } else {
+                    "simulated input/output error".to_owned()
+                },
             };
             let result = Err(error);
             return Some(match io {
@@ -559,24 +573,16 @@ impl Node {
     }
 
     fn fails(&mut self, io: &Io) -> bool {
-        let Some((fault, left)) = self.fault else {
-            return false;
-        };
-        let hit = match (fault, io) {
-            (IoFault::DataRead, Io::Data(DiskOperation::Read { .. }, _))
-            | (IoFault::Meta, Io::Meta(..)) => true,
-            (IoFault::DataWrite, Io::Data(operation, _)) => {
-                !matches!(operation, DiskOperation::Read { .. })
-            }
-            _ => false,
-        };
-        if hit {
-            self.fault = left
-                .checked_sub(1)
-                .filter(|left| *left > 0)
-                .map(|left| (fault, left));
+        take_one(&mut self.fault, io)
+    }
+
+    /// Whether this I/O does not end for now: its completion is held.
+    pub fn hangs(&mut self, token: Token) -> bool {
+        let hangs = (self.io.get(&token)).is_some_and(|io| take_one(&mut self.hang, io));
+        if hangs {
+            self.held.push(token);
         }
-        hit
+        hangs
     }
 
     /// Sectors that writes in flight may still change.
@@ -594,6 +600,33 @@ impl Node {
     pub fn stamper(&self) -> Stamper {
         self.stamper
     }
+}
+
+impl IoFault {
+    fn hits(self, io: &Io) -> bool {
+        match (self, io) {
+            (IoFault::DataRead, Io::Data(DiskOperation::Read { .. }, _))
+            | (IoFault::Meta, Io::Meta(..))
+            | (IoFault::Full, Io::Data(DiskOperation::Write { .. }, _)) => true,
+            (IoFault::DataWrite, Io::Data(operation, _)) => {
+                !matches!(operation, DiskOperation::Read { .. })
+            }
+            (IoFault::All, _) => true,
+            _ => false,
+        }
+    }
+}
+
+/// Whether this I/O is one of those that are left to be hit; it is taken off.
+fn take_one(left: &mut Option<(IoFault, u32)>, io: &Io) -> bool {
+    let Some((fault, count)) = *left else {
+        return false;
+    };
+    let hit = fault.hits(io);
+    if hit {
+        *left = (count > 1).then(|| (fault, count - 1));
+    }
+    hit
 }
 
 fn is_write(io: &Io) -> bool {

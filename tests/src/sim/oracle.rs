@@ -579,6 +579,12 @@ impl Oracle {
         view.owes_error = false;
     }
 
+    /// This Secondary lost its peer and has come to rest: what it received is durable (docs/durability.md, "Order on disk", 8).
+    pub fn rested(&mut self, node: usize) {
+        let view = &mut self.views[node];
+        view.durable = view.live.clone();
+    }
+
     /// A person gives up this node's data.
     pub fn discard(&mut self, node: usize) {
         self.views[node].discard = true;

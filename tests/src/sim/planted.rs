@@ -129,7 +129,7 @@ pub fn search(
         Hint::Seed(seed) => found.run(bug, seed..seed + 1),
         Hint::Story(name) => found.cut(bug, |story| story == name),
     }
-    if found.by.is_none() && found.protocol == Protocol::C {
+    if found.by.is_none() {
         found.cut(bug, |_| true);
     }
     if found.by.is_none() {
@@ -154,7 +154,9 @@ impl Found {
     }
 
     fn cut(&mut self, bug: Planted, which: impl Fn(&str) -> bool) {
-        for story in STORIES.iter().filter(|story| which(story.name)) {
+        let protocol = self.protocol;
+        let stories = STORIES.iter().filter(|story| story.protocol() == protocol);
+        for story in stories.filter(|story| which(story.name)) {
             if let Err((point, why)) = crash::search(story, Some(bug), Depth::Quick) {
                 let why = why.lines().last().unwrap_or_default().to_owned();
                 self.by = Some(By::Crash(story.name, point, why));

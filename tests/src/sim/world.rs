@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use tandem_replicator::planted::Plant;
-use tandem_replicator::state::word::{ConnState, DiskState, State};
+use tandem_replicator::state::word::{ConnState, DiskState, Role, State};
 use tandem_replicator::{
     CloseHow, Command, CommandId, DiskOperation, DiskOptions, Effect, Effects, Event, Force,
     MetaOperation, NetOptions, Notification, SocketId, Time, Token,
@@ -24,6 +24,9 @@ const TIMERS_IN_PLACE_MAX: u32 = 200;
 
 /// Things that happen in one run, at most: far above the longest history that is drawn.
 const STEPS_MAX: u64 = 6_000_000;
+
+/// After this time a Secondary that lost its peer has begun to flush what it received.
+const REST: u64 = 1000 * MS;
 
 /// Something that will happen.
 #[derive(Debug)]
@@ -97,6 +100,8 @@ pub struct World {
     /// What there was when the nodes were last compared.
     compared: Option<[u64; 4]>,
     client_scheduled: bool,
+    /// Since when a Secondary has been without its peer.
+    alone_since: [Option<u64>; 2],
     /// A node dies at an I/O of its own.
     pub crash_at: [Option<CrashAt>; 2],
     /// Writes that the last of these crashes could keep or lose.
@@ -144,6 +149,7 @@ impl World {
             state_changes: 0,
             compared: None,
             client_scheduled: false,
+            alone_since: [None; 2],
             crash_at: [None; 2],
             crashed_with: 0,
             settings,
@@ -338,6 +344,7 @@ impl World {
                 self.fail(text);
             }
             self.two_primaries();
+            self.note_solitude(node, old, new);
         }
         for effect in effects.drain(..) {
             self.carry_out(node, effect);
@@ -345,6 +352,24 @@ impl World {
         self.effects = effects;
         self.set_timer(node);
         self.take_net();
+    }
+
+    fn note_solitude(&mut self, node: usize, old: State, new: State) {
+        let usable = matches!(
+            new.disk,
+            DiskState::Outdated | DiskState::Consistent | DiskState::UpToDate
+        );
+        if !usable || new.role == Role::Primary || new.conn.is_connected() {
+            self.alone_since[node] = None;
+        } else if old.conn.is_connected() && old.role == Role::Secondary {
+            self.alone_since[node] = Some(self.now);
+        }
+    }
+
+    /// A Secondary that lost its peer some time ago, and whose disks do nothing any more.
+    fn is_at_rest(&self, node: usize) -> bool {
+        self.alone_since[node].is_some_and(|since| since + REST <= self.now)
+            && self.nodes[node].io.is_empty()
     }
 
     fn two_primaries(&mut self) {
@@ -506,7 +531,7 @@ impl World {
             }
             self.nodes[node].hold_data_writes = Some(left - 1);
         }
-        if self.dies_at(node, token) {
+        if self.nodes[node].hangs(token) || self.dies_at(node, token) {
             return;
         }
         if let Some(event) = self.nodes[node].complete(token, &mut self.disk_dice) {
@@ -551,6 +576,12 @@ impl World {
     /// Data writes that were held go on.
     pub fn release_writes(&mut self, node: usize) {
         self.nodes[node].hold_data_writes = None;
+        self.let_go(node);
+    }
+
+    /// The disk does not hang any more.
+    pub fn let_go(&mut self, node: usize) {
+        self.nodes[node].hang = None;
         let boot = self.nodes[node].boot;
         for token in std::mem::take(&mut self.nodes[node].held) {
             self.schedule(self.now, What::IoDone(node, boot, token));
@@ -692,6 +723,10 @@ impl World {
         let how = if power { "loses power" } else { "is killed" };
         self.say(format!("{} {how}", name(node)));
         self.state_changes += 1;
+        if self.is_at_rest(node) {
+            self.oracle.rested(node);
+        }
+        self.alone_since[node] = None;
         self.nodes[node].stop(&mut self.disk_dice, keep);
         self.net.hosts[node] = self.nodes[node].host;
         self.net.process_gone(self.now, node, power);

@@ -218,14 +218,9 @@ impl Resource {
             }
             self.send_state(number);
         }
-        if has_disk {
+        if has_disk && !self.planted(Planted::PromoteWithoutMark) {
             let then = Then::Command(AfterPlan::Promoted(id));
-            let stages = if self.planted(Planted::PromoteWithoutMark) {
-                vec![]
-            } else {
-                vec![Stage::Superblock]
-            };
-            self.start_plan(number, stages, then);
+            self.start_plan(number, vec![Stage::Superblock], then);
         } else {
             self.promotion_written(id, number);
         }
