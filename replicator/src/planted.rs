@@ -118,8 +118,8 @@ bugs! {
     SourceReadsDuringWrite,
     /// The target writes an old block while a newer write to it is under way.
     TargetOverwritesNewer,
-    /// The source ignores the target's half of the bitmap exchange.
-    IgnoreTargetsBits,
+    /// The target ignores the source's half of the bitmap exchange.
+    IgnoreSourcesBits,
 }
 
 /// What is planted in one resource.

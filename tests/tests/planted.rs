@@ -4,13 +4,13 @@
 
 use std::process::Command;
 
-use tandem_tests::sim::planted::{By, NOT_FOUND, SEEDS_MAX, hint, search_all};
+use tandem_tests::sim::planted::{By, SEEDS_MAX, hint, search_all};
 
 #[test]
-fn every_planted_mistake_but_those_known_to_be_missed_is_found() {
+fn every_planted_mistake_is_found() {
     // A mistake that makes an engine panic is found as well: its words would only fill the log.
     std::panic::set_hook(Box::new(|_| {}));
-    let all = search_all(2, SEEDS_MAX, |bug| !NOT_FOUND.contains(&bug), hint);
+    let all = search_all(2, SEEDS_MAX, |_| true, hint);
     drop(std::panic::take_hook());
     assert!(all.len() >= 25);
     let mut missed = Vec::new();

@@ -241,7 +241,7 @@ impl Resource {
         number: VolumeNumber,
         merge: impl FnOnce(&mut BitmapReceiver, &mut Bitmap) -> Result<Progress, &'static str>,
     ) -> Result<(), &'static str> {
-        let deaf = self.planted(Planted::IgnoreTargetsBits);
+        let deaf = self.planted(Planted::IgnoreSourcesBits);
         let volume = self
             .volumes
             .get_mut(&number)
@@ -264,7 +264,7 @@ impl Resource {
             .receiver
             .get_or_insert_with(|| BitmapReceiver::new(bits));
         let mut ignored =
-            (deaf && volume.state.conn == ConnState::WFBitMapS).then(|| backing.bitmap.clone());
+            (deaf && volume.state.conn == ConnState::WFBitMapT).then(|| backing.bitmap.clone());
         let bitmap = ignored.as_mut().unwrap_or(&mut backing.bitmap);
         if merge(receiver, bitmap)? == Progress::Complete {
             let (ours, conn) = (backing.bitmap.count(), volume.state.conn);

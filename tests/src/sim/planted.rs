@@ -58,20 +58,6 @@ pub fn protocol_of(bug: Planted) -> Protocol {
     }
 }
 
-/// Mistakes that neither the crash points nor 60 histories have shown so far: here the simulator is blind, or a second rule of
-/// the engine makes the mistake harmless. docs/reliability.md says what is known of each. A test that finds one takes it off.
-pub const NOT_FOUND: &[Planted] = &[
-    Planted::EpochStaysOpen,
-    Planted::AnswerBeforeGeneration,
-    Planted::CountStaleCopy,
-    Planted::ForgetLostFlush,
-    Planted::ForgetPeersOnlyCopy,
-    Planted::NoFlushAtLinkLoss,
-    Planted::IgnoreExposedGeneration,
-    Planted::PromoteWithoutMark,
-    Planted::IgnoreTargetsBits,
-];
-
 /// Where a mistake shows at once: what the last complete search found. Where it no longer does, the search goes on.
 #[must_use]
 pub fn hint(bug: Planted) -> Hint {
@@ -105,6 +91,14 @@ pub fn hint(bug: Planted) -> Hint {
             Hint::Story("a decided split brain, the target")
         }
         Planted::EvictBeforeBits => Hint::Story("an eviction from the activity log"),
+        Planted::EpochStaysOpen => Hint::Story("the writes of a peer, protocol A"),
+        Planted::AnswerBeforeGeneration => Hint::Story("a lost link, the Primary"),
+        Planted::NoFlushAtLinkLoss => Hint::Story("a lost link, the Secondary"),
+        Planted::CountStaleCopy => Hint::Story("a Primary is the target of a resync, the source"),
+        Planted::ForgetLostFlush => Hint::Story("a disk and its peer are lost"),
+        Planted::ForgetPeersOnlyCopy => Hint::Story("writes without a disk, elsewhere"),
+        Planted::IgnoreExposedGeneration => Hint::Story("writes without a disk, the peer"),
+        Planted::PromoteWithoutMark => Hint::Story("a promotion, its superblock is slow"),
         _ => Hint::Seed(0),
     }
 }

@@ -267,12 +267,15 @@ fn lose_link(lab: &mut Lab) {
 
 /// The only good copy of what A writes while its disk is behind is on B.
 fn catch_up_under_load(lab: &mut Lab) {
+    ask(lab, A, Command::PauseSync { volume: VOLUME });
     ask(lab, A, Command::Attach { volume: VOLUME });
-    for round in 0..40_u64 {
+    for round in 0..6 {
         wait(lab, 7 * MS);
-        write(lab, A, &[round % 7]);
+        write(lab, A, &[round]);
     }
     wait(lab, 2 * ACT);
+    ask(lab, A, Command::ResumeSync { volume: VOLUME });
+    wait(lab, ACT);
 }
 
 fn reconnect(lab: &mut Lab) {
