@@ -66,6 +66,11 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         "a Primary without a disk took the data that its promoted peer had changed for its own",
     ),
     (
+        Protocol::C,
+        2944,
+        "a Primary lost its disk just when its resync had ended, and attached it later as the newer copy of the same generation",
+    ),
+    (
         Protocol::A,
         58,
         "a write without a local copy was answered before any disk had it",
@@ -239,6 +244,33 @@ fn a_primary_without_a_disk_refuses_data_that_its_promoted_peer_changed() {
     // Demoted, it takes what is there, and its own disk misses only what was written since it had it.
     lab.ok(A, Command::Secondary { volume: VOLUME });
     lab.connect(A, false);
+    lab.ok(A, ATTACH);
+    lab.wait("both are in sync", |world| world.is_in_sync());
+    lab.wait("both are equal", tandem_tests::sim::World::compare_if_idle);
+}
+
+#[test]
+fn the_only_disk_of_a_primary_starts_a_generation_in_the_middle_of_a_resync_too() {
+    let mut lab = Lab::start();
+    lab.ok(B, Command::PauseSync { volume: VOLUME });
+    lab.ok(A, Command::Invalidate { volume: VOLUME });
+    lab.wait("A is the target", |world| {
+        world.nodes[A].state().unwrap().conn == ConnState::PausedSyncT
+    });
+    let [shown, base, ..] = lab.uuids(B);
+    lab.ok(A, detach(Force::No));
+    // B cannot know that A had not finished: what A writes from here on has a generation of its own, and the bitmap counts on.
+    let [current, bitmap, newer, _] = lab.uuids(B);
+    assert_ne!(current & !1, shown & !1);
+    assert_eq!([bitmap, newer & !1], [base, shown & !1]);
+    lab.write(A, &[1]);
+    lab.cut();
+    assert_eq!(lab.command(A, ATTACH), DATA_NOT_CURRENT);
+    lab.plug();
+    lab.wait("both are connected", |world| {
+        world.nodes.iter().all(|node| node.is_connected())
+    });
+    lab.ok(B, Command::ResumeSync { volume: VOLUME });
     lab.ok(A, ATTACH);
     lab.wait("both are in sync", |world| world.is_in_sync());
     lab.wait("both are equal", tandem_tests::sim::World::compare_if_idle);

@@ -219,6 +219,12 @@ pub enum Reason {
     /// This node is Primary with good data and would be target.
     #[error("this node is Primary and would be sync target (rr-conflict)")]
     PrimaryWouldBeTarget,
+    /// The disk that is attached lacks answered writes, and the peer does not offer to be its source.
+    #[error(
+        "it lacks writes that only the peer has, and the peer does not see that; give it new metadata (create-md) and attach it again: \
+         everything is copied then"
+    )]
+    LacksWrites,
     /// It was only a try.
     #[error("only a dry run was asked for")]
     DryRun,

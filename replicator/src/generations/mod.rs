@@ -249,11 +249,15 @@ impl Generations {
     /// An attach has to be refused (150): the disk does not carry what the application last saw (section 3.6 (1)).
     /// `metadata` are the slots of the disk to attach.
     pub fn refuses_attach(&self, state: &State, metadata: &Uuids) -> bool {
-        let in_use = state.role == Role::Primary || state.peer == Role::Primary;
         self.exposed != 0
-            && state.pdsk != DiskState::UpToDate
-            && in_use
+            && self.needs_the_peer(state)
             && masked(self.exposed) != masked(metadata.current)
+    }
+
+    /// A disk that lacks what the application has written may not be attached: nobody here can bring it up to date.
+    pub fn needs_the_peer(&self, state: &State) -> bool {
+        let in_use = state.role == Role::Primary || state.peer == Role::Primary;
+        state.pdsk != DiskState::UpToDate && in_use
     }
 
     /// A diskless Primary must drop a connection whose peer carries other data (section 3.6 (2)).

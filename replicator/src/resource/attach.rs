@@ -288,6 +288,12 @@ impl Resource {
             );
             return Err(Answer::failure(Failure::DataNotCurrent).with_info(info));
         }
+        if !ignore && volume.wrote_without_disk && volume.generations.needs_the_peer(&volume.state)
+        {
+            let info = "since this disk was lost, the application has written to the peer's disk alone; connect first, then the disk is \
+                        brought up to date";
+            return Err(Answer::failure(Failure::DataNotCurrent).with_info(info));
+        }
         let last = superblock.la_size.0 * 512;
         let bytes = volume.attach_size(&superblock, &layout, &info)?;
         let on_disk = if last == 0 || superblock.flags.contains(Flags::FULL_SYNC) {

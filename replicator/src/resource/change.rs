@@ -193,8 +193,9 @@ impl Resource {
                 .backing
                 .as_ref()
                 .and_then(|backing| backing.attached_as);
-            context.exposed_is_current =
-                volume.generations.exposed == volume.generations.uuids.current;
+            context.exposed_is_current = volume.generations.exposed
+                == volume.generations.uuids.current
+                && !volume.wrote_without_disk;
         }
         context
     }
@@ -231,6 +232,11 @@ impl Resource {
         let effects = state::derive(&old, &new, &self.effect_context(number));
         if let Some(volume) = self.volumes.get_mut(&number) {
             volume.state = new;
+            if old.disk < state::DiskState::Inconsistent
+                && new.disk >= state::DiskState::Inconsistent
+            {
+                volume.wrote_without_disk = false;
+            }
             let (was, is) = (old.conn.is_connected(), new.conn.is_connected());
             if old.role == Role::Primary && new.role != Role::Primary {
                 // The application that would have to be told is gone.
@@ -447,7 +453,9 @@ impl Resource {
 pub(super) fn starts_generation(effect: state::Deferred) -> bool {
     matches!(
         effect,
-        state::Deferred::NewCurrentUuid | state::Deferred::NewCurrentPending
+        state::Deferred::NewCurrentUuid
+            | state::Deferred::NewCurrentPending
+            | state::Deferred::BranchGeneration
     )
 }
 

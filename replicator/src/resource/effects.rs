@@ -146,6 +146,7 @@ impl Resource {
             }
             // What was sent before a suspension is never sent again, so the peer misses it for good: the generation
             // starts at once, whether or not clients are told yet.
+            state::Deferred::BranchGeneration => self.generation_of_the_only_disk(number),
             state::Deferred::NewCurrentUuid | state::Deferred::NewCurrentPending => {
                 self.generation_after_loss(number);
             }

@@ -65,6 +65,25 @@ impl Resource {
         self.start_plan(number, vec![Stage::Superblock], Then::Generation);
     }
 
+    /// N1b of 3.3.
+    pub(super) fn generation_of_the_only_disk(&mut self, number: VolumeNumber) {
+        let still = self.volumes.get(&number).is_some_and(|volume| {
+            volume.state.disk == DiskState::UpToDate && volume.backing.is_some()
+        });
+        if !still {
+            self.settle_generation(number);
+            return;
+        }
+        self.branch_generation(number);
+        if self
+            .volumes
+            .get(&number)
+            .is_some_and(|at| at.state.conn.is_connected())
+        {
+            self.send_uuids(number);
+        }
+    }
+
     /// A new generation is due with this change: it is created when the deferred effects run, and from now on no write
     /// is answered.
     pub(super) fn generation_is_due(&mut self, number: VolumeNumber) {

@@ -98,7 +98,8 @@ impl Resource {
         if !self.must_compare(number, &report) {
             return self.accept_report(number, report, conn);
         }
-        match self.compare_with_peer(number, &report) {
+        let outcome = self.compare_with_peer(number, &report);
+        match self.with_lost_writes(number, &report, outcome) {
             Outcome::Conn(conn) => self.accept_report(number, report, conn),
             Outcome::AfterFullBitmap(conn) => {
                 self.set_all_bits(
@@ -287,6 +288,37 @@ impl Resource {
                 })
             }
             Action::Refuse(reason) => Outcome::Refused(reason),
+        }
+    }
+
+    /// A disk that lacks answered writes is never the source, whatever its generation says: it may have that of the peer because it had
+    /// finished its resync just before it was lost, and then the crashed Primary that the peer takes it for (rule 41) would win.
+    fn with_lost_writes(
+        &mut self,
+        number: VolumeNumber,
+        report: &Report,
+        outcome: Outcome,
+    ) -> Outcome {
+        let lacks = self.volumes.get(&number).is_some_and(|volume| {
+            volume.wrote_without_disk && volume.state.disk == DiskState::Negotiating
+        });
+        if !lacks || self.planted(Planted::IgnoreExposedGeneration) {
+            return outcome;
+        }
+        match outcome {
+            Outcome::Conn(ConnState::WFBitMapT)
+            | Outcome::AfterFullBitmap(ConnState::WFBitMapT)
+            | Outcome::Refused(_) => outcome,
+            _ => {
+                let text =
+                    "this disk lacks what was written while it was gone: it becomes the target";
+                self.log(Level::Warn, Some(number), String::from(text));
+                if report.sent.conn == ConnState::WFBitMapS {
+                    Outcome::Conn(ConnState::WFBitMapT)
+                } else {
+                    Outcome::Refused(Reason::LacksWrites)
+                }
+            }
         }
     }
 

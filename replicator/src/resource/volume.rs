@@ -46,6 +46,9 @@ pub(crate) struct Volume {
     /// The link was lost while the peer, a Primary without a good disk, showed this disk's data to its application; cleared by the next
     /// connection.
     pub(crate) shown_by_peer: bool,
+    /// Writes were answered that the own disk does not have, because it was gone: cleared when a disk takes part again, as the target of
+    /// a resync. A disk of the same generation may be older (state-machine.md 3.6).
+    pub(crate) wrote_without_disk: bool,
     /// The peer was told to skip the initial sync, and its P_STATE does not say so yet.
     pub(crate) skip_untold: bool,
     /// Both disks were Inconsistent and the peer became Primary; cleared with the next processed P_STATE.
@@ -183,6 +186,7 @@ impl Volume {
             generation_pending: false,
             unflushed_lost: false,
             shown_by_peer: false,
+            wrote_without_disk: false,
             skip_untold: false,
             consider_resync: false,
             grew_while_detached: false,

@@ -105,7 +105,6 @@ pub struct Cuts {
 
 /// How two nodes come to be in sync at first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(clippy::enum_variant_names, reason = "the field calls them so")]
 enum Setup {
     /// Metadata of a pair that was in sync.
     Equal,

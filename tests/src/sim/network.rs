@@ -18,7 +18,6 @@ pub const MS: u64 = 1_000_000;
 
 /// Something that the network wants done later.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "few are alive at a time")]
 pub enum NetEvent {
     /// For the engine of a node, if it still is the same process.
     Engine {

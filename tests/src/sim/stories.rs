@@ -449,4 +449,3 @@ pub const STORIES: &[Story] = stories! {
 fn pair(settings: Settings) -> Lab {
     Lab::pair_of(settings)
 }
-

@@ -199,6 +199,10 @@ impl Resource {
             return;
         }
         let result = self.verdict(write);
+        let (number, elsewhere) = (write.volume, write.local != Local::Done && result.is_ok());
+        if let Some(volume) = self.volumes.get_mut(&number).filter(|_| elsewhere) {
+            volume.wrote_without_disk = true;
+        }
         self.mark_if_missed(id);
         self.finish_write(id, result);
     }
