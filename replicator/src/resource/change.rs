@@ -230,6 +230,9 @@ impl Resource {
         }
         let (old, new) = (verdict.old, verdict.state);
         let effects = state::derive(&old, &new, &self.effect_context(number));
+        let unknown_end = old.conn.is_connected()
+            && !new.conn.is_connected()
+            && self.target_may_be_done(number, &old);
         if let Some(volume) = self.volumes.get_mut(&number) {
             volume.state = new;
             if old.disk < state::DiskState::Inconsistent
@@ -243,8 +246,9 @@ impl Resource {
                 volume.unflushed_lost = false;
             }
             if was != is {
-                volume.shown_by_peer =
+                let shown =
                     was && old.peer == Role::Primary && old.pdsk != state::DiskState::UpToDate;
+                volume.may_be_theirs = shown || unknown_end;
                 volume.skip_untold = false;
             }
         }
@@ -266,6 +270,14 @@ impl Resource {
             self.deferred.push_back(Deferred::State {
                 volume: number,
                 effect,
+                new,
+            });
+        }
+        if unknown_end && new.role == Role::Primary && new.disk == state::DiskState::UpToDate {
+            self.generation_is_due(number);
+            self.deferred.push_back(Deferred::State {
+                volume: number,
+                effect: state::Deferred::BranchGeneration,
                 new,
             });
         }

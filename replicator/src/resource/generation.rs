@@ -49,15 +49,16 @@ impl Resource {
         self.start_plan(number, vec![Stage::Superblock], Then::Generation);
     }
 
-    /// A promotion while the peer, a Primary without a disk, may still show this generation to its application: what is written here
-    /// from now on must not be taken for it. A kernel starts none (T42), and the peer would accept the changed data.
+    /// A generation of its own for what is written here from now on, while the peer may go on with the current one: it shows it to its
+    /// application without a disk (T42), its lost disk may have it (N1b), or it has finished its resync without this node knowing (T43).
+    /// A kernel starts none, and one of the two would be taken for the other.
     pub(crate) fn branch_generation(&mut self, number: VolumeNumber) {
         let random = self.random.next_u64();
         let now = self.now;
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;
         };
-        volume.shown_by_peer = false;
+        volume.may_be_theirs = false;
         volume.generations.branch(random, volume.state.role);
         volume.generation_pending = true;
         volume.superblock_changed(now);

@@ -489,7 +489,7 @@ impl Resource {
                 "volume {volume}: split brain: both nodes were told to discard their own data, so nobody's data was discarded; only on the node whose changes are to be given up type: tandem adm connect --discard-my-data {name}; on the other one type: tandem adm connect {name}"
             ),
             Reason::Unrelated => format!(
-                "volume {volume}: {reason}; to give up the data of one node, type there: tandem adm invalidate {name}"
+                "volume {volume}: {reason}; on the node whose data is to be given up type: tandem adm down {name}, tandem adm create-md {name} and tandem adm up {name}; on the other one type: tandem adm connect {name}"
             ),
             _ => format!("volume {volume}: {reason}"),
         }

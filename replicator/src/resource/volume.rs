@@ -43,9 +43,10 @@ pub(crate) struct Volume {
     pub(crate) generation_pending: bool,
     /// Answered writes may be lost that no flush had covered: the next flush is answered with an error.
     pub(crate) unflushed_lost: bool,
-    /// The link was lost while the peer, a Primary without a good disk, showed this disk's data to its application; cleared by the next
+    /// The peer may go on with this node's generation: the link was lost while the peer, a Primary without a good disk, showed this
+    /// disk's data to its application, or while it may have finished its resync. A promotion branches off. Cleared by the next
     /// connection.
-    pub(crate) shown_by_peer: bool,
+    pub(crate) may_be_theirs: bool,
     /// Writes were answered that the own disk does not have, because it was gone: cleared when a disk takes part again, as the target of
     /// a resync. A disk of the same generation may be older (state-machine.md 3.6).
     pub(crate) wrote_without_disk: bool,
@@ -185,7 +186,7 @@ impl Volume {
             crashed_primary: false,
             generation_pending: false,
             unflushed_lost: false,
-            shown_by_peer: false,
+            may_be_theirs: false,
             wrote_without_disk: false,
             skip_untold: false,
             consider_resync: false,

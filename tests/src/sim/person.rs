@@ -16,6 +16,8 @@ enum Decision {
     Demote,
     Disconnect,
     Connect,
+    /// No generation is left in common: the loser gets new metadata, and everything is copied.
+    Recreate,
 }
 
 /// What the person has in mind.
@@ -37,6 +39,8 @@ pub struct Person {
     pub healing: bool,
     /// A split brain was seen; who loses.
     split: Option<(usize, Decision)>,
+    /// The two nodes have no generation in common any more.
+    unrelated: bool,
     /// Split brains that were decided.
     pub decided: u32,
     handlers_seen: [usize; 2],
@@ -59,6 +63,7 @@ impl Person {
             hands_off: [false; 2],
             healing: false,
             split: None,
+            unrelated: false,
             decided: 0,
             handlers_seen: [0; 2],
             attempts: [0; 2],
@@ -80,6 +85,7 @@ impl Person {
             self.look_after(world, node);
             self.notice_empty_primary(world, node);
         }
+        self.notice_unrelated(world);
         if self.split.is_some() {
             self.decide(world);
         } else if self.switching {
@@ -103,6 +109,29 @@ impl Person {
                 name(victim)
             ));
             self.split = Some((victim, Decision::Demote));
+            self.unrelated = false;
+            self.wanted = 1 - victim;
+            self.switching = false;
+        }
+    }
+
+    /// Resyncs after a split brain that were cut short again and again push the common generation out of the history.
+    fn notice_unrelated(&mut self, world: &mut World) {
+        let told = (0..2).all(|node| {
+            let engine = world.nodes[node].engine.as_ref();
+            let why = engine.and_then(|engine| engine.status().last_error);
+            let state = world.nodes[node].state();
+            state.is_some_and(|state| state.conn == ConnState::StandAlone)
+                && why.is_some_and(|why| why.contains("unrelated"))
+        });
+        if told && self.split.is_none() {
+            let victim = self.victim(world);
+            world.say(format!(
+                "a person sees unrelated data: {} will lose its own",
+                name(victim)
+            ));
+            self.split = Some((victim, Decision::Demote));
+            self.unrelated = true;
             self.wanted = 1 - victim;
             self.switching = false;
         }
@@ -295,8 +324,26 @@ impl Person {
                     }
                 }
                 if alone {
-                    self.split = Some((victim, Decision::Connect));
+                    let next = if self.unrelated {
+                        Decision::Recreate
+                    } else {
+                        Decision::Connect
+                    };
+                    self.split = Some((victim, next));
                 }
+            }
+            Decision::Recreate => {
+                world.say(format!("{} gets new metadata", name(victim)));
+                world.stop(victim, false);
+                world.oracle.discard(victim);
+                if let Err(why) = world.nodes[victim].create_metadata() {
+                    world.fail(why);
+                }
+                world.connect(survivor, false);
+                self.split = None;
+                self.attempts = [0; 2];
+                self.decided += 1;
+                world.clients.resting = [false; 2];
             }
             Decision::Connect => {
                 world.say(format!("{} gives up its data", name(victim)));

@@ -12,7 +12,7 @@ use tandem_protocol::digest::DigestAlgorithm;
 use tandem_protocol::packet::Packet;
 use tandem_protocol::packets::{BlockAck, BlockDesc, BlockRequest, Data, DpFlags, HashedRequest};
 
-use super::{Io, Phase, Resync, Run};
+use super::{Io, Part, Phase, Resync, Run};
 use crate::bitmap::{bits_covered, bits_touched};
 use crate::effect::DiskOperation;
 use crate::event::{IoError, VolumeNumber};
@@ -21,7 +21,7 @@ use crate::planted::Planted;
 use crate::resource::change::DiskFault;
 use crate::resource::{Pending, Resource};
 use crate::resync::controller::{Load, MinRateThrottle, Throttle};
-use crate::state::word::{ConnState, DiskState, Role};
+use crate::state::word::{ConnState, DiskState, Role, State};
 use crate::time::Time;
 
 /// Bytes that are read for targets at one time before the data socket is not read any more.
@@ -40,6 +40,8 @@ pub(super) struct Source {
     throttle: MinRateThrottle,
     /// Sectors that were read for the target.
     pub(super) sectors: u64,
+    /// Sectors that the target was sent and did not acknowledge.
+    unacknowledged: u64,
     /// The target said that it is done, with its disk in this state, while bits were left here.
     pub(super) peer_done: Option<DiskState>,
 }
@@ -317,6 +319,9 @@ impl Resource {
 
     fn answer_with(&mut self, number: VolumeNumber, read: &Read, payload: Bytes) {
         let request = read.request;
+        if let Some(source) = self.source_of(number) {
+            source.unacknowledged += u64::from(request.blksize) / 512;
+        }
         match &read.question {
             Question::Thin if payload.iter().all(|byte| *byte == 0) => {
                 let range = BlockDesc {
@@ -347,6 +352,34 @@ impl Resource {
                 self.send(Some(number), Packet::RsDataReply(reply));
             }
         }
+    }
+
+    fn source_of(&mut self, number: VolumeNumber) -> Option<&mut Source> {
+        let volume = self.volumes.get_mut(&number)?;
+        volume.resync.as_mut().and_then(Resync::source)
+    }
+
+    /// Whether the target may have everything, and call itself UpToDate, while this source, in this state, has not heard of it (T23):
+    /// every set bit may be of a block that was sent, or of a write on its way.
+    pub(crate) fn target_may_be_done(&self, number: VolumeNumber, state: &State) -> bool {
+        let is_source = matches!(
+            state.conn,
+            ConnState::WFBitMapS | ConnState::SyncSource | ConnState::PausedSyncS
+        );
+        let Some(volume) = self.volumes.get(&number).filter(|_| is_source) else {
+            return false;
+        };
+        let sent = match volume.resync.as_ref().map(|resync| &resync.role) {
+            Some(Part::Source(source)) => source.unacknowledged,
+            _ => 0,
+        };
+        let writes = self.requests.writes.values();
+        let on_their_way: u64 = writes
+            .filter(|write| write.volume == number && write.epoch.is_some())
+            .map(|write| u64::from(write.length) / 512)
+            .sum();
+        // The last bit of a device may cover less than 4 KiB.
+        volume.bits_set() <= (sent + on_their_way).div_ceil(8)
     }
 
     /// Whether the digest by csums-alg is that of the data; an algorithm that this node does not have says no.
@@ -415,6 +448,10 @@ impl Resource {
         );
         if !source {
             return Ok(());
+        }
+        if let Some(source) = self.source_of(number) {
+            let sectors = u64::from(ack.blksize) / 512;
+            source.unacknowledged = source.unacknowledged.saturating_sub(sectors);
         }
         match written {
             Written::Yes => self.clear_synced(number, offset, ack.blksize),
