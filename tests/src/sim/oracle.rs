@@ -657,6 +657,11 @@ impl Oracle {
         view.up_to_date = new.disk == DiskState::UpToDate;
         // A disk of its own that has everything makes good what the peer lost; a demotion ends what it told its clients.
         view.owes_error &= !view.up_to_date && new.role == Role::Primary;
+        let failed = old.disk >= DiskState::Inconsistent && new.disk <= DiskState::Failed;
+        if failed && self.protocol != Protocol::C {
+            // What its process had received and not written yet never reaches this disk.
+            view.live = view.kept.clone();
+        }
         let attaching = matches!(old.disk, DiskState::Attaching | DiskState::Negotiating);
         if attaching && new.disk >= DiskState::Inconsistent && new.disk != DiskState::Negotiating {
             // An attach flushes what was found.
