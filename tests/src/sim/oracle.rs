@@ -98,6 +98,8 @@ struct View {
     unflushed: Vec<(u64, u64)>,
     /// Its own disk is UpToDate.
     up_to_date: bool,
+    /// Its own disk failed, or it has none.
+    failed: bool,
     /// It was the target of the resync that its peer may still be the source of, and has finished it.
     finished: bool,
 }
@@ -218,7 +220,7 @@ impl Oracle {
             raise(writes, &mut promise.floor, id);
         }
         let other = &mut self.views[1 - node];
-        if peer && self.protocol != Protocol::A {
+        if peer && (self.protocol == Protocol::C || self.protocol == Protocol::B && !other.failed) {
             raise(writes, &mut other.live, id);
         }
         if self.protocol == Protocol::C {
@@ -658,6 +660,7 @@ impl Oracle {
         // A disk of its own that has everything makes good what the peer lost; a demotion ends what it told its clients.
         view.owes_error &= !view.up_to_date && new.role == Role::Primary;
         let failed = old.disk >= DiskState::Inconsistent && new.disk <= DiskState::Failed;
+        view.failed = new.disk <= DiskState::Failed;
         if failed && self.protocol != Protocol::C {
             // What its process had received and not written yet never reaches this disk.
             view.live = view.kept.clone();
