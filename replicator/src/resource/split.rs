@@ -488,6 +488,9 @@ impl Resource {
             Reason::BothDiscard => format!(
                 "volume {volume}: split brain: both nodes were told to discard their own data, so nobody's data was discarded; only on the node whose changes are to be given up type: tandem adm connect --discard-my-data {name}; on the other one type: tandem adm connect {name}"
             ),
+            Reason::PrimaryWouldBeTarget => format!(
+                "volume {volume}: {reason}: the peer's data would overwrite what was written here; to allow that type: tandem adm secondary {name}; to keep this node's data instead, type on the peer: tandem adm down {name}, tandem adm create-md {name} and tandem adm up {name}"
+            ),
             Reason::Unrelated => format!(
                 "volume {volume}: {reason}; on the node whose data is to be given up type: tandem adm down {name}, tandem adm create-md {name} and tandem adm up {name}; on the other one type: tandem adm connect {name}"
             ),
