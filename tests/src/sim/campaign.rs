@@ -26,7 +26,7 @@ use super::world::{CrashAt, Settings, World};
 const FIRST_SHARP_SEED: u64 = 2000;
 
 /// From this one on disks hang and fill up, ports are closed, handlers fail, and persons type whatever there is to type.
-const FIRST_ROUGH_SEED: u64 = 3000;
+pub(super) const FIRST_ROUGH_SEED: u64 = 3000;
 
 /// What is asked of a run.
 #[derive(Clone, Copy, Debug)]

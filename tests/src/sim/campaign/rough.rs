@@ -129,8 +129,10 @@ impl Campaign {
         let closed = self
             .rough
             .pick(&[[true, false], [false, true], [true, true]]);
-        self.world
-            .say(format!("dials are refused: to A {}, to B {}", closed[0], closed[1]));
+        self.world.say(format!(
+            "dials are refused: to A {}, to B {}",
+            closed[0], closed[1]
+        ));
         self.world.net.closed = closed;
         self.later(500, 9000, Undo::Open);
         if self.rough.chance(2, 3) {
@@ -178,7 +180,8 @@ impl Campaign {
         }
         let force = self.rough.pick(&[Force::No, Force::Yes]);
         let volume = VOLUME;
-        self.world.command(primary, Command::Detach { volume, force });
+        self.world
+            .command(primary, Command::Detach { volume, force });
         let wait = self.rough.spread(1500 * MS);
         if self.live(wait).is_err() {
             return None;
@@ -280,7 +283,8 @@ impl Campaign {
             }
             _ => return None,
         };
-        self.world.say(format!("{words} is typed on {}", name(node)));
+        self.world
+            .say(format!("{words} is typed on {}", name(node)));
         self.world.command(node, command);
         Some(words)
     }
@@ -299,7 +303,8 @@ impl Campaign {
         } else {
             "connect"
         };
-        self.world.say(format!("{words} is typed on {}", name(node)));
+        self.world
+            .say(format!("{words} is typed on {}", name(node)));
         let command = Command::Connect {
             net,
             discard_my_data: false,
