@@ -4,8 +4,9 @@
 
 use tandem_replicator::state::word::{ConnState, DiskState};
 use tandem_replicator::{Command, Force, Protocol};
-use tandem_tests::sim::lab::{A, B, Lab, primary};
-use tandem_tests::sim::node::VOLUME;
+use tandem_tests::sim::lab::{A, B, Lab, primary, settings};
+use tandem_tests::sim::node::{IoFault, VOLUME};
+use tandem_tests::sim::stamp::Content;
 use tandem_tests::sim::{Spec, run};
 
 /// A history that was wrong once, by protocol and seed, and why.
@@ -274,4 +275,43 @@ fn the_only_disk_of_a_primary_starts_a_generation_in_the_middle_of_a_resync_too(
     lab.ok(A, ATTACH);
     lab.wait("both are in sync", |world| world.is_in_sync());
     lab.wait("both are equal", tandem_tests::sim::World::compare_if_idle);
+}
+
+#[test]
+fn a_superblock_that_is_due_while_the_metadata_device_hangs_does_not_keep_the_engine_busy() {
+    let mut lab = Lab::start();
+    lab.world.nodes[A].hang = Some((IoFault::Meta, u32::MAX));
+    lab.world.block([true; 2]);
+    // The engine's timers are counted: one that is due again at once fails the world.
+    let wait = lab.world.run_for(60_000_000_000);
+    assert_eq!(wait, Ok(()));
+    assert!(
+        !lab.world.nodes[A].held.is_empty(),
+        "a write of metadata hangs"
+    );
+    lab.world.let_go(A);
+    lab.plug();
+    lab.wait("both are in sync", |world| world.is_in_sync());
+}
+
+#[test]
+fn a_peer_write_that_ends_after_the_link_is_lost_is_made_durable_too() {
+    let mut settings = settings();
+    settings.net_options.protocol = Protocol::B;
+    let mut lab = Lab::pair_of(settings);
+    lab.ok(A, primary(Force::No));
+    lab.world.nodes[B].hold_data_writes = Some(0);
+    // Answered when the peer has it in memory.
+    lab.write(A, &[1]);
+    lab.power_off(A);
+    lab.wait("B notices", |world| !world.nodes[B].is_connected());
+    let wait = lab.world.run_for(100_000_000);
+    assert_eq!(wait, Ok(()));
+    lab.world.release_writes(B);
+    let wait = lab.world.run_for(2_000_000_000);
+    assert_eq!(wait, Ok(()));
+    let written = lab.world.nodes[B].data.content(8).clone();
+    assert_ne!(written, Content::Zero, "the write has ended");
+    lab.power_off(B);
+    assert_eq!(*lab.world.nodes[B].data.content(8), written);
 }

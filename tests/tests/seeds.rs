@@ -16,6 +16,9 @@ const THREADS: usize = 2;
 /// From here on clients also ask for parts of sectors, and nodes die at an I/O of their own.
 const LATER: u64 = 2000;
 
+/// From here on disks hang and fill up, handlers fail, and persons type whatever there is to type.
+const ROUGH: u64 = 3000;
+
 fn seeds(protocol: Protocol, seeds: Range<u64>) {
     let next = AtomicU64::new(seeds.start);
     let failure = Mutex::new(None);
@@ -51,15 +54,22 @@ fn later_histories_of_protocol_c_lose_nothing() {
 }
 
 #[test]
+fn rough_histories_of_protocol_c_lose_nothing() {
+    seeds(Protocol::C, ROUGH..ROUGH + 300);
+}
+
+#[test]
 fn histories_of_protocol_b_keep_their_promises() {
     seeds(Protocol::B, 0..60);
     seeds(Protocol::B, LATER..LATER + 100);
+    seeds(Protocol::B, ROUGH..ROUGH + 100);
 }
 
 #[test]
 fn histories_of_protocol_a_keep_their_promises() {
     seeds(Protocol::A, 0..60);
     seeds(Protocol::A, LATER..LATER + 100);
+    seeds(Protocol::A, ROUGH..ROUGH + 100);
 }
 
 #[test]

@@ -44,6 +44,8 @@ pub(crate) struct Connection {
     pub(crate) last_write_sent: Time,
     /// When the last barrier was sent.
     pub(crate) last_barrier_sent: Time,
+    /// The link was lost while writes of the peer were on their way to the disk: they are flushed when they have ended.
+    pub(crate) late_writes: bool,
     /// Something arrived, or can be handled now: `step_link` looks.
     pub(crate) link_work: bool,
     /// Making a link.
@@ -83,6 +85,7 @@ impl Connection {
             receive_epochs: None,
             last_write_sent: Time::default(),
             last_barrier_sent: Time::default(),
+            late_writes: false,
             link_work: false,
             dialling: dialling::Dialling::default(),
             liveness: liveness::Liveness::default(),

@@ -162,10 +162,11 @@ impl Resource {
     }
 
     pub(super) fn superblock_deadline(&self) -> Time {
+        // One that a plan will write waits for that plan, however long its disk takes.
         let dirty = self
             .volumes
             .values()
-            .filter(|volume| volume.is_superblock_dirty());
+            .filter(|volume| volume.wants_superblock_write());
         let since = dirty.filter_map(|volume| volume.backing.as_ref()?.superblock_dirty);
         since
             .min()

@@ -486,7 +486,11 @@ impl Resource {
             }
         }
         if self.peer_io_in_flight() {
+            self.connection.late_writes = true;
             return;
+        }
+        if core::mem::take(&mut self.connection.late_writes) {
+            self.flush_late_writes();
         }
         let Phase::Draining(afterwards) = self.connection.dialling.phase else {
             return;
@@ -541,6 +545,19 @@ impl Resource {
         }
         if !stages.is_empty() {
             self.start_plan(number, stages, Then::Nothing);
+        }
+    }
+
+    /// The flush at the loss of the link came too early for writes that had been received (protocol B: answered) but had not ended.
+    fn flush_late_writes(&mut self) {
+        use super::plan::{Stage, Then};
+        for number in self.volume_numbers() {
+            let secondary = self.volumes.get(&number).is_some_and(|volume| {
+                volume.state.role == Role::Secondary && volume.backing.is_some()
+            });
+            if secondary && !self.planted(Planted::NoFlushAtLinkLoss) {
+                self.start_plan(number, vec![Stage::FlushData], Then::Nothing);
+            }
         }
     }
 

@@ -10,6 +10,8 @@ use tandem_replicator::planted::{Plant, Planted};
 use tandem_replicator::state::word::{ConnState, DiskState, Role};
 use tandem_replicator::{Command, DiskOptions, Force, MetaKind, NetOptions, Protocol};
 
+mod rough;
+
 use super::clients::Habits;
 use super::dice::Dice;
 use super::network::{MS, NetSettings};
@@ -22,6 +24,9 @@ use super::world::{CrashAt, Settings, World};
 /// Histories before this one are those that found the first mistakes: they stay what they were, and nodes die at a time. From
 /// this one on they die at an I/O as well.
 const FIRST_SHARP_SEED: u64 = 2000;
+
+/// From this one on disks hang and fill up, ports are closed, handlers fail, and persons type whatever there is to type.
+pub(super) const FIRST_ROUGH_SEED: u64 = 3000;
 
 /// What is asked of a run.
 #[derive(Clone, Copy, Debug)]
@@ -220,7 +225,7 @@ fn draw(spec: Spec) -> Plan {
             },
             discard: dice.chance(2, 3),
         },
-        disk_options: draw_disk(&mut dice, large),
+        disk_options: rough::draw_policy(draw_disk(&mut dice, large), spec.seed),
         net_options: draw_digests(draw_net(&mut dice, spec.protocol), spec.seed),
         net: NetSettings {
             delay: (50_000, dice.pick(&[100_000, 500_000, 3 * MS, 10 * MS])),
@@ -347,6 +352,7 @@ fn carry_out(spec: Spec, cuts: Cuts) -> (Outcome, Vec<Dice>) {
         plan,
         dice,
         sharp: Dice::new(spec.seed, "sharp"),
+        rough: Dice::new(spec.seed, "rough"),
         report: Report::default(),
         done: Vec::new(),
         undo: Vec::new(),
@@ -368,6 +374,7 @@ enum Undo {
     Unblock,
     Faster,
     Loud,
+    Rough(rough::Undo),
 }
 
 struct Campaign {
@@ -379,6 +386,8 @@ struct Campaign {
     undo: Vec<(u64, Undo)>,
     /// For crashes at an I/O: a stream of its own, so that histories found before it stay what they were.
     sharp: Dice,
+    /// For what only rough histories have.
+    rough: Dice,
     /// Faults and commands so far, by place.
     done: Vec<(u32, &'static str)>,
     /// The dice at each place.
@@ -499,6 +508,7 @@ impl Campaign {
                 self.world.clients.quiet = false;
                 self.world.wake_clients();
             }
+            Undo::Rough(undo) => self.take_back_rough(*undo),
         }
     }
 
@@ -527,6 +537,9 @@ impl Campaign {
             if self.act(action) {
                 self.done.push((place, words));
                 self.report.actions += 1;
+                self.report.kinds.push(words);
+            }
+            if let Some(words) = self.roughen() {
                 self.report.kinds.push(words);
             }
             self.world.compare_if_idle();
@@ -775,6 +788,7 @@ impl Campaign {
         }
         self.world.block([false; 2]);
         self.world.crash_at = [None; 2];
+        self.smooth();
         self.person.healing = true;
         self.person.switching = false;
         for node in 0..2 {

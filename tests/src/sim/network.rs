@@ -121,6 +121,8 @@ pub struct Network {
     pub settings: NetSettings,
     /// Directions that are held back: from A, from B.
     pub blocked: [bool; 2],
+    /// Dials to this host are refused, whatever it does: a firewall.
+    pub closed: [bool; 2],
     /// What the hosts do; kept by the world.
     pub hosts: [Host; 2],
     streams: BTreeMap<u64, [End; 2]>,
@@ -140,6 +142,7 @@ impl Network {
         Network {
             settings,
             blocked: [false; 2],
+            closed: [false; 2],
             hosts: [Host::NoProcess; 2],
             streams: BTreeMap::new(),
             sockets: BTreeMap::new(),
@@ -437,6 +440,7 @@ impl Network {
         let (after, event) = match self.hosts[1 - node] {
             _ if silent => (self.settings.dial_timeout, fail("timed out")),
             Host::Off => (self.settings.dial_timeout, fail("no route to host")),
+            _ if self.closed[1 - node] => (self.delay(), fail("connection refused")),
             Host::NoProcess | Host::Running { listening: false } => {
                 (self.delay(), fail("connection refused"))
             }

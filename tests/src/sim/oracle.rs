@@ -56,6 +56,8 @@ struct Parent {
     floor: Floor,
     /// It may legally have lacked acknowledged writes (power loss, protocols A and B, force).
     excused: bool,
+    /// The forking node had lost power.
+    lost_power: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -554,6 +556,7 @@ impl Oracle {
         view.history = parent.history;
         view.live = parent.floor.clone();
         view.kept = parent.floor;
+        view.lost_power |= parent.lost_power;
     }
 
     /// The process of a node died, or its host lost power.
@@ -913,6 +916,7 @@ impl Oracle {
             history: view.history,
             floor: view.live.clone(),
             excused: view.lost_power || forced || self.protocol != Protocol::C,
+            lost_power: view.lost_power,
         };
         let history = self.histories.len();
         self.histories.push(History {

@@ -4,6 +4,7 @@
 use tandem_replicator::state::word::{ConnState, DiskState, Role};
 use tandem_replicator::{Command, Force, Protocol};
 
+use super::campaign::FIRST_ROUGH_SEED;
 use super::dice::Dice;
 use super::network::MS;
 use super::node::VOLUME;
@@ -225,7 +226,10 @@ impl Person {
         }
         if (alone || diskless) && self.due(&mut at, now) {
             self.attempts[node] += 1;
-            if diskless {
+            // A disk that is refused, since the application saw newer data on the peer, is taken once that peer is there again.
+            let rough = world.settings.seed >= FIRST_ROUGH_SEED;
+            let peer_first = rough && alone && self.attempts[node].is_multiple_of(2);
+            if diskless && !peer_first {
                 world.command(node, Command::Attach { volume: VOLUME });
             } else {
                 world.connect(node, false);

@@ -86,6 +86,9 @@ pub struct World {
     /// Faults of disks, in dice.
     pub dice: Dice,
     disk_dice: Dice,
+    handler_dice: Dice,
+    /// Handlers end with any exit code.
+    pub handlers_fail: bool,
     queue: BTreeMap<(u64, u64), What>,
     next: u64,
     steps: u64,
@@ -138,6 +141,8 @@ impl World {
             person_due: false,
             dice: Dice::new(seed, "faults"),
             disk_dice: Dice::new(seed, "disks"),
+            handler_dice: Dice::new(seed, "handlers"),
+            handlers_fail: false,
             queue: BTreeMap::new(),
             next: 0,
             steps: 0,
@@ -498,7 +503,12 @@ impl World {
             } => {
                 self.nodes[node].handlers.push(handler);
                 let after = self.settings.handler_delay;
-                self.later(node, after, Event::HandlerDone { token, exit: 0 });
+                let exit = if self.handlers_fail {
+                    self.handler_dice.pick(&[0, 0, 1, 3, 5, 20, 127])
+                } else {
+                    0
+                };
+                self.later(node, after, Event::HandlerDone { token, exit });
             }
             Effect::Notify(Notification::Serve { bytes, .. }) => {
                 self.nodes[node].serves = bytes;
