@@ -26,6 +26,7 @@ pub mod planted;
 pub mod shrink;
 pub mod stamp;
 pub mod trace;
+pub mod worked;
 pub mod world;
 
 pub use campaign::{Cuts, Failure, Outcome, Report, Spec, run, run_cut};
