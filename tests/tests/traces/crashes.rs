@@ -231,12 +231,11 @@ fn t10_power_loss_on_both_and_both_were_primary() {
     lab.boot(B);
     let one = "StandAlone Sec/Unk UpToDate/DUnknown [C, 0, H1, H2] oos=1";
     lab.row("both boot", one, one);
-    // B accepts what A dials: it holds the resolve-conflicts flag.
-    lab.connect(B, false);
-    lab.wait("B listens", |world| {
-        world.nodes[B].state().unwrap().conn == ConnState::WFConnection
-    });
+    // A waits until B dials, and dials the other socket: B, which accepts it, holds the resolve-conflicts flag.
     lab.connect(A, false);
+    let wait = lab.world.run_for(MS * 500);
+    assert_eq!(wait, Ok(()));
+    lab.connect(B, false);
     lab.row(
         "connect",
         "WFBitMapS Sec/Sec UpToDate/Consistent [C, 0, H1, H2] oos=1",

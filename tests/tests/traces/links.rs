@@ -127,6 +127,7 @@ fn t20_link_lost_while_bitmaps_are_exchanged() {
     );
     assert_eq!(lab.command(B, primary(Force::No)), -2);
     reconnect(&mut lab, 2);
+    lab.follow("T4");
     from_a_with_c(&mut lab, 2);
 }
 
@@ -308,14 +309,14 @@ fn t51_disk_of_the_peer_hangs() {
     lab.row(
         "B cleans up and cannot end",
         a,
-        "BrokenPipe Sec/Unk UpToDate/DUnknown [C, 0, H1, H2] oos=0",
+        "NetworkFailure Sec/Unk UpToDate/DUnknown [C, 0, H1, H2] oos=0",
     );
     let wait = lab.world.run_for(20_000 * MS);
     assert_eq!(wait, Ok(()));
     lab.row(
         "for as long as its disk hangs",
         a,
-        "BrokenPipe Sec/Unk UpToDate/DUnknown [C, 0, H1, H2] oos=0",
+        "NetworkFailure Sec/Unk UpToDate/DUnknown [C, 0, H1, H2] oos=0",
     );
     lab.world.release_writes(B);
     // Row 4 as in T4 and T26, with one block.

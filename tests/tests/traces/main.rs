@@ -38,6 +38,7 @@ fn every_trace_of_the_specification_is_a_test_or_listed_with_what_is_missing() {
         include_str!("splits.rs"),
     ];
     let page = include_str!("../../../docs/reliability.md");
+    let (_, page) = page.split_once("\nNot played:\n").unwrap();
     let titles = worked::titles();
     assert_eq!(titles.len(), 52);
     for (number, title) in titles {
