@@ -367,8 +367,8 @@ impl Lab {
             self.now(node)
         );
         // The role bit of a random sync UUID is random (3.1); what is on a disk that is not attached may lack it.
-        let attached = (self.world.nodes[node].status.as_ref())
-            .is_some_and(|status| status.uuids.is_some());
+        let attached =
+            (self.world.nodes[node].status.as_ref()).is_some_and(|status| status.uuids.is_some());
         if !name.starts_with('S') && attached {
             assert_eq!(
                 value & 1,

@@ -474,9 +474,7 @@ impl World {
                     self.clients.opened[node] = false;
                 }
             }
-            Effect::Notify(Notification::Log { text, .. })
-                if text.starts_with("uuid_compare") =>
-            {
+            Effect::Notify(Notification::Log { text, .. }) if text.starts_with("uuid_compare") => {
                 self.nodes[node].comparisons.push(text);
             }
             Effect::Notify(_) => {}

@@ -213,7 +213,10 @@ fn end_of_resync_is_lost(trace: &str) -> Lab {
         "Connected Sec/Pri UpToDate/UpToDate [A1, 0, C+δ, C*] oos=0",
     );
     lab.world.block([false, true]);
-    lab.handlers(&FROM_A[..1], &["before-resync-target", "after-resync-target"]);
+    lab.handlers(
+        &FROM_A[..1],
+        &["before-resync-target", "after-resync-target"],
+    );
     lab.cut();
     lab.row(
         "link lost",
