@@ -315,3 +315,24 @@ fn a_peer_write_that_ends_after_the_link_is_lost_is_made_durable_too() {
     lab.power_off(B);
     assert_eq!(*lab.world.nodes[B].data.content(8), written);
 }
+
+#[test]
+fn a_secondary_that_is_detached_right_after_a_write_stays_connected() {
+    let mut lab = Lab::start();
+    lab.write(A, &[1]);
+    // The epoch of this write is still open: its barrier meets a disk that is on its way out.
+    lab.ok(B, detach(Force::No));
+    let wait = lab.world.run_for(5_000_000_000);
+    assert_eq!(wait, Ok(()));
+    for node in [A, B] {
+        let comparisons = lab.world.nodes[node].comparisons.len();
+        assert_eq!(comparisons, 1, "one connection only");
+    }
+    lab.row(
+        "detached",
+        "Connected Pri/Sec UpToDate/Diskless [A1*, C*, H1, H2] oos=0",
+        "Connected Sec/Pri Diskless/UpToDate [C, 0, H1, H2] oos=0",
+    );
+    lab.ok(B, ATTACH);
+    lab.wait("both are equal", tandem_tests::sim::World::compare_if_idle);
+}

@@ -30,6 +30,8 @@ use crate::state::{Hardness, StateResult};
 pub(crate) struct Detach {
     cause: Cause,
     phase: Phase,
+    /// Everything acknowledged on the disk is durable: it was flushed behind the last write.
+    flushed: bool,
     /// Commands that wait for its end.
     askers: Vec<CommandId>,
 }
@@ -59,6 +61,20 @@ impl Detach {
     /// The disk failed by itself.
     pub(crate) fn is_by_error(&self) -> bool {
         self.cause == Cause::Error
+    }
+
+    /// The disk works and is open: what was written before can still be flushed.
+    pub(crate) fn can_flush(&self) -> bool {
+        let open = matches!(
+            self.phase,
+            Phase::Announced | Phase::Draining | Phase::Writing
+        );
+        open && !self.is_by_error()
+    }
+
+    /// Everything acknowledged on the disk is durable.
+    pub(crate) fn is_flushed(&self) -> bool {
+        self.flushed
     }
 }
 
@@ -107,6 +123,7 @@ impl Resource {
             volume.detach = Some(Detach {
                 cause,
                 phase: Phase::Announced,
+                flushed: false,
                 askers: Vec::new(),
             });
         }
@@ -125,6 +142,7 @@ impl Resource {
         let detach = volume.detach.get_or_insert(Detach {
             cause: Cause::Command,
             phase: Phase::Announced,
+            flushed: false,
             askers: Vec::new(),
         });
         detach.askers.push(asker);
@@ -144,6 +162,7 @@ impl Resource {
         let detach = volume.detach.get_or_insert(Detach {
             cause: Cause::Command,
             phase: Phase::Announced,
+            flushed: false,
             askers: Vec::new(),
         });
         if detach.phase == Phase::Announced {
@@ -232,7 +251,10 @@ impl Resource {
             self.start_plan(number, stages, Then::Detach);
             return;
         }
-        self.set_detach_phase(number, Phase::Written);
+        if let Some(detach) = volume.detach.as_mut() {
+            detach.flushed = result.is_ok() && phase == Phase::Writing;
+            detach.phase = Phase::Written;
+        }
     }
 
     fn close_backing(&mut self, number: VolumeNumber) {

@@ -8,6 +8,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use bytes::Bytes;
 
+use super::detach::Detach;
 use super::{Pending, Resource};
 use crate::effect::{DiskOperation, Level};
 use crate::event::{IoError, RequestError, RequestId, VolumeNumber};
@@ -38,7 +39,8 @@ pub(crate) enum Waiter {
 /// The local flushes of a volume.
 #[derive(Debug, Default)]
 pub(crate) struct LocalFlushes {
-    running: Vec<Waiter>,
+    /// Those of the flush that is in flight; those that the disk was lost for wait no longer.
+    running: Option<Vec<Waiter>>,
     next: Vec<Waiter>,
 }
 
@@ -147,15 +149,15 @@ impl Resource {
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;
         };
-        if !volume.flushes.running.is_empty() || volume.flushes.next.is_empty() {
+        if volume.flushes.running.is_some() || volume.flushes.next.is_empty() {
             return;
         }
-        if !volume.writes_locally() {
+        if !volume.flushes_locally() {
             let waiters = core::mem::take(&mut volume.flushes.next);
             self.tell_flush_waiters(number, waiters, LocalPart::Failed);
             return;
         }
-        volume.flushes.running = core::mem::take(&mut volume.flushes.next);
+        volume.flushes.running = Some(core::mem::take(&mut volume.flushes.next));
         self.disk(
             number,
             Pending::Flush(number, Io::Running),
@@ -172,7 +174,7 @@ impl Resource {
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;
         };
-        let waiters = core::mem::take(&mut volume.flushes.running);
+        let waiters = volume.flushes.running.take().unwrap_or_default();
         let ok = result.is_ok();
         if let Err(error) = result {
             self.local_io_error(number, DiskFault::Write, error);
@@ -207,15 +209,22 @@ impl Resource {
         }
     }
 
-    /// The local disk is gone: flushes that wait for it do not get it any more.
+    /// The local disk is gone: flushes that wait for it do not get it any more. The peer's epochs still do where it is only detached:
+    /// it works, and its peer need not lose the connection.
     pub(super) fn flushes_disk_gone(&mut self, number: VolumeNumber) {
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;
         };
-        let mut waiters = core::mem::take(&mut volume.flushes.next);
-        let running = core::mem::take(&mut volume.flushes.running);
-        waiters.extend(running);
-        self.tell_flush_waiters(number, waiters, LocalPart::Failed);
+        let by_error = (volume.detach.as_ref()).is_some_and(Detach::is_by_error);
+        let stays = |waiter: &mut Waiter| !by_error && *waiter == Waiter::PeerEpochs;
+        let mut gone = Vec::new();
+        let LocalFlushes { running, next } = &mut volume.flushes;
+        for waiters in running.iter_mut().chain([next]) {
+            let kept: Vec<Waiter> = waiters.extract_if(.., stays).collect();
+            gone.append(waiters);
+            *waiters = kept;
+        }
+        self.tell_flush_waiters(number, gone, LocalPart::Failed);
     }
 
     /// The link is lost: what the peer did not confirm it may lack; the local disk alone decides.

@@ -16,6 +16,7 @@ use tandem_protocol::packets::{
     Barrier, BarrierAck, BlockAck, BlockDesc, BlockRequest, Data, DpFlags, Trim, Wsame,
 };
 
+use super::detach::Detach;
 use super::flush::Waiter;
 use super::request::{Body, Logged};
 use super::{Pending, Resource};
@@ -463,14 +464,15 @@ impl Resource {
             .iter()
             .map(|number| VolumeNumber(*number))
             .filter(|number| {
-                self.volumes
-                    .get(number)
-                    .is_some_and(|volume| volume.backing.is_some())
+                self.volumes.get(number).is_some_and(|volume| {
+                    let flushed = (volume.detach.as_ref()).is_some_and(Detach::is_flushed);
+                    volume.backing.is_some() && !flushed
+                })
             })
             .collect();
         self.peer_io.flushing = with_disk.len() as u32;
         if with_disk.is_empty() || self.planted(Planted::BarrierAckWithoutFlush) {
-            // Every write of these epochs was refused: there is nothing that could be lost.
+            // Every write of these epochs was refused, or flushed before its disk was closed: there is nothing that could be lost.
             self.epochs_flushed(FlushOutcome::Stable);
             return;
         }

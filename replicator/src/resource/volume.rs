@@ -213,6 +213,13 @@ impl Volume {
         self.backing.is_some() && self.state.disk >= DiskState::Inconsistent
     }
 
+    /// Whether what was written to the local disk can be flushed: also while it is being detached in good order.
+    pub(crate) fn flushes_locally(&self) -> bool {
+        let leaves_in_order = self.state.disk == DiskState::Failed
+            && self.detach.as_ref().is_some_and(detach::Detach::can_flush);
+        self.writes_locally() || (self.backing.is_some() && leaves_in_order)
+    }
+
     /// Set bits of the bitmap; 0 without a disk.
     pub(crate) fn bits_set(&self) -> u64 {
         self.backing

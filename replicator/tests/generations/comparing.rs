@@ -1,13 +1,11 @@
 //! The comparison of two sets of generations.
 
 use proptest::prelude::*;
-use tandem_replicator::generations::compare::{
-    NO_SYNC, SPLIT_BRAIN, SPLIT_BRAIN_UNKNOWN, UNRELATED,
-};
 use tandem_replicator::generations::decide::{AfterSb0Pri, AfterSb1Pri};
 use tandem_replicator::generations::*;
 
 use crate::deciding::question;
+use crate::relations::{is_constructed, is_mirrored};
 use crate::{LINK, mirrored, role, secondary, set};
 
 const SPEC: &str = include_str!("../../../docs/spec/state-machine.md");
@@ -93,70 +91,6 @@ fn corrections_give_the_set_that_the_missed_packet_would_have_given() {
     assert_eq!(seen.correction, Some(Correction::Own(undone)));
     let seen = compare(&target, &source, &LINK);
     assert_eq!(seen.correction, Some(Correction::Peer(undone)));
-}
-
-/// Sets that no run produces: each current generation descends from the other, or both are empty (invariant 15).
-fn is_constructed(a: &Uuids, b: &Uuids) -> bool {
-    let knows = |old: u64, set: &Uuids| {
-        [set.bitmap, set.history[0], set.history[1]]
-            .iter()
-            .any(|slot| masked(*slot) == masked(old))
-    };
-    let empty = masked(a.current) == 0 && masked(b.current) == 0;
-    let differ = masked(a.current) != masked(b.current);
-    empty || (differ && knows(a.current, b) && knows(b.current, a))
-}
-
-fn is_mirrored(a: i32, b: i32) -> bool {
-    match a {
-        NO_SYNC | SPLIT_BRAIN | SPLIT_BRAIN_UNKNOWN | UNRELATED => a == b,
-        -2..=2 => a == -b,
-        _ => a == b,
-    }
-}
-
-#[test]
-fn for_all_relations_of_two_sets_both_nodes_reach_mirrored_results() {
-    let x = 0x0000_1111_0000_0010;
-    let values = [
-        0,
-        4,
-        x,
-        x + SYNC_UUID_STEP,
-        0x0000_2222_0000_0020,
-        0x0000_3333_0000_0031,
-    ];
-    let mut sets = Vec::new();
-    for current in values {
-        for bitmap in values {
-            for newer in values {
-                for older in [0, x, values[4]] {
-                    sets.push(Uuids::from_slots([current, bitmap, newer, older]));
-                }
-            }
-        }
-    }
-    let back = Link {
-        resolve_conflicts: ResolveConflicts::There,
-        ..LINK
-    };
-    let mut compared = 0_u32;
-    for a in &sets {
-        for b in &sets {
-            if is_constructed(a, b) {
-                continue;
-            }
-            compared += 1;
-            let here = compare(&secondary(*a), &secondary(*b), &LINK);
-            let there = compare(&secondary(*b), &secondary(*a), &back);
-            assert!(
-                is_mirrored(here.hg, there.hg),
-                "{a:?} {b:?}: {here:?} {there:?}"
-            );
-            assert!(here.rule.is_some() && there.rule.is_some());
-        }
-    }
-    assert!(compared > 100_000, "{compared}");
 }
 
 proptest! {

@@ -5,6 +5,7 @@
 mod comparing;
 mod deciding;
 mod living;
+mod relations;
 
 use tandem_replicator::generations::*;
 use tandem_replicator::state::word::Role;

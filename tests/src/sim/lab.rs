@@ -12,6 +12,7 @@ use super::clients::Habits;
 use super::network::{MS, NetSettings};
 use super::node::{DiskPlan, VOLUME};
 use super::trace::state_words;
+use super::worked::{self, Cell};
 use super::{Settings, World};
 
 /// What is added to a bitmap UUID at every start of a resync (0.2).
@@ -20,6 +21,8 @@ pub const DELTA: u64 = 0x0001_0000_0000_0000;
 pub const A: usize = 0;
 /// Node B.
 pub const B: usize = 1;
+/// Blocks of both devices.
+pub const BLOCKS: u64 = 8;
 /// Virtual time within which each row is reached.
 const ROW_LIMIT: u64 = 120_000 * MS;
 
@@ -30,6 +33,11 @@ pub struct Lab {
     /// Values of the names in the cells, without their role bits.
     pub names: BTreeMap<String, u64>,
     handlers_seen: [usize; 2],
+    comparisons_seen: [usize; 2],
+    /// Rows of the trace that is played, from the one that was reached last.
+    followed: Vec<worked::Row>,
+    /// The first of them has been reached.
+    reached: bool,
 }
 
 /// How a lab is made: 8 blocks, a resync that can be watched.
@@ -38,7 +46,7 @@ pub fn settings() -> Settings {
     Settings {
         seed: 11,
         disk: DiskPlan {
-            bytes: 8 * 4096,
+            bytes: BLOCKS * 4096,
             meta: MetaKind::FlexibleExternal,
             discard: false,
         },
@@ -91,6 +99,9 @@ impl Lab {
             world,
             names: BTreeMap::new(),
             handlers_seen: [0; 2],
+            comparisons_seen: [0; 2],
+            followed: Vec::new(),
+            reached: false,
         }
     }
 
@@ -102,14 +113,7 @@ impl Lab {
     /// The same with other settings.
     pub fn pair_of(settings: Settings) -> Lab {
         let mut lab = Lab::blank_of(settings);
-        let (c, h1, h2) = (
-            0xc0c0_1234_5678_9abc,
-            0x1111_0000_aaaa_0000,
-            0x2222_0000_bbbb_0000,
-        );
-        for (name, value) in [("C", c), ("H1", h1), ("H2", h2)] {
-            lab.names.insert(name.to_owned(), value);
-        }
+        let [c, h1, h2] = lab.know_names();
         for node in [A, B] {
             let uuids = Uuids {
                 current: c,
@@ -121,6 +125,19 @@ impl Lab {
         }
         lab.wait("both are in sync", |world| world.is_in_sync());
         lab
+    }
+
+    /// Gives C, H1 and H2 their values.
+    pub fn know_names(&mut self) -> [u64; 3] {
+        let values = [
+            0xc0c0_1234_5678_9abc,
+            0x1111_0000_aaaa_0000,
+            0x2222_0000_bbbb_0000,
+        ];
+        for (name, value) in ["C", "H1", "H2"].into_iter().zip(values) {
+            self.names.insert(name.to_owned(), value);
+        }
+        values
     }
 
     /// The start of most traces: A is Primary.
@@ -236,9 +253,67 @@ impl Lab {
         format!("{} {uuids:016x?} oos={}", self.state(node), self.oos(node))
     }
 
-    /// Waits until both nodes are in the states of the row, with its set bits, and compares the generations.
+    /// From now on each row is compared with the text of this trace of the specification (`T26`).
+    pub fn follow(&mut self, trace: &str) {
+        self.followed = worked::rows(trace);
+        self.reached = false;
+        assert!(
+            !self.followed.is_empty(),
+            "the specification has no {trace}"
+        );
+    }
+
+    /// Waits until both nodes are in the states of the row, with its set bits, and compares the generations. With a trace to follow,
+    /// this has to be one of its rows, not before the last one, and the comparisons that it names are those that were made.
     pub fn row(&mut self, event: &str, a: &str, b: &str) {
-        let [a, b] = [a, b].map(Cell::parse);
+        let cells = [a, b].map(|text| Cell::parse(text).unwrap());
+        let covers = |row: &worked::Row| {
+            let mut pairs = row.cells.iter().zip(&cells);
+            pairs.all(|(spec, test)| spec.covers(test, BLOCKS))
+        };
+        // A later row, or the same once more.
+        let later = usize::from(self.reached);
+        let found = (later..self.followed.len())
+            .find(|at| covers(&self.followed[*at]))
+            .or_else(|| self.followed.first().filter(|row| covers(row)).map(|_| 0));
+        assert!(
+            found.is_some() || self.followed.is_empty(),
+            "{event}: not a row of the trace, or before the last one:\n  A: {a}\n  B: {b}\n{:#?}",
+            self.followed
+        );
+        self.reach(event, &cells);
+        let Some(found) = found else { return };
+        let again = self.reached && found == 0;
+        self.followed.drain(..found);
+        self.reached = true;
+        if let Some(expected) = self.followed[0].comparisons().filter(|_| !again) {
+            self.comparisons(event, &expected);
+        }
+    }
+
+    /// A row that differs from the specification, for this reason.
+    pub fn row_but(&mut self, reason: &str, event: &str, a: &str, b: &str) {
+        let cells = [a, b].map(|text| Cell::parse(text).unwrap());
+        self.reach(&format!("{event} ({reason})"), &cells);
+    }
+
+    /// The last comparison of each node, made since the last look.
+    fn comparisons(&mut self, event: &str, expected: &[String; 2]) {
+        for (node, expected) in expected.iter().enumerate() {
+            let all = &self.world.nodes[node].comparisons;
+            let new = &all[self.comparisons_seen[node]..];
+            assert_eq!(
+                new.last(),
+                Some(expected),
+                "{event}: comparison of {}",
+                ["A", "B"][node]
+            );
+            self.comparisons_seen[node] = all.len();
+        }
+    }
+
+    fn reach(&mut self, event: &str, cells: &[Cell; 2]) {
+        let [a, b] = cells;
         let wanted = [a.state.clone(), b.state.clone()];
         let bits = [a.oos, b.oos];
         self.wait(event, |world| {
@@ -252,7 +327,7 @@ impl Lab {
                     && bits[node].is_none_or(|bits| state.is_none() || bits == oos)
             })
         });
-        for (node, cell) in [(A, &a), (B, &b)] {
+        for (node, cell) in [(A, a), (B, b)] {
             let uuids = self.uuids(node);
             for (slot, (word, value)) in cell.uuids.iter().zip(uuids).enumerate() {
                 self.compare(event, node, slot, word, value);
@@ -292,8 +367,10 @@ impl Lab {
             "{place}\n  is {}",
             self.now(node)
         );
-        // The role bit of a random sync UUID is random (3.1); what is on the disk of a node that is down may lack it.
-        if !name.starts_with('S') && self.world.nodes[node].is_running() {
+        // The role bit of a random sync UUID is random (3.1); what is on a disk that is not attached may lack it.
+        let attached =
+            (self.world.nodes[node].status.as_ref()).is_some_and(|status| status.uuids.is_some());
+        if !name.starts_with('S') && attached {
             assert_eq!(
                 value & 1,
                 star,
@@ -335,26 +412,6 @@ impl Lab {
             if conn != ConnState::StandAlone {
                 self.ok(node, Command::Disconnect { force: Force::No });
             }
-        }
-    }
-}
-
-/// One cell of a table: `conn role/peer disk/pdsk [current, bitmap, h1, h2] oos=n`.
-struct Cell {
-    state: String,
-    uuids: Vec<String>,
-    oos: Option<u64>,
-}
-
-impl Cell {
-    fn parse(text: &str) -> Cell {
-        let (state, rest) = text.split_once(" [").unwrap();
-        let (uuids, rest) = rest.split_once(']').unwrap();
-        let oos = rest.trim().strip_prefix("oos=").unwrap();
-        Cell {
-            state: state.to_owned(),
-            uuids: uuids.split(", ").map(str::to_owned).collect(),
-            oos: oos.parse().ok(),
         }
     }
 }

@@ -27,6 +27,7 @@ pub mod shrink;
 pub mod stamp;
 pub mod stories;
 pub mod trace;
+pub mod worked;
 pub mod world;
 
 pub use campaign::{Cuts, Failure, Outcome, Report, Spec, run, run_cut};

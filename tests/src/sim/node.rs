@@ -87,6 +87,8 @@ pub struct Node {
     pub status: Option<VolumeStatus>,
     /// Names of the handlers that ran, oldest first.
     pub handlers: Vec<&'static str>,
+    /// Comparisons of generations that were logged, oldest first.
+    pub comparisons: Vec<String>,
     /// Answers of commands.
     pub answers: BTreeMap<u64, Answer>,
     /// Commands without an answer, in words.
@@ -129,6 +131,7 @@ impl Node {
             io: BTreeMap::new(),
             status: None,
             handlers: Vec::new(),
+            comparisons: Vec::new(),
             answers: BTreeMap::new(),
             open_commands: BTreeMap::new(),
             events: 0,

@@ -516,6 +516,9 @@ impl World {
                     self.clients.opened[node] = false;
                 }
             }
+            Effect::Notify(Notification::Log { text, .. }) if text.starts_with("uuid_compare") => {
+                self.nodes[node].comparisons.push(text);
+            }
             Effect::Notify(_) => {}
         }
     }

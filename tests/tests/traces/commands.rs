@@ -1,0 +1,124 @@
+//! What a person does.
+
+use super::*;
+
+#[test]
+fn t40_clean_switchover() {
+    let mut lab = Lab::start();
+    lab.follow("T40");
+    lab.ok(A, SECONDARY);
+    let both = "Connected Sec/Sec UpToDate/UpToDate [C, 0, H1, H2] oos=0";
+    lab.row("secondary", both, both);
+    lab.ok(B, primary(Force::No));
+    lab.row(
+        "primary",
+        "Connected Sec/Pri UpToDate/UpToDate [C, 0, H1, H2] oos=0",
+        "Connected Pri/Sec UpToDate/UpToDate [C*, 0, H1, H2] oos=0",
+    );
+    lab.cut();
+    lab.row(
+        "link lost",
+        "WFConnection Sec/Unk UpToDate/DUnknown [C, 0, H1, H2] oos=0",
+        "WFConnection Pri/Unk UpToDate/DUnknown [B1*, C*, H1, H2] oos=0",
+    );
+    lab.handlers(&[], &[]);
+}
+
+#[test]
+fn t35_connected_secondary_is_invalidated() {
+    let mut lab = Lab::start();
+    lab.follow("T35");
+    lab.write(A, &[3]);
+    lab.world.command(B, Command::Invalidate { volume: VOLUME });
+    lab.row(
+        "invalidate",
+        "StartingSyncS Pri/Sec UpToDate/Consistent [C*, 0, H1, H2] oos=any",
+        "StartingSyncT Sec/Pri Outdated/UpToDate [C, 0, H1, H2] oos=any",
+    );
+    lab.row(
+        "resync runs",
+        "SyncSource Pri/Sec UpToDate/Inconsistent [C*, S1, H1, H2] oos=8",
+        "SyncTarget Sec/Pri Inconsistent/UpToDate [S1, 0, H1, H2] oos=8",
+    );
+    lab.handlers(&FROM_A[..1], &FROM_A[1..]);
+    lab.finished(
+        "Connected Pri/Sec UpToDate/UpToDate [C*, 0, S1, H1] oos=0",
+        "Connected Sec/Pri UpToDate/UpToDate [C, 0, S1, H1] oos=0",
+    );
+    lab.handlers(&[], &["after-resync-target"]);
+}
+
+#[test]
+fn t36_secondary_is_invalidated_alone() {
+    let mut lab = Lab::start();
+    lab.follow("T36");
+    lab.ok(B, Command::Disconnect { force: Force::No });
+    lab.ok(B, Command::Invalidate { volume: VOLUME });
+    lab.row(
+        "invalidate",
+        "WFConnection Pri/Unk UpToDate/DUnknown [A1*, C*, H1, H2] oos=0",
+        "StandAlone Sec/Unk Inconsistent/DUnknown [C, 0, H1, H2] oos=8",
+    );
+    lab.connect(B, false);
+    lab.row(
+        "connect",
+        "WFBitMapS Pri/Sec UpToDate/Inconsistent [A1*, C*, H1, H2] oos=0",
+        "WFBitMapT Sec/Pri Inconsistent/UpToDate [C, 0, H1, H2] oos=8",
+    );
+    lab.follow("T3");
+    from_a_with_c(&mut lab, 8);
+}
+
+#[test]
+fn t37_truck_based_replication() {
+    let new_current = |clear_bitmap| Command::NewCurrentUuid {
+        volume: VOLUME,
+        clear_bitmap,
+    };
+    let mut lab = Lab::start();
+    lab.follow("T37");
+    lab.ok(A, Command::Disconnect { force: Force::No });
+    lab.write(A, &[0, 1]);
+    let b = "WFConnection Sec/Unk UpToDate/DUnknown [C, 0, H1, H2] oos=0";
+    let a = |uuids: &str| format!("StandAlone Pri/Unk UpToDate/DUnknown {uuids}");
+    lab.row("A is alone", &a("[A1*, C*, H1, H2] oos=2"), b);
+    lab.ok(A, new_current(true));
+    lab.row("bitmap cleared", &a("[A2*, A1*, C*, H1] oos=0"), b);
+    let image = (
+        lab.world.nodes[A].data.clone(),
+        lab.world.nodes[A].meta.clone(),
+    );
+    lab.write(A, &[5]);
+    lab.ok(A, new_current(false));
+    let at_a = a("[A3*, A2*, A1*, C*] oos=1");
+    lab.row("A writes", &at_a, b);
+    lab.world.stop(B, false);
+    (lab.world.nodes[B].data, lab.world.nodes[B].meta) = image;
+    // A is alone, nobody answers: B waits. Its image is that of a Primary in use, whose log of activity is applied.
+    lab.boot(B);
+    lab.connect(B, false);
+    lab.row_but(
+        "the log of activity was in the image",
+        "B runs on the image",
+        &at_a,
+        "WFConnection Sec/Unk UpToDate/DUnknown [A2, A1*, C*, H1] oos=8",
+    );
+    lab.connect(A, false);
+    lab.row_but(
+        "the log of activity was in the image",
+        "connect",
+        "WFBitMapS Pri/Sec UpToDate/Consistent [A3*, A2*, A1*, C*] oos=1",
+        "WFBitMapT Sec/Pri Outdated/UpToDate [A2, A1*, C*, H1] oos=8",
+    );
+    lab.row(
+        "resync runs",
+        "SyncSource Pri/Sec UpToDate/Inconsistent [A3*, A2+δ*, A2*, A1*] oos=8",
+        "SyncTarget Sec/Pri Inconsistent/UpToDate [A2+δ, 0, C*, H1] oos=8",
+    );
+    lab.handlers(&FROM_A[..1], &FROM_A[1..]);
+    lab.finished(
+        "Connected Pri/Sec UpToDate/UpToDate [A3*, 0, A2+δ*, A2*] oos=0",
+        "Connected Sec/Pri UpToDate/UpToDate [A3, 0, A2+δ, A2*] oos=0",
+    );
+    lab.handlers(&[], &["after-resync-target"]);
+}
