@@ -51,6 +51,8 @@ pub(crate) enum Deferred {
     PeerDiskChanged(VolumeNumber),
     /// The local disk became Failed or Diskless.
     DiskGone(VolumeNumber),
+    /// N1b of 3.3: a generation beside the one that the peer's disk may have.
+    Branch(VolumeNumber),
     /// This node is not Primary any more: clients are told.
     Demoted(VolumeNumber),
     /// The primary flag was lost in memory: on disk it is cleared when the bits are written.
@@ -230,9 +232,9 @@ impl Resource {
         }
         let (old, new) = (verdict.old, verdict.state);
         let effects = state::derive(&old, &new, &self.effect_context(number));
-        let unknown_end = old.conn.is_connected()
-            && !new.conn.is_connected()
-            && self.target_may_be_done(number, &old);
+        let lost =
+            old.conn.is_connected() && !new.conn.is_connected() || state::contact_lost(&old, &new);
+        let end_unknown = lost && self.target_may_be_done(number, &old);
         if let Some(volume) = self.volumes.get_mut(&number) {
             volume.state = new;
             if old.disk < state::DiskState::Inconsistent
@@ -241,14 +243,18 @@ impl Resource {
                 volume.wrote_without_disk = false;
             }
             let (was, is) = (old.conn.is_connected(), new.conn.is_connected());
+            if end_unknown {
+                volume.end_unknown = true;
+            } else if is && new.pdsk >= state::DiskState::Inconsistent {
+                volume.end_unknown = false;
+            }
             if old.role == Role::Primary && new.role != Role::Primary {
                 // The application that would have to be told is gone.
                 volume.unflushed_lost = false;
             }
             if was != is {
-                let shown =
+                volume.shown_by_peer =
                     was && old.peer == Role::Primary && old.pdsk != state::DiskState::UpToDate;
-                volume.may_be_theirs = shown || unknown_end;
                 volume.skip_untold = false;
             }
         }
@@ -273,15 +279,28 @@ impl Resource {
                 new,
             });
         }
-        if unknown_end && new.role == Role::Primary && new.disk == state::DiskState::UpToDate {
-            self.generation_is_due(number);
-            self.deferred.push_back(Deferred::State {
-                volume: number,
-                effect: state::Deferred::BranchGeneration,
-                new,
-            });
-        }
+        self.branch_if_the_end_is_unknown(number, &new);
         self.queue_followers(number, &old, &new);
+    }
+
+    /// N1b of 3.3: the writes from here on reach this disk alone, and the peer's may have the same generation.
+    fn branch_if_the_end_is_unknown(&mut self, number: VolumeNumber, new: &State) {
+        let only_disk = if new.conn.is_connected() {
+            new.pdsk < state::DiskState::Inconsistent && new.peer == Role::Primary
+        } else {
+            new.role == Role::Primary
+        };
+        let wanted = self
+            .volumes
+            .get(&number)
+            .is_some_and(|volume| volume.end_unknown && volume.generations.uuids.bitmap != 0);
+        if wanted && only_disk && new.disk == state::DiskState::UpToDate {
+            if let Some(volume) = self.volumes.get_mut(&number) {
+                volume.end_unknown = false;
+            }
+            self.generation_is_due(number);
+            self.deferred.push_back(Deferred::Branch(number));
+        }
     }
 
     fn queue_followers(&mut self, number: VolumeNumber, old: &State, new: &State) {
@@ -465,9 +484,7 @@ impl Resource {
 pub(super) fn starts_generation(effect: state::Deferred) -> bool {
     matches!(
         effect,
-        state::Deferred::NewCurrentUuid
-            | state::Deferred::NewCurrentPending
-            | state::Deferred::BranchGeneration
+        state::Deferred::NewCurrentUuid | state::Deferred::NewCurrentPending
     )
 }
 

@@ -70,6 +70,7 @@ impl Resource {
                 Deferred::Receiver(Receiver::Stop) => self.receiver_stops(),
                 Deferred::Receiver(Receiver::Restart) => self.receiver_restarts(),
                 Deferred::PeerDiskChanged(volume) => self.peer_disk_changed(volume),
+                Deferred::Branch(volume) => self.generation_of_the_only_disk(volume),
                 Deferred::DiskGone(volume) => {
                     self.disk_gone(volume);
                     self.resync_disk_gone(volume);
@@ -146,7 +147,6 @@ impl Resource {
             }
             // What was sent before a suspension is never sent again, so the peer misses it for good: the generation
             // starts at once, whether or not clients are told yet.
-            state::Deferred::BranchGeneration => self.generation_of_the_only_disk(number),
             state::Deferred::NewCurrentUuid | state::Deferred::NewCurrentPending => {
                 self.generation_after_loss(number);
             }

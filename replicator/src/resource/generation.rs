@@ -38,6 +38,7 @@ impl Resource {
             self.settle_generation(number);
             return;
         }
+        volume.end_unknown = false;
         let lost = volume.generations.new_current(random, volume.state.role);
         volume.generation_pending = true;
         volume.superblock_changed(now);
@@ -58,7 +59,8 @@ impl Resource {
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;
         };
-        volume.may_be_theirs = false;
+        volume.shown_by_peer = false;
+        volume.end_unknown = false;
         volume.generations.branch(random, volume.state.role);
         volume.generation_pending = true;
         volume.superblock_changed(now);
@@ -119,9 +121,12 @@ impl Resource {
 
     /// Writes may be answered again unless another generation is still on its way.
     fn settle_generation(&mut self, number: VolumeNumber) {
-        let due = self.deferred.iter().any(|work| {
-            matches!(work, Deferred::State { volume, effect, .. }
-                if *volume == number && starts_generation(*effect))
+        let due = self.deferred.iter().any(|work| match work {
+            Deferred::State { volume, effect, .. } => {
+                *volume == number && starts_generation(*effect)
+            }
+            Deferred::Branch(volume) => *volume == number,
+            _ => false,
         });
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;

@@ -43,10 +43,12 @@ pub(crate) struct Volume {
     pub(crate) generation_pending: bool,
     /// Answered writes may be lost that no flush had covered: the next flush is answered with an error.
     pub(crate) unflushed_lost: bool,
-    /// The peer may go on with this node's generation: the link was lost while the peer, a Primary without a good disk, showed this
-    /// disk's data to its application, or while it may have finished its resync. A promotion branches off. Cleared by the next
+    /// The link was lost while the peer, a Primary without a good disk, showed this disk's data to its application; cleared by the next
     /// connection.
-    pub(crate) may_be_theirs: bool,
+    pub(crate) shown_by_peer: bool,
+    /// The link, or the disk of the peer, was lost while the peer may have finished its resync from here: its disk may have this node's
+    /// generation. Cleared when it is seen, and by another generation.
+    pub(crate) end_unknown: bool,
     /// Writes were answered that the own disk does not have, because it was gone: cleared when a disk takes part again, as the target of
     /// a resync. A disk of the same generation may be older (state-machine.md 3.6).
     pub(crate) wrote_without_disk: bool,
@@ -186,7 +188,8 @@ impl Volume {
             crashed_primary: false,
             generation_pending: false,
             unflushed_lost: false,
-            may_be_theirs: false,
+            shown_by_peer: false,
+            end_unknown: false,
             wrote_without_disk: false,
             skip_untold: false,
             consider_resync: false,

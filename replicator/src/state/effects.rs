@@ -93,8 +93,6 @@ pub enum Deferred {
     SendBitmap,
     /// 10, 11: new current UUID, P_UUIDS to the peer if there is one.
     NewCurrentUuid,
-    /// *Tandem only*: a generation beside the one that the disk of the diskless Primary may have, P_UUIDS to the peer.
-    BranchGeneration,
     /// 10: I/O is suspended: only note that a new current UUID is due.
     NewCurrentPending,
     /// 12, 13, 27: write the changed pages of the bitmap.
@@ -277,9 +275,6 @@ const DEFERRED: &[(Deferred, Applies)] = &[
         let alone = split_off(c, x) || primary_attached_alone(c, x);
         (alone && !c.new.is_suspended()) || diskless_peer_promoted(c, x)
     }),
-    (Deferred::BranchGeneration, |c, x| {
-        only_disk_of_a_primary(c, x)
-    }),
     (Deferred::NewCurrentPending, |c, x| {
         (split_off(c, x) || primary_attached_alone(c, x)) && c.new.is_suspended()
     }),
@@ -422,19 +417,6 @@ fn diskless_peer_promoted(change: &Change, context: &EffectContext) -> bool {
         && change.new.peer == Role::Primary
         && context.bitmap_uuid_is_zero
         && change.new.disk == DiskState::UpToDate
-}
-
-/// N1b (section 3.3): from here on only this disk gets the writes of the peer, a Primary. The bitmap UUID is set, so that the kernel
-/// starts no generation; but the peer may have finished its resync before its disk failed, without this node knowing. Its disk
-/// then has this node's generation, and would pass for current.
-fn only_disk_of_a_primary(change: &Change, context: &EffectContext) -> bool {
-    let begins = contact_lost(&change.old, &change.new) || change.old.peer != Role::Primary;
-    begins
-        && change.new.conn.is_connected()
-        && change.new.pdsk < DiskState::Inconsistent
-        && change.new.peer == Role::Primary
-        && change.new.disk == DiskState::UpToDate
-        && !context.bitmap_uuid_is_zero
 }
 
 /// "Contact to peer data lost" (section 3.3): judged by the peer's disk alone.

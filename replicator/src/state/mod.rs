@@ -15,7 +15,9 @@ pub mod rules;
 pub mod sanitise;
 pub mod word;
 
-pub use effects::{ConnectionEffect, Deferred, EffectContext, Effects, Immediate, derive};
+pub use effects::{
+    ConnectionEffect, Deferred, EffectContext, Effects, Immediate, contact_lost, derive,
+};
 pub use remote::{ClusterWide, cluster_wide};
 pub use result::{Failure, StateResult};
 pub use rules::{

@@ -205,7 +205,10 @@ impl Resource {
         {
             volume.generation_pending = true;
             self.new_current_uuid(number);
-        } else if has_disk && volume.may_be_theirs && state.conn < ConnState::Connected {
+        } else if has_disk
+            && (volume.shown_by_peer || volume.end_unknown)
+            && (state.conn < ConnState::Connected || state.pdsk <= DiskState::Failed)
+        {
             self.branch_generation(number);
         }
         if has_disk && let Some(volume) = self.volumes.get_mut(&number) {
