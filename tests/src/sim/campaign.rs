@@ -25,6 +25,9 @@ use super::world::{CrashAt, Settings, World};
 /// this one on they die at an I/O as well.
 const FIRST_SHARP_SEED: u64 = 2000;
 
+/// From this seed on devices are small: blocks meet more often, and a resync does not take most of the time.
+const FIRST_SMALL_SEED: u64 = 4000;
+
 /// From this one on disks hang and fill up, ports are closed, handlers fail, and persons type whatever there is to type.
 pub(super) const FIRST_ROUGH_SEED: u64 = 3000;
 
@@ -185,17 +188,19 @@ struct Plan {
 fn draw(spec: Spec) -> Plan {
     let mut dice = Dice::new(spec.seed, "plan");
     // A device with more extents than the activity log takes as long as fifty others: later histories have it less often.
-    let rare = if spec.seed < FIRST_SHARP_SEED {
-        25
-    } else {
-        100
+    let rare = match spec.seed {
+        ..FIRST_SHARP_SEED => 25,
+        FIRST_SHARP_SEED..FIRST_SMALL_SEED => 100,
+        FIRST_SMALL_SEED.. => 1000,
     };
     let large = dice.chance(1, rare);
     let internal = dice.chance(1, 2);
     let data = if large {
         dice.between(300, 420) << 20
-    } else {
+    } else if spec.seed < FIRST_SMALL_SEED {
         dice.pick(&[64, 256, 1024, 2048, 4096, 6144, 9000]) << 10
+    } else {
+        dice.pick(&[64, 64, 128, 256, 256, 512, 1024, 3000]) << 10
     };
     let bytes = if internal {
         data.max(1 << 20) + (256 << 10)
