@@ -227,7 +227,8 @@ impl Campaign {
         Some("two failures, and a takeover")
     }
 
-    /// Any command that the engine knows, to either node; what is refused changes nothing.
+    /// Any command that the engine knows, to either node; what is refused changes nothing. Commands that give data up are left to
+    /// the actions of the plan, which tell the oracle.
     fn type_something(&mut self) -> Option<&'static str> {
         let node = self.rough.below(2) as usize;
         let volume = VOLUME;
@@ -266,7 +267,6 @@ impl Campaign {
                 };
                 ("new-current-uuid", command)
             }
-            // One that was told to stay as it is is not what the oracle takes it for.
             11 if own.conn == ConnState::StandAlone && own.role == Role::Primary => {
                 ("invalidate-remote", Command::InvalidateRemote { volume })
             }
