@@ -290,8 +290,13 @@ impl Resource {
         }
         if !ignore && volume.wrote_without_disk && volume.generations.needs_the_peer(&volume.state)
         {
-            let info = "since this disk was lost, the application has written to the peer's disk alone; connect first, then the disk is \
-                        brought up to date";
+            let info = if volume.state.conn.is_connected() {
+                "since this disk was lost, the application has written to the peer's disk alone, which is not UpToDate any more; to go on \
+                 without those writes, stop the application, make this node Secondary, and attach again"
+            } else {
+                "since this disk was lost, the application has written to the peer's disk alone; connect first, then the disk is brought \
+                 up to date"
+            };
             return Err(Answer::failure(Failure::DataNotCurrent).with_info(info));
         }
         let last = superblock.la_size.0 * 512;

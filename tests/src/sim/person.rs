@@ -148,7 +148,11 @@ impl Person {
         let stuck = other.role == Role::Primary || self.attempts[node] > 4;
         let primary = state.role == Role::Primary;
         let empty = state.disk != DiskState::UpToDate && state.conn == ConnState::StandAlone;
-        if primary && stuck && empty && other.disk == DiskState::UpToDate {
+        // Both copies were lost, one after the other: its own disk is taken back as it is, once nobody uses it.
+        let lost = state.disk == DiskState::Diskless
+            && other.disk == DiskState::Inconsistent
+            && self.attempts[node] > 4;
+        if primary && (lost || stuck && empty && other.disk == DiskState::UpToDate) {
             self.wanted = node;
             self.switching = true;
         }

@@ -215,10 +215,15 @@ impl Resource {
         let good =
             volume.state.disk == DiskState::UpToDate || self.planted(Planted::CountStaleCopy);
         let local = write.local == Local::Done && good;
+        // The peer had good data when the write was sent, and may have been told since to throw it away.
+        let invalidated = volume.state.conn.is_connected()
+            && volume.state.pdsk < DiskState::Consistent
+            && volume.state.pdsk >= DiskState::Inconsistent;
         let remote = matches!(
             write.remote,
             Remote::Handed | Remote::Received | Remote::Written
-        ) && write.peer_counts;
+        ) && write.peer_counts
+            && !invalidated;
         if local || remote {
             Ok(())
         } else {
