@@ -282,6 +282,21 @@ impl Resource {
         self.part_done(id, 0, result);
     }
 
+    /// Refuses the flushes of a volume that wait for nothing but the end of its suspension.
+    pub(crate) fn refuse_settled_flushes(&mut self, number: VolumeNumber, error: RequestError) {
+        let settled: Vec<RequestId> = self
+            .flushes
+            .iter()
+            .filter(|(_, flush)| flush.volume == number)
+            .filter(|(_, flush)| flush.local != LocalPart::Waits && flush.epoch.is_none())
+            .map(|(id, _)| *id)
+            .collect();
+        for id in settled {
+            self.flushes.remove(&id);
+            self.part_done(id, 0, Err(error));
+        }
+    }
+
     /// Whether the peer has made durable what was written: only protocol C waits for its barrier acks.
     fn peer_is_durable(&self) -> bool {
         self.connection

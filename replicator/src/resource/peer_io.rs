@@ -31,6 +31,9 @@ use crate::state::word::{ConnState, DiskState, Role};
 /// Bytes of the peer's writes in flight before its data socket is not read any more.
 const BYTES_IN_FLIGHT_MAX: u64 = 32 << 20;
 
+/// Bytes that are read for applications of the peer at one time before its data socket is not read any more.
+const READ_BYTES_MAX: u64 = 32 << 20;
+
 /// Largest P_WSAME that is expanded, in bytes; we announce that we take none.
 const WSAME_BYTES_MAX: u32 = 1 << 20;
 
@@ -74,6 +77,8 @@ pub(crate) struct PeerIo {
     pub(crate) writes: BTreeMap<u64, PeerWrite>,
     reads: BTreeMap<u64, PeerRead>,
     bytes: u64,
+    /// Bytes of the reads.
+    read_bytes: u64,
     /// Disks whose flush for the epochs is still awaited, and whether one failed.
     flushing: u32,
     flush_failed: bool,
@@ -85,6 +90,7 @@ impl Resource {
     /// Whether the next packet of the data socket may be handled now. Asked before each; see `receiving_may_go_on`.
     pub(crate) fn may_receive_data(&self) -> bool {
         self.peer_io.bytes < BYTES_IN_FLIGHT_MAX
+            && self.peer_io.read_bytes < READ_BYTES_MAX
             && self.resync_may_receive()
             && self
                 .connection
@@ -560,6 +566,7 @@ impl Resource {
         }
         let id = self.requests.next_id();
         let link = self.connection.count;
+        self.peer_io.read_bytes += u64::from(request.blksize);
         self.peer_io.reads.insert(
             id,
             PeerRead {
@@ -598,8 +605,10 @@ impl Resource {
         let Some(read) = self.peer_io.reads.remove(&id) else {
             return;
         };
+        self.peer_io.read_bytes -= u64::from(read.request.blksize);
         self.release_interval(number, id);
         let linked = read.link == self.connection.count && self.connection.link.is_some();
+        self.receiving_may_go_on();
         match result {
             Ok(payload) if payload.len() == read.request.blksize as usize => {
                 if linked {

@@ -2,7 +2,9 @@
 
 use tandem_metadata::Flags;
 use tandem_replicator::state::word::{DiskState, Role};
-use tandem_replicator::{Command, DiskOptions, Effect, Force, MetaOperation, OnIoError};
+use tandem_replicator::{
+    Command, DiskOptions, Effect, Force, MetaOperation, OnIoError, Operation, RequestError,
+};
 
 use crate::harness::{
     VOLUME, World, durable_flags, flushes_data, writes_bitmap, writes_data, writes_log,
@@ -219,6 +221,47 @@ fn a_forced_down_ends_although_the_device_is_open() {
     world.ok(0, Command::Down { force: Force::Yes });
     assert!(world.reply(0, id).unwrap().is_err());
     assert!(!world.nodes[0].open);
+}
+
+/// Found by the fuzz target `peer_stream`.
+#[test]
+fn a_forced_down_refuses_what_was_written_before_io_was_suspended() {
+    let mut world = primary_alone();
+    world.hold(0, |effect| writes_data(effect) || flushes_data(effect));
+    let write = world.write(0, 0, 4096, 1);
+    let flush = world.request(0, Operation::Flush);
+    world.ok(0, Command::SuspendIo { volume: VOLUME });
+    world.release(0);
+    assert!(world.reply(0, write).is_none() && world.reply(0, flush).is_none());
+    world.ok(0, Command::Down { force: Force::Yes });
+    for id in [write, flush] {
+        assert_eq!(world.reply(0, id), Some(&Err(RequestError::ShuttingDown)));
+    }
+}
+
+/// Found by the fuzz target `peer_stream`.
+#[test]
+fn down_answers_what_a_suspension_held_before_the_node_became_secondary() {
+    for force in [Force::No, Force::Yes] {
+        let mut world = primary_alone();
+        world.hold(0, flushes_data);
+        let flush = world.request(0, Operation::Flush);
+        world.ok(0, Command::SuspendIo { volume: VOLUME });
+        let read = world.request(
+            0,
+            Operation::Read {
+                offset: 0,
+                length: 4096,
+            },
+        );
+        world.release(0);
+        world.ok(0, Command::Secondary { volume: VOLUME });
+        assert!(world.reply(0, read).is_none() && world.reply(0, flush).is_none());
+        world.ok(0, Command::Down { force });
+        for id in [flush, read] {
+            assert_eq!(world.reply(0, id), Some(&Err(RequestError::ShuttingDown)));
+        }
+    }
 }
 
 #[test]

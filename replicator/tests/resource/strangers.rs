@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use proptest::prelude::*;
+use tandem_protocol::HeaderKind;
 use tandem_protocol::features::{Capabilities, Features};
 use tandem_protocol::packet::Packet;
-use tandem_protocol::packets::{ConnectionFeatures, Protocol as ProtocolPacket};
+use tandem_protocol::packets::{BlockRequest, ConnectionFeatures, Protocol as ProtocolPacket};
 use tandem_replicator::state::word::ConnState;
-use tandem_replicator::{Command, Effect, Event, NetOptions, SocketId};
+use tandem_replicator::{Command, DiskOperation, Effect, Event, NetOptions, SocketId};
 
 use crate::harness::{VOLUME, World};
 use crate::linking::{both_connected, conn};
@@ -387,4 +388,65 @@ fn a_dial_that_fails_after_the_peer_came_is_repeated_soon() {
     );
     world.advance(Duration::from_secs(2));
     assert_eq!(dials(&world), 2);
+}
+
+/// Found while the fuzz target `peer_stream` was written: 40 bytes asked for 1 MiB each, without an end.
+#[test]
+fn reads_of_a_peer_are_bounded_while_the_disk_is_slow() {
+    const READS: u64 = 60;
+    let mut world = World::ready(&NetOptions::default());
+    let socket = data_socket_of_secondary(&world);
+    world.hold(1, |effect| {
+        matches!(
+            effect,
+            Effect::Disk {
+                operation: DiskOperation::Read { .. },
+                ..
+            }
+        )
+    });
+    for at in 0..READS {
+        let request = BlockRequest {
+            sector: at * 2048,
+            block_id: at.to_be_bytes(),
+            blksize: 1 << 20,
+            pad: 0,
+        };
+        let frame = Packet::DataRequest(request).on_volume(0);
+        let bytes = frame.encode(HeaderKind::H100).unwrap().head;
+        world.event(1, Event::Bytes { socket, bytes });
+    }
+    assert!(
+        world.held(1) <= 33,
+        "{} MiB are read at once",
+        world.held(1)
+    );
+    world.release(1);
+    let reads = |effect: &&Effect| {
+        matches!(
+            effect,
+            Effect::Disk {
+                operation: DiskOperation::Read { length, .. },
+                ..
+            } if *length == 1 << 20
+        )
+    };
+    let done = world.nodes[1].history.iter().filter(reads).count() as u64;
+    assert_eq!(done, READS, "all are done in the end");
+}
+
+/// The socket on which node 1 got the first packets of its link.
+fn data_socket_of_secondary(world: &World) -> SocketId {
+    let sends = world.nodes[1]
+        .history
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Send { socket, head, .. } => Some((*socket, head.clone())),
+            _ => None,
+        });
+    let mut sends = sends.filter(|(_, head)| {
+        // A 16-byte header with P_PROTOCOL.
+        head.len() > 16 && head[..4] == [0x86, 0x20, 0xec, 0x20] && head[6..8] == [0, 0x0b]
+    });
+    sends.next().unwrap().0
 }

@@ -76,6 +76,11 @@ impl Resource {
         let force = down.force;
         let Some(step) = down.steps.pop_front() else {
             self.commands.downs.remove(&id);
+            // What a suspension still holds is never answered otherwise.
+            for number in self.volume_numbers() {
+                self.refuse_clients(number);
+                self.refuse_frozen(number, RequestError::ShuttingDown);
+            }
             self.answer(id, Answer::done());
             return;
         };

@@ -8,7 +8,7 @@ use core::time::Duration;
 use super::{AfterPlan, Running, clients_hold};
 use crate::command::{Answer, Force};
 use crate::effect::{Effect, Notification};
-use crate::event::{CommandId, VolumeNumber};
+use crate::event::{CommandId, RequestError, VolumeNumber};
 use crate::generations::Forced;
 use crate::planted::Planted;
 use crate::resource::Resource;
@@ -249,6 +249,9 @@ impl Resource {
     }
 
     pub(super) fn start_demotion(&mut self, id: CommandId, number: VolumeNumber, force: Force) {
+        if force == Force::Yes {
+            self.refuse_clients(number);
+        }
         let Some(volume) = self.volumes.get(&number) else {
             return;
         };
@@ -286,9 +289,6 @@ impl Resource {
         self.commands.running.insert(id, Running::Demote(demotion));
         // What was answered and not yet confirmed by the peer is confirmed first: see `step_demotion`.
         self.close_epoch();
-        if force == Force::Yes {
-            self.refuse_clients(number);
-        }
         self.state_changed = true;
     }
 
@@ -298,6 +298,9 @@ impl Resource {
             return;
         };
         let (number, force, changed) = (demotion.volume, demotion.force, demotion.changed);
+        if !changed && force == Force::Yes {
+            self.refuse_frozen(number, RequestError::ShuttingDown);
+        }
         if changed || self.writes_open(number) {
             return;
         }

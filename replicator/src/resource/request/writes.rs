@@ -12,6 +12,7 @@ use crate::intervals::{Admission, IntervalKind};
 use crate::options::Protocol;
 use crate::planted::Planted;
 use crate::resource::change::DiskFault;
+use crate::resource::volume::Volume;
 use crate::resource::{Pending, Resource};
 use crate::state::word::{ConnState, DiskState};
 
@@ -205,6 +206,28 @@ impl Resource {
         }
         self.mark_if_missed(id);
         self.finish_write(id, result);
+    }
+
+    /// Refuses the writes and flushes of a volume that only its suspension keeps from being answered: it goes down.
+    pub(crate) fn refuse_frozen(&mut self, volume: VolumeNumber, error: RequestError) {
+        let suspended = |volume: &Volume| volume.state.is_suspended();
+        if !self.volumes.get(&volume).is_some_and(suspended) {
+            return;
+        }
+        let settled = |write: &Write| write.local != Local::Pending && self.remote_settled(write);
+        let frozen: Vec<WriteId> = self
+            .requests
+            .writes
+            .iter()
+            .filter(|(_, write)| write.volume == volume && write.stage == Stage::Started)
+            .filter(|(_, write)| settled(write))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in frozen {
+            self.mark_if_missed(id);
+            self.finish_write(id, Err(error));
+        }
+        self.refuse_settled_flushes(volume, error);
     }
 
     /// Success needs a copy on a disk whose data counts: an Inconsistent sync target's alone does not.
