@@ -28,7 +28,7 @@ impl Resource {
         let random = if self.planted(Planted::ReuseGeneration) {
             0x5eed_5eed_5eed_5eed
         } else {
-            self.random.next_u64()
+            self.draw()
         };
         let now = self.now;
         let Some(volume) = self.volumes.get_mut(&number) else {
@@ -52,7 +52,7 @@ impl Resource {
     /// A promotion while the peer, a Primary without a disk, may still show this generation to its application: what is written here
     /// from now on must not be taken for it. A kernel starts none (T42), and the peer would accept the changed data.
     pub(crate) fn branch_generation(&mut self, number: VolumeNumber) {
-        let random = self.random.next_u64();
+        let random = self.draw();
         let now = self.now;
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;

@@ -19,6 +19,7 @@ use tandem_replicator::{
     MetaOperation, ResourceOptions, Time, Token, VolumeNumber, VolumeOptions,
 };
 
+use super::black_box::{Boxes, panic_text};
 use super::dice::Dice;
 use super::disk::Disk;
 use super::network::Host;
@@ -96,6 +97,8 @@ pub struct Node {
     pub hold_data_writes: Option<u32>,
     /// Completions that are held.
     pub held: Vec<Token>,
+    /// Its processes are recorded.
+    pub boxes: Option<Boxes>,
     stamper: Stamper,
 }
 
@@ -126,6 +129,7 @@ impl Node {
             timer: None,
             hold_data_writes: None,
             held: Vec::new(),
+            boxes: None,
             stamper,
         }
     }
@@ -243,7 +247,7 @@ impl Node {
         for chunk in bytes.chunks_exact_mut(8) {
             chunk.copy_from_slice(&dice.bits().to_le_bytes());
         }
-        let mut engine = Resource::new(ResourceOptions {
+        let options = ResourceOptions {
             name: "r0".to_owned(),
             volumes: vec![VolumeOptions {
                 number: VOLUME,
@@ -251,8 +255,12 @@ impl Node {
                 disk: disk.clone(),
             }],
             seed: bytes,
-        });
+        };
+        let mut engine = Resource::new(options.clone());
         engine.plant(plant);
+        if let Some(boxes) = &mut self.boxes {
+            boxes.begin(&options, &mut engine);
+        }
         self.engine = Some(engine);
         self.host = Host::Running { listening: false };
         self.timer = None;
@@ -262,6 +270,9 @@ impl Node {
     /// The process is gone, with all it had in flight. `power`: so are the caches of its disks.
     pub fn stop(&mut self, dice: &mut Dice, power: Option<Keep>) {
         self.engine = None;
+        if let Some(boxes) = &mut self.boxes {
+            boxes.end();
+        }
         self.status = None;
         self.serves = None;
         self.clients_paused = false;
@@ -396,10 +407,17 @@ impl Node {
             return Ok(());
         };
         let index = self.index;
+        if let Some(boxes) = &mut self.boxes {
+            boxes.happened(now, &event);
+        }
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             engine.handle(now, event, effects);
             engine.check_invariants()
         }));
+        if let Some(boxes) = &mut self.boxes {
+            let failure = outcome.as_ref().err().map(|panic| panic_text(&**panic));
+            boxes.done(engine, effects, failure.as_deref());
+        }
         match outcome {
             Ok(Ok(())) => {}
             Ok(Err(text)) => {
@@ -409,11 +427,7 @@ impl Node {
                 ));
             }
             Err(panic) => {
-                let text = panic
-                    .downcast_ref::<String>()
-                    .cloned()
-                    .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-                    .unwrap_or_default();
+                let text = panic_text(&*panic);
                 return Err(format!(
                     "node {}: the engine panicked: {text}",
                     super::trace::name(index)
