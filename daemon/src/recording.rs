@@ -18,7 +18,7 @@ use crate::blackbox::{self, SharedBox};
 const INTERVAL: Duration = Duration::from_millis(100);
 
 /// Bytes of one recording, in MiB: minutes of a resource that writes all the time, weeks of an idle one.
-pub const RECORDING_MIB_MAX: u64 = 1024;
+pub(crate) const RECORDING_MIB_MAX: u64 = 1024;
 
 /// A running recording. It ends, with everything written, when it is dropped.
 #[derive(Debug)]

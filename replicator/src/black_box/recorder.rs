@@ -174,7 +174,9 @@ impl Recorder {
             return;
         }
         let mut spare = None;
-        while self.bytes + length + 5 > RING_BYTES_MAX {
+        // The new chunk as it will be when it is full.
+        let room = CHUNK_BYTES.max(length + 5);
+        while self.bytes + room > RING_BYTES_MAX {
             let Some(oldest) = self.chunks.pop_front() else {
                 break;
             };
