@@ -28,6 +28,28 @@ fn writes(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// What the black boxes of both nodes cost: the difference to "C" above.
+fn black_boxes(criterion: &mut Criterion) {
+    let data = Bytes::from(vec![7; 4096]);
+    let mut group = criterion.benchmark_group("events of replicated 4 KiB writes, protocol C");
+    for (name, mut pair) in [
+        ("without black boxes", Pair::new(Protocol::C)),
+        ("with black boxes", Pair::recorded(Protocol::C)),
+    ] {
+        let before = pair.events_handled();
+        pair.write(4096, data.clone());
+        group.throughput(Throughput::Elements(pair.events_handled() - before));
+        let mut block = 0;
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                block = (block + 1031) % HOT_BLOCKS;
+                pair.write(black_box(block * 4096), data.clone());
+            });
+        });
+    }
+    group.finish();
+}
+
 fn cold_writes(criterion: &mut Criterion) {
     let data = Bytes::from(vec![7; 4096]);
     let mut pair = Pair::new(Protocol::C);
@@ -57,5 +79,5 @@ fn reads_and_flushes(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, writes, cold_writes, reads_and_flushes);
+criterion_group!(benches, writes, black_boxes, cold_writes, reads_and_flushes);
 criterion_main!(benches);

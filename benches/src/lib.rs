@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tandem_metadata::{AlGeometry, ByteLen, Layout, Placement, Superblock, activity_log};
+use tandem_replicator::black_box::Recorder;
 use tandem_replicator::state::word::{ConnState, DiskState};
 use tandem_replicator::{
     BackingInfo, Command, CommandId, DiskOperation, DiskOptions, Effect, Effects, Event, Force,
@@ -33,6 +34,10 @@ pub struct Pair {
     effects: Effects,
     next: u64,
     replies: u64,
+    /// Events handled by both nodes.
+    events_handled: u64,
+    boxes: Option<[Recorder; 2]>,
+    tape: Vec<u8>,
 }
 
 impl Pair {
@@ -41,8 +46,28 @@ impl Pair {
     /// # Panics
     /// When the nodes do not get there.
     pub fn new(protocol: Protocol) -> Pair {
+        Pair::with(protocol, None)
+    }
+
+    /// As [`Pair::new`], with what the daemon does for the black boxes of both.
+    ///
+    /// # Panics
+    /// When the nodes do not get there.
+    pub fn recorded(protocol: Protocol) -> Pair {
+        let boxes = [Recorder::new(&options(1)), Recorder::new(&options(2))];
+        Pair::with(protocol, Some(boxes))
+    }
+
+    fn with(protocol: Protocol, boxes: Option<[Recorder; 2]>) -> Pair {
+        let mut nodes = [Resource::new(options(1)), Resource::new(options(2))];
+        if boxes.is_some() {
+            nodes.iter_mut().for_each(Resource::record);
+        }
         let mut pair = Pair {
-            nodes: [resource(1), resource(2)],
+            nodes,
+            events_handled: 0,
+            boxes,
+            tape: Vec::new(),
             meta: [fresh_metadata(), fresh_metadata()],
             now: Time(1),
             events: VecDeque::new(),
@@ -123,6 +148,11 @@ impl Pair {
         self.request(Operation::Flush);
     }
 
+    /// Events that both nodes have handled so far.
+    pub const fn events_handled(&self) -> u64 {
+        self.events_handled
+    }
+
     fn request(&mut self, operation: Operation) {
         self.next += 1;
         let (id, before) = (RequestId(self.next), self.replies);
@@ -178,7 +208,16 @@ impl Pair {
         while let Some((node, event)) = self.events.pop_front() {
             self.now = self.now + Duration::from_nanos(100);
             let mut effects = core::mem::take(&mut self.effects);
+            self.events_handled += 1;
+            if let Some(boxes) = &mut self.boxes {
+                boxes[node].happened(self.now, &event);
+            }
             self.nodes[node].handle(self.now, event, &mut effects);
+            if let Some(boxes) = &mut self.boxes {
+                self.tape.clear();
+                self.nodes[node].take_tape(&mut self.tape);
+                boxes[node].done(&self.tape, &effects);
+            }
             for effect in effects.drain(..) {
                 self.perform(node, effect);
             }
@@ -315,17 +354,17 @@ impl Pair {
     }
 }
 
-fn resource(seed: u8) -> Resource {
+fn options(seed: u8) -> ResourceOptions {
     let volume = VolumeOptions {
         number: VOLUME,
         minor: 0,
         disk: DiskOptions::default(),
     };
-    Resource::new(ResourceOptions {
+    ResourceOptions {
         name: String::from("bench"),
         volumes: vec![volume],
         seed: [seed; 32],
-    })
+    }
 }
 
 fn fresh_metadata() -> BTreeMap<u64, Bytes> {

@@ -7,6 +7,7 @@
 mod adm;
 mod arguments;
 mod backend;
+mod black_box;
 mod configuration;
 mod daemon;
 mod definition;

@@ -11,7 +11,7 @@ use crate::failure::{CANNOT_RUN, Failure, Outcome, USAGE};
 use crate::invocation::Invocation;
 use crate::output::err;
 use crate::status::human::View;
-use crate::{adm, demo, status};
+use crate::{adm, black_box, demo, status};
 
 /// A replicated block device in userspace: every write goes to two nodes, and when one dies the other has it.
 #[derive(Debug, Parser)]
@@ -55,6 +55,10 @@ enum Words {
         /// Run no handlers of the configuration.
         #[arg(long)]
         no_handlers: bool,
+        /// Record everything that happens to every resource in this directory, from its creation on, for a replay in the simulator: no
+        /// user data, no secrets; a busy resource fills some MiB a second, at most 1 GiB each.
+        #[arg(long, value_name = "DIR")]
+        record: Option<PathBuf>,
         /// Leave the terminal: a session of its own.
         #[arg(long, hide = true)]
         detached: bool,
@@ -72,6 +76,13 @@ enum Words {
         /// Keep showing it.
         #[arg(long)]
         watch: bool,
+    },
+    /// Write the last events and effects of a resource to a file, for a report of a bug: no user data, no secrets.
+    BlackBox {
+        /// The resource.
+        resource: String,
+        /// A new file (default: one in var/lib/tandem/crash below the root).
+        file: Option<PathBuf>,
     },
     /// Two nodes on this machine: a crash, a failover and a resync, every acknowledged write compared.
     Demo(demo::Options),
@@ -146,6 +157,7 @@ fn top_level(mut invocation: Invocation, arguments: Vec<OsString>) -> u8 {
             log,
             log_file,
             no_handlers,
+            record,
             detached,
             with_parent,
         } => leave(detached, with_parent).and_then(|()| {
@@ -154,6 +166,7 @@ fn top_level(mut invocation: Invocation, arguments: Vec<OsString>) -> u8 {
                 log: log_file.map_or(LogTarget::Stderr, LogTarget::File),
                 log_filter: log,
                 nbd_tcp,
+                record,
                 handlers: if no_handlers {
                     Handlers::LogOnly
                 } else {
@@ -161,6 +174,9 @@ fn top_level(mut invocation: Invocation, arguments: Vec<OsString>) -> u8 {
                 },
             })
         }),
+        Words::BlackBox { resource, file } => {
+            black_box::run(&invocation, &resource, file.as_deref())
+        }
         Words::Demo(options) => return demo::run(&invocation, &options),
     };
     match done {

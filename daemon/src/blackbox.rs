@@ -1,82 +1,213 @@
-//! The last few thousand events and effects of a loop, without user data: what is written out when the loop fails.
+//! The black box of a loop: what its engine was told and what it wanted, without user data and secrets. Written out when the loop
+//! fails and by command, as a file that the simulator replays and, after a failure, as words for a person.
+//!
+//! While the loop runs only memory is touched: no formatting, no file, and the lock is held for as long as an entry is appended or
+//! the ring is copied.
 
-use std::collections::VecDeque;
-use std::io::Write;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tandem_replicator::{DiskOperation, Effect, Event, MetaOperation, Operation, Time};
+use tandem_replicator::black_box::{BlackBoxError, Entry, Extent, Reader, Recorder};
+use tandem_replicator::{Effect, Event, Operation, ResourceOptions, Time};
 
-/// Entries that are kept: some seconds under load, a day when idle. 40 bytes each.
-const ENTRIES_MAX: usize = 8192;
+/// Files of one second and one resource; more failures than these are not worth a file each.
+const NAMES_MAX: u32 = 100;
 
-#[derive(Clone, Copy, Debug)]
-struct Entry {
-    time: Time,
-    what: &'static str,
-    first: u64,
-    second: u64,
+/// Version and, where the build was told (`TANDEM_COMMIT`), the commit.
+pub(crate) fn writer() -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    match option_env!("TANDEM_COMMIT") {
+        Some(commit) => format!("tandem {version}, commit {commit}"),
+        None => format!("tandem {version}"),
+    }
 }
 
-/// A ring of entries.
-#[derive(Debug, Default)]
+/// What records one loop.
+#[derive(Debug)]
 pub(crate) struct BlackBox {
-    entries: VecDeque<Entry>,
+    pub(crate) recorder: Recorder,
+    /// Where everything is written from the beginning on, if it is.
+    pub(crate) recording: Option<PathBuf>,
+}
+
+/// Shared by the loop, the thread that writes a recording, and those who ask for the box.
+pub(crate) type SharedBox = Arc<Mutex<BlackBox>>;
+
+/// The box, also after a panic: it holds whole entries at any time.
+pub(crate) fn lock(black_box: &SharedBox) -> MutexGuard<'_, BlackBox> {
+    black_box.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl BlackBox {
-    fn push(&mut self, time: Time, (what, first, second): (&'static str, u64, u64)) {
-        if self.entries.len() == ENTRIES_MAX {
-            self.entries.pop_front();
+    /// For the loop of an engine with these options.
+    pub(crate) fn new(options: &ResourceOptions) -> BlackBox {
+        BlackBox {
+            recorder: Recorder::new(options),
+            recording: None,
         }
-        self.entries.push_back(Entry {
-            time,
-            what,
-            first,
-            second,
-        });
     }
 
-    /// Notes an event.
+    /// Notes an event before the engine has it.
     pub(crate) fn event(&mut self, time: Time, event: &Event) {
-        self.push(time, event_words(event));
+        self.recorder.happened(time, event);
     }
 
-    /// Notes an effect.
-    pub(crate) fn effect(&mut self, time: Time, effect: &Effect) {
-        self.push(time, effect_words(effect));
+    /// Notes what came of it.
+    pub(crate) fn effects(&mut self, tape: &[u8], effects: &[Effect]) {
+        self.recorder.done(tape, effects);
     }
 
-    /// Writes everything to a new file in `dir` and returns its path.
-    pub(crate) fn write_out(
-        &self,
-        dir: &Path,
-        resource: &str,
-        why: &str,
-    ) -> std::io::Result<PathBuf> {
-        std::fs::create_dir_all(dir)?;
-        let seconds = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs();
-        let path = dir.join(format!("{resource}-{seconds}.txt"));
-        let mut file = std::io::BufWriter::new(std::fs::File::create(&path)?);
-        writeln!(file, "resource {resource}: {why}")?;
-        writeln!(
-            file,
-            "nanoseconds  what  first  second (tokens, sockets, offsets, lengths)"
-        )?;
-        for Entry {
-            time,
-            what,
-            first,
-            second,
-        } in &self.entries
-        {
-            writeln!(file, "{:>18}  {what}  {first}  {second}", time.0)?;
+    /// Notes that the engine failed while it had it.
+    pub(crate) fn failed(&mut self, tape: &[u8], text: &str) {
+        self.recorder.failed(tape, text);
+    }
+}
+
+/// What was written.
+#[derive(Debug)]
+pub(crate) struct Written {
+    pub(crate) path: PathBuf,
+    pub(crate) bytes: usize,
+    pub(crate) events: u64,
+    pub(crate) extent: Extent,
+    /// Where the whole history is, if it is recorded.
+    pub(crate) recording: Option<PathBuf>,
+}
+
+/// Writes the box to `file`, which must not exist, or to a new file in `dir`.
+pub(crate) fn write_out(
+    black_box: &SharedBox,
+    file: Option<&Path>,
+    dir: &Path,
+    resource: &str,
+    why: &str,
+) -> io::Result<Written> {
+    let (image, events, extent, recording) = {
+        let black_box = lock(black_box);
+        let recorder = &black_box.recorder;
+        (
+            recorder.image(&writer(), why, unix_seconds()),
+            recorder.events(),
+            recorder.extent(),
+            black_box.recording.clone(),
+        )
+    };
+    let path = match file {
+        Some(path) => {
+            write_new(path, &image)?;
+            path.to_owned()
         }
-        file.flush()?;
-        Ok(path)
+        None => write_named(dir, resource, "blackbox", &image)?,
+    };
+    Ok(Written {
+        path,
+        bytes: image.len(),
+        events,
+        extent,
+        recording,
+    })
+}
+
+/// After a failure: the box and, beside it, the same in words. Returns the path of the words.
+pub(crate) fn write_failure(
+    black_box: &SharedBox,
+    dir: &Path,
+    resource: &str,
+    why: &str,
+) -> io::Result<PathBuf> {
+    let image = lock(black_box)
+        .recorder
+        .image(&writer(), why, unix_seconds());
+    let path = write_named(dir, resource, "blackbox", &image)?;
+    let text = words(&image).unwrap_or_else(|error| format!("{}: {error}\n", path.display()));
+    let words = path.with_extension("txt");
+    write_new(&words, text.as_bytes())?;
+    Ok(words)
+}
+
+pub(crate) fn unix_seconds() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
+}
+
+/// A new file for its owner only: a box holds no user data, but names, addresses and sizes.
+pub(crate) fn create_new(path: &Path) -> io::Result<std::fs::File> {
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+}
+
+fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = create_new(path)?;
+    file.write_all(bytes)?;
+    file.flush()
+}
+
+/// The first name for this second that is free.
+pub(crate) fn free_name(
+    dir: &Path,
+    resource: &str,
+    extension: &str,
+) -> io::Result<(PathBuf, std::fs::File)> {
+    std::fs::create_dir_all(dir)?;
+    let seconds = unix_seconds();
+    for number in 0..NAMES_MAX {
+        let name = match number {
+            0 => format!("{resource}-{seconds}.{extension}"),
+            _ => format!("{resource}-{seconds}-{number}.{extension}"),
+        };
+        let path = dir.join(name);
+        match create_new(&path) {
+            Ok(file) => return Ok((path, file)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
     }
+    Err(io::ErrorKind::AlreadyExists.into())
+}
+
+fn write_named(dir: &Path, resource: &str, extension: &str, bytes: &[u8]) -> io::Result<PathBuf> {
+    let (path, mut file) = free_name(dir, resource, extension)?;
+    file.write_all(bytes)?;
+    file.flush()?;
+    Ok(path)
+}
+
+/// A box in words, a line for each event and each effect.
+fn words(image: &[u8]) -> Result<String, BlackBoxError> {
+    let mut reader = Reader::open(image)?;
+    let head = reader.head();
+    let mut text = format!(
+        "resource {}: {}\n{}\nnanoseconds  what  first  second (tokens, sockets, offsets, lengths)\n",
+        head.resource, head.why, head.extent
+    );
+    let mut line = |time: Time, what: &str, first: u64, second: u64| {
+        text.push_str(&format!("{:>18}  {what}  {first}  {second}\n", time.0));
+    };
+    let mut now = Time(0);
+    while let Some(entry) = reader.next()? {
+        match entry {
+            Entry::Happened(time, event) => {
+                now = time;
+                let (what, first, second) = event_words(&event);
+                line(now, what, first, second);
+            }
+            Entry::Done { marks, .. } => {
+                for mark in marks {
+                    line(now, &format!("< {}", mark.kind.name()), mark.subject, 0);
+                }
+            }
+            Entry::Failed { text, .. } => line(now, &format!("< failed: {text}"), 0, 0),
+            Entry::Cut(why) => line(now, &why, 0, 0),
+        }
+    }
+    Ok(text)
 }
 
 fn event_words(event: &Event) -> (&'static str, u64, u64) {
@@ -108,54 +239,5 @@ fn event_words(event: &Event) -> (&'static str, u64, u64) {
             ("> handler done", token.0, u64::from(exit.unsigned_abs()))
         }
         Event::Timer => ("> timer", 0, 0),
-    }
-}
-
-fn effect_words(effect: &Effect) -> (&'static str, u64, u64) {
-    match effect {
-        Effect::Disk {
-            token, operation, ..
-        } => {
-            let (what, offset) = match operation {
-                DiskOperation::Read { offset, .. } => ("< disk read", *offset),
-                DiskOperation::Write { offset, .. } => ("< disk write", *offset),
-                DiskOperation::Discard { offset, .. } => ("< disk discard", *offset),
-                DiskOperation::Zero { offset, .. } => ("< disk zero", *offset),
-                DiskOperation::Flush => ("< disk flush", 0),
-            };
-            (what, token.0, offset)
-        }
-        Effect::Meta {
-            token, operation, ..
-        } => {
-            let (what, offset) = match operation {
-                MetaOperation::Read { offset, .. } => ("< meta read", *offset),
-                MetaOperation::Write { offset, .. } => ("< meta write", *offset),
-                MetaOperation::Flush => ("< meta flush", 0),
-            };
-            (what, token.0, offset)
-        }
-        Effect::Send {
-            socket,
-            head,
-            payload,
-        } => {
-            let bytes = head.len() + payload.as_ref().map_or(0, bytes::Bytes::len);
-            ("< send", socket.0, bytes as u64)
-        }
-        Effect::Reply { request, result } => ("< reply", request.0, result.is_ok().into()),
-        Effect::Answer { command, answer } => ("< answer", command.0, u64::from(answer.exit)),
-        Effect::Listen => ("< listen", 0, 0),
-        Effect::Unlisten => ("< unlisten", 0, 0),
-        Effect::Dial { token } => ("< dial", token.0, 0),
-        Effect::Close { socket, .. } => ("< close", socket.0, 0),
-        Effect::PauseRead { socket } => ("< pause read", socket.0, 0),
-        Effect::ResumeRead { socket } => ("< resume read", socket.0, 0),
-        Effect::PauseClients { volume } => ("< pause clients", volume.0.into(), 0),
-        Effect::ResumeClients { volume } => ("< resume clients", volume.0.into(), 0),
-        Effect::OpenBacking { token, volume } => ("< open", token.0, volume.0.into()),
-        Effect::CloseBacking { token, volume } => ("< close backing", token.0, volume.0.into()),
-        Effect::RunHandler { token, .. } => ("< run handler", token.0, 0),
-        Effect::Notify(_) => ("< notify", 0, 0),
     }
 }

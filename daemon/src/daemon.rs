@@ -36,6 +36,8 @@ pub struct DaemonOptions {
     pub nbd_tcp: Option<SocketAddr>,
     /// Whether handlers are run.
     pub handlers: Handlers,
+    /// Directory for full recordings of every resource, from its creation on.
+    pub record: Option<PathBuf>,
 }
 
 impl Default for DaemonOptions {
@@ -46,6 +48,7 @@ impl Default for DaemonOptions {
             log_filter: None,
             nbd_tcp: None,
             handlers: Handlers::Run,
+            record: None,
         }
     }
 }
@@ -119,7 +122,7 @@ pub fn run(options: DaemonOptions) -> Result<(), DaemonError> {
 /// As [`run`], with the engine behind `spawner` and without touching the log.
 pub(crate) fn run_with(options: DaemonOptions, spawner: Spawner) -> Result<(), DaemonError> {
     let places = Places::new(&options.root);
-    prepare_directories(&places)?;
+    prepare_directories(&places, options.record.as_deref())?;
     let lock = Lock::take(&places.lock_file())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -172,6 +175,7 @@ async fn serve(
         handler_reports: broadcast::Sender::new(HANDLER_REPORTS_MAX),
         nbd_tcp,
         epoch: Instant::now(),
+        record: options.record.clone(),
     };
     let node = Node::new(surroundings, spawner);
     tokio::spawn(exports::serve_unix(Arc::clone(&node), nbd, Scope::All));
@@ -228,12 +232,13 @@ async fn keep_proc_file(node: Arc<Node>, path: PathBuf) {
     }
 }
 
-fn prepare_directories(places: &Places) -> Result<(), DaemonError> {
-    let directories = [
+fn prepare_directories(places: &Places, record: Option<&Path>) -> Result<(), DaemonError> {
+    let mut directories = vec![
         (places.run_dir(), 0o755),
         (places.nbd_dir(), 0o755),
         (places.state_dir(), 0o700),
     ];
+    directories.extend(record.map(|dir| (dir.to_owned(), 0o700)));
     for (path, mode) in directories {
         std::fs::DirBuilder::new()
             .recursive(true)

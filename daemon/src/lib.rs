@@ -23,6 +23,7 @@ mod peer;
 pub mod places;
 pub mod proc;
 mod process;
+mod recording;
 mod report;
 mod resource_loop;
 mod settings;

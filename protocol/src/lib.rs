@@ -13,6 +13,7 @@ extern crate alloc;
 
 pub mod auth;
 pub mod bitmap_code;
+pub mod blanking;
 mod codec;
 pub mod command;
 pub mod control;

@@ -7,7 +7,7 @@ use crate::event::VolumeNumber;
 use crate::options::{DiskOptions, NetOptions};
 
 /// What an administrator wants. A command on all volumes is sent once for each by the caller.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, bincode::Encode, bincode::Decode)]
 pub enum Command {
     /// Attach the backing device of a volume: the activity log of a crashed Primary is applied first.
     Attach {
@@ -104,7 +104,7 @@ pub enum Command {
 }
 
 /// Whether a command insists.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub enum Force {
     /// Rules may refuse it.
     No,

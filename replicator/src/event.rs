@@ -6,23 +6,23 @@ use bytes::Bytes;
 use crate::command::Command;
 
 /// Names one I/O, dial, handler or backing effect. Answered exactly once, also on error and at shutdown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, bincode::Encode, bincode::Decode)]
 pub struct Token(pub u64);
 
 /// Number of a volume inside its resource, 0 to 65534.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, bincode::Encode, bincode::Decode)]
 pub struct VolumeNumber(pub u16);
 
 /// A byte stream to the peer. Chosen by the caller when it is accepted or dialled, never used twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, bincode::Encode, bincode::Decode)]
 pub struct SocketId(pub u64);
 
 /// A client's request. Chosen by the caller, unique while the request is open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, bincode::Encode, bincode::Decode)]
 pub struct RequestId(pub u64);
 
 /// An administrator's command. Chosen by the caller, unique while the command is open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, bincode::Encode, bincode::Decode)]
 pub struct CommandId(pub u64);
 
 /// Something that happened.
@@ -179,7 +179,7 @@ pub enum Operation {
 }
 
 /// Whether a write must be durable when it is answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub enum Fua {
     /// It may stay in a volatile cache.
     No,
@@ -188,7 +188,7 @@ pub enum Fua {
 }
 
 /// Whether zeroed blocks may be given back to the device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub enum Unmap {
     /// They must stay allocated.
     No,
@@ -210,14 +210,14 @@ pub enum RequestError {
 }
 
 /// An I/O of a disk or of its metadata failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct IoError {
     /// Words for the log: operation, device, offset, and the operating system's error.
     pub text: String,
 }
 
 /// An opened backing device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct BackingInfo {
     /// Bytes of the data device, including internal metadata.
     pub data_bytes: u64,
@@ -234,7 +234,7 @@ pub struct BackingInfo {
 }
 
 /// Where the metadata lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub enum MetaKind {
     /// At the end of the data device.
     Internal,
@@ -243,7 +243,7 @@ pub enum MetaKind {
 }
 
 /// Why a backing device could not be opened.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct OpenError {
     /// Number of the failure (state-machine.md 2.7), such as 104 (cannot open the backing device).
     pub number: u16,
@@ -252,7 +252,7 @@ pub struct OpenError {
 }
 
 /// Why a peer could not be dialled.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub enum DialError {
     /// Unreachable, refused, timed out: try again later.
     Unreachable(String),

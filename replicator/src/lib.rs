@@ -15,6 +15,7 @@ extern crate alloc;
 
 pub mod activity_log;
 pub mod bitmap;
+pub mod black_box;
 pub mod command;
 pub mod effect;
 pub mod event;
@@ -28,6 +29,7 @@ pub mod resource;
 pub mod resync;
 pub mod state;
 pub mod status;
+mod tape;
 pub mod time;
 pub mod transfer_log;
 
@@ -40,4 +42,5 @@ pub use event::{
 pub use options::{DiskOptions, NetOptions, OnIoError, Protocol, ResourceOptions, VolumeOptions};
 pub use resource::Resource;
 pub use status::{Counters, ResourceStatus, ResyncStatus, VolumeStatus};
+pub use tape::Fit;
 pub use time::Time;

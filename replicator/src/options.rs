@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 /// When a write is complete (wire-protocol.md 5.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub enum Protocol {
     /// Local disk and local send buffer.
     A,
@@ -16,7 +16,7 @@ pub enum Protocol {
 }
 
 /// Options of the `net` section that the engine obeys.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct NetOptions {
     /// Protocol A, B or C.
     pub protocol: Protocol,
@@ -85,7 +85,7 @@ impl Default for NetOptions {
 }
 
 /// What a failed I/O of the local disk does (`on-io-error`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub enum OnIoError {
     /// The disk becomes Inconsistent, the request goes on at the peer.
     PassOn,
@@ -96,7 +96,7 @@ pub enum OnIoError {
 }
 
 /// Options of the `disk` section that the engine obeys.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct DiskOptions {
     /// `on-io-error`. Default detach.
     pub on_io_error: OnIoError,
@@ -155,7 +155,7 @@ pub struct ResourceOptions {
 }
 
 /// A volume as it is created.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct VolumeOptions {
     /// Its number in the resource.
     pub number: crate::event::VolumeNumber,

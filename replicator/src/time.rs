@@ -4,7 +4,9 @@ use core::ops::{Add, Sub};
 use core::time::Duration;
 
 /// A point in time in nanoseconds on the caller's monotonic clock. Zero is arbitrary.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, bincode::Encode, bincode::Decode,
+)]
 pub struct Time(pub u64);
 
 impl Time {

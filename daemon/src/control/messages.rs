@@ -238,6 +238,15 @@ pub enum Call {
         /// Its name, such as `fence-peer`.
         handler: String,
     },
+    /// Write the last events and effects of a resource to a file, for a replay in the simulator: no user data, no secrets. Answered
+    /// with where and how much in `info`.
+    BlackBox {
+        /// The resource.
+        resource: String,
+        /// A new file, as an absolute path; absent: one in the directory of black boxes.
+        #[serde(default)]
+        file: Option<std::path::PathBuf>,
+    },
     /// Take all resources down and end the daemon.
     Shutdown,
 }

@@ -1,11 +1,13 @@
 //! What an administrator's calls become: commands of the engine, one volume at a time.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tandem_replicator::{Command, Force, VolumeNumber};
 
 use super::{DEVICE_IN_USE, Node, from_engine, unknown};
+use crate::blackbox;
 use crate::control::messages::{Call, CommandAnswer, Options, ResourceDefinition, WaitFor};
 use crate::resource_loop::{Message, disk_options_command};
 
@@ -68,6 +70,7 @@ impl Node {
                 volume,
                 handler,
             } => self.run_handler(&resource, volume, handler).await,
+            Call::BlackBox { resource, file } => self.black_box(resource, file).await,
             Call::Shutdown => {
                 self.stop.notify_one();
                 Ok(CommandAnswer::success())
@@ -210,6 +213,48 @@ impl Node {
             tokio::time::sleep(WAIT_PAUSE).await;
             status = self.last_status(Some(resource));
         }
+    }
+
+    /// Writes the black box of a resource, also while its loop hangs and after it failed.
+    async fn black_box(
+        &self,
+        resource: String,
+        file: Option<PathBuf>,
+    ) -> Result<CommandAnswer, CommandAnswer> {
+        let black_box = self.black_box_of(&resource).ok_or_else(unknown)?;
+        let dir = self.crash_dir();
+        let words = match &file {
+            Some(file) => file.display().to_string(),
+            None => format!("a file in {}", dir.display()),
+        };
+        let write = move || {
+            let file = file.as_deref();
+            blackbox::write_out(&black_box, file, &dir, &resource, "written by command")
+        };
+        let failed = |error: String| {
+            CommandAnswer::failure(0, "Cannot write the black box", 20)
+                .with_info(format!("cannot write {words}: {error}"))
+                .with_hint("tandem black-box RESOURCE FILE (FILE must not exist)")
+        };
+        let written = tokio::task::spawn_blocking(write)
+            .await
+            .map_err(|error| failed(error.to_string()))?
+            .map_err(|error| failed(error.to_string()))?;
+        let mut answer = CommandAnswer::success()
+            .with_info(format!(
+                "{}: {} events, {} bytes, no user data, no secrets",
+                written.path.display(),
+                written.events,
+                written.bytes
+            ))
+            .with_info(written.extent.to_string());
+        if let Some(path) = written.recording {
+            answer = answer.with_info(format!(
+                "the whole history is being recorded in {}",
+                path.display()
+            ));
+        }
+        Ok(answer)
     }
 
     async fn run_handler(

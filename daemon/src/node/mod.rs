@@ -12,6 +12,7 @@ use tandem_replicator::{Answer, Command, Force};
 use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
+use crate::blackbox::SharedBox;
 use crate::control::messages::{
     Body, Call, CommandAnswer, HandlerReport, ResourceDefinition, SCHEMA, StatusReport,
     VersionReport,
@@ -112,6 +113,17 @@ impl Node {
         self.resources()
             .get(resource)
             .map(|running| running.handle.inbox.clone())
+    }
+
+    fn black_box_of(&self, resource: &str) -> Option<SharedBox> {
+        let resources = self.resources();
+        resources
+            .get(resource)
+            .map(|running| Arc::clone(&running.handle.black_box))
+    }
+
+    fn crash_dir(&self) -> std::path::PathBuf {
+        self.surroundings.places.crash_dir()
     }
 
     fn definition(&self, resource: &str) -> Result<Arc<ResourceDefinition>, CommandAnswer> {

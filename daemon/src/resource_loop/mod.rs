@@ -7,8 +7,9 @@ mod spawn;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use tandem_replicator::{
 };
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-use crate::blackbox::BlackBox;
+use crate::blackbox::{self, SharedBox};
 use crate::control::messages::{HandlerReport, Options, ResourceDefinition};
 use crate::disk::backing::BackingPaths;
 use crate::disk::{self, Disks};
@@ -58,6 +59,10 @@ pub(crate) trait Engine: Sized {
     fn next_deadline(&self) -> Time;
     /// A copy of its status.
     fn status(&self) -> ResourceStatus;
+    /// Before the first event: from now on notes what a replay needs besides events.
+    fn record(&mut self) {}
+    /// Appends what was noted since the last call.
+    fn take_tape(&mut self, _notes: &mut Vec<u8>) {}
 }
 
 impl Engine for tandem_replicator::Resource {
@@ -75,6 +80,14 @@ impl Engine for tandem_replicator::Resource {
 
     fn status(&self) -> ResourceStatus {
         Self::status(self)
+    }
+
+    fn record(&mut self) {
+        Self::record(self);
+    }
+
+    fn take_tape(&mut self, notes: &mut Vec<u8>) {
+        Self::take_tape(self, notes);
     }
 }
 
@@ -126,6 +139,8 @@ pub(crate) struct Surroundings {
     pub(crate) nbd_tcp: Option<std::net::SocketAddr>,
     /// The clock that all loops share.
     pub(crate) epoch: Instant,
+    /// Directory of full recordings, if they are made.
+    pub(crate) record: Option<std::path::PathBuf>,
 }
 
 impl Surroundings {
@@ -190,7 +205,9 @@ struct ResourceLoop<E> {
     timer: Pin<Box<tokio::time::Sleep>>,
     timer_at: Time,
     quitting: bool,
-    black_box: Arc<Mutex<BlackBox>>,
+    black_box: SharedBox,
+    /// What the engine noted for its black box, reused by every event.
+    tape: Vec<u8>,
 }
 
 impl<E: Engine> ResourceLoop<E> {
@@ -200,7 +217,7 @@ impl<E: Engine> ResourceLoop<E> {
         surroundings: Surroundings,
         inbox: mpsc::Receiver<Message>,
         publish: watch::Sender<Arc<Published>>,
-        black_box: Arc<Mutex<BlackBox>>,
+        black_box: SharedBox,
     ) -> std::io::Result<ResourceLoop<E>> {
         let disks = Disks::new(&definition.name, disk::Engine::Best)?;
         let name: Arc<str> = definition.name.as_str().into();
@@ -215,6 +232,7 @@ impl<E: Engine> ResourceLoop<E> {
             inbox,
             publish,
             black_box,
+            tape: Vec::new(),
             peer: Peer::default(),
             clients: Clients::default(),
             buffer: ReadBuffer::default(),
@@ -401,28 +419,30 @@ impl<E: Engine> ResourceLoop<E> {
             if matches!(event, Event::Released { .. }) {
                 self.changed = true;
             }
-            {
-                let mut black_box = self
-                    .black_box
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
-                black_box.event(now, &event);
-            }
-            self.engine.handle(now, event, &mut effects);
-            let mut black_box = self
-                .black_box
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            for effect in &effects {
-                black_box.effect(now, effect);
-            }
-            drop(black_box);
+            self.handle(now, event, &mut effects);
             for effect in effects.drain(..) {
                 self.carry_out(effect);
             }
         }
         self.effects = effects;
         self.send_answers();
+    }
+
+    /// Lets the engine handle an event, and notes both in the black box. A failure of the engine is noted and goes on.
+    fn handle(&mut self, now: Time, event: Event, effects: &mut Effects) {
+        blackbox::lock(&self.black_box).event(now, &event);
+        let engine = &mut self.engine;
+        let outcome = catch_unwind(AssertUnwindSafe(|| engine.handle(now, event, effects)));
+        self.tape.clear();
+        engine.take_tape(&mut self.tape);
+        match outcome {
+            Ok(()) => blackbox::lock(&self.black_box).effects(&self.tape, effects),
+            Err(panic) => {
+                let text = panic_text(&*panic);
+                blackbox::lock(&self.black_box).failed(&self.tape, text);
+                resume_unwind(panic);
+            }
+        }
     }
 
     /// Whoever has an answer sees its consequences in the status: it is published first.
@@ -676,6 +696,15 @@ impl<E: Engine> ResourceLoop<E> {
             context.waker().wake_by_ref();
         }
     }
+}
+
+/// The message of a panic.
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no message")
 }
 
 fn refusal(number: i32, text: &str, info: String) -> Answer {

@@ -1,14 +1,15 @@
 //! The thread of a loop: its start, and what becomes of it when it fails.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tandem_replicator::{ResourceOptions, VolumeNumber, VolumeOptions};
 use tokio::sync::{mpsc, watch};
 
-use super::{Engine, INBOX_MAX, Message, ResourceLoop, Surroundings};
-use crate::blackbox::BlackBox;
+use super::{Engine, INBOX_MAX, Message, ResourceLoop, Surroundings, panic_text};
+use crate::blackbox::{self, BlackBox, SharedBox};
 use crate::control::messages::ResourceDefinition;
+use crate::recording::Recording;
 use crate::report::Published;
 use crate::settings::{self, SettingError};
 
@@ -17,6 +18,8 @@ pub(crate) struct LoopHandle {
     pub(crate) inbox: mpsc::Sender<Message>,
     pub(crate) published: watch::Receiver<Arc<Published>>,
     pub(crate) thread: std::thread::JoinHandle<()>,
+    /// What led to where it is; can be asked for while it hangs, and after it failed.
+    pub(crate) black_box: SharedBox,
 }
 
 /// Starts the loop of a resource on a thread of its own. A panic in it ends this loop alone.
@@ -27,6 +30,8 @@ pub(crate) fn spawn<E: Engine + 'static>(
     let options = resource_options(&definition)?;
     let (inbox, messages) = mpsc::channel(INBOX_MAX);
     let (publish, published) = watch::channel(Arc::new(Published::failed(&definition, None)));
+    let black_box = Arc::new(Mutex::new(BlackBox::new(&options)));
+    let noted = Arc::clone(&black_box);
     let name: String = definition.name.chars().take(15).collect();
     let thread = std::thread::Builder::new().name(name).spawn(move || {
         let span = tracing::info_span!("resource", name = %definition.name);
@@ -34,7 +39,7 @@ pub(crate) fn spawn<E: Engine + 'static>(
         let failed = {
             let definition = Arc::clone(&definition);
             let publish = publish.clone();
-            run::<E>(definition, surroundings, options, messages, publish).err()
+            run::<E>(definition, surroundings, options, messages, publish, &noted).err()
         };
         if let Some(failed) = &failed {
             tracing::error!(
@@ -48,6 +53,7 @@ pub(crate) fn spawn<E: Engine + 'static>(
         inbox,
         published,
         thread,
+        black_box,
     })
 }
 
@@ -87,17 +93,25 @@ fn run<E: Engine>(
     options: ResourceOptions,
     inbox: mpsc::Receiver<Message>,
     publish: watch::Sender<Arc<Published>>,
+    black_box: &SharedBox,
 ) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| format!("no runtime for the loop: {error}"))?;
-    let black_box = Arc::new(Mutex::new(BlackBox::default()));
     let (name, crash_dir) = (definition.name.clone(), surroundings.places.crash_dir());
+    let recording = surroundings.record.as_deref().and_then(|dir| {
+        let started = Recording::start(dir, &name, black_box);
+        let failed = |error: &std::io::Error| {
+            tracing::error!(dir = %dir.display(), %error, "this resource is not recorded");
+        };
+        started.inspect_err(failed).ok()
+    });
     let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
         runtime.block_on(async {
-            let black_box = Arc::clone(&black_box);
-            let engine = E::new(options);
+            let black_box = Arc::clone(black_box);
+            let mut engine = E::new(options);
+            engine.record();
             let mut the_loop =
                 ResourceLoop::new(engine, definition, surroundings, inbox, publish, black_box)
                     .map_err(|error| format!("the loop cannot begin: {error}"))?;
@@ -107,19 +121,15 @@ fn run<E: Engine>(
     let failed = match result {
         Ok(result) => result.err(),
         Err(panic) => {
-            let text = panic
-                .downcast_ref::<String>()
-                .map(String::as_str)
-                .or_else(|| panic.downcast_ref::<&str>().copied())
-                .unwrap_or("no message");
+            let text = panic_text(&*panic);
             Some(format!(
                 "the resource failed by a bug in this program: {text}"
             ))
         }
     };
+    drop(recording);
     let Some(failed) = failed else { return Ok(()) };
-    let black_box = black_box.lock().unwrap_or_else(PoisonError::into_inner);
-    match black_box.write_out(&crash_dir, &name, &failed) {
+    match blackbox::write_failure(black_box, &crash_dir, &name, &failed) {
         Ok(path) => Err(format!("{failed} (what led to it: {})", path.display())),
         Err(error) => Err(format!(
             "{failed} (and its history cannot be written: {error})"

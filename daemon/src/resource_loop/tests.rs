@@ -17,7 +17,26 @@ fn surroundings(root: &std::path::Path) -> Surroundings {
         handler_reports: broadcast::Sender::new(4),
         nbd_tcp: None,
         epoch: Instant::now(),
+        record: Some(root.join("recordings")),
     }
+}
+
+fn files(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(dir).unwrap();
+    entries.map(|entry| entry.unwrap().path()).collect()
+}
+
+/// Commands that a black box holds.
+fn commands_in(bytes: &[u8]) -> usize {
+    let mut reader = tandem_replicator::black_box::Reader::open(bytes).unwrap();
+    let entries = std::iter::from_fn(|| reader.next().unwrap());
+    let commands = entries.filter(|entry| {
+        let tandem_replicator::black_box::Entry::Happened(_, event) = entry else {
+            return false;
+        };
+        matches!(event, Event::Command { .. })
+    });
+    commands.count()
 }
 
 async fn report(handle: &LoopHandle) -> Option<Arc<Published>> {
@@ -60,11 +79,33 @@ fn a_panic_ends_one_loop_and_leaves_its_history() {
         assert!(failed.report.failed.as_ref().unwrap().contains("as asked"));
         assert!(report(&one).await.is_none());
         assert!(report(&two).await.is_some());
-        let crashes: Vec<_> = std::fs::read_dir(Places::new(root.path()).crash_dir())
-            .unwrap()
+        let crashes = files(&Places::new(root.path()).crash_dir());
+        let texts: Vec<_> = crashes
+            .iter()
+            .filter(|path| path.extension() == Some("txt".as_ref()))
             .collect();
-        let history = std::fs::read_to_string(crashes[0].as_ref().unwrap().path()).unwrap();
+        let history = std::fs::read_to_string(texts[0]).unwrap();
         assert!(history.contains("> command"), "{history}");
+        assert!(history.contains("whole: everything since"), "{history}");
+        // The same for the simulator, and once more in the recording that was asked for.
+        let mut boxes = files(&root.path().join("recordings"));
+        boxes.extend(
+            crashes
+                .into_iter()
+                .filter(|path| path.extension() == Some("blackbox".as_ref())),
+        );
+        boxes.retain(|path| {
+            path.file_name()
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .starts_with("one-")
+        });
+        assert_eq!(boxes.len(), 2, "{boxes:?}");
+        for path in boxes {
+            let commands = commands_in(&std::fs::read(&path).unwrap());
+            assert_eq!(commands, 1, "{}", path.display());
+        }
         two.inbox.send(Message::Quit).await.unwrap();
         two.thread.join().unwrap();
     });

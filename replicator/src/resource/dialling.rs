@@ -223,7 +223,7 @@ impl Resource {
             .as_ref()
             .map_or(Duration::ZERO, |net| net.connect_interval);
         let seventh = interval / 7;
-        let wait = if self.random.below(2) == 0 {
+        let wait = if self.draw_below(2) == 0 {
             interval - seventh
         } else {
             interval + seventh
@@ -252,7 +252,7 @@ impl Resource {
         let most = u64::try_from(timeout.as_millis())
             .unwrap_or(u64::MAX)
             .saturating_mul(2);
-        let wait = Duration::from_millis(self.random.below(most.max(1)) + 10);
+        let wait = Duration::from_millis(self.draw_below(most.max(1)) + 10);
         self.connection.dialling.phase = Phase::Searching(self.now + wait);
     }
 

@@ -28,7 +28,7 @@ impl Resource {
         let random = if self.planted(Planted::ReuseGeneration) {
             0x5eed_5eed_5eed_5eed
         } else {
-            self.random.next_u64()
+            self.draw()
         };
         let now = self.now;
         let Some(volume) = self.volumes.get_mut(&number) else {
@@ -54,7 +54,7 @@ impl Resource {
     /// application without a disk (T42), its lost disk may have it (N1b), or it has finished its resync without this node knowing (T43).
     /// A kernel starts none, and one of the two would be taken for the other.
     pub(crate) fn branch_generation(&mut self, number: VolumeNumber) {
-        let random = self.random.next_u64();
+        let random = self.draw();
         let now = self.now;
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;

@@ -27,6 +27,7 @@ use crate::event::{Event, IoError, OpenError, Token, VolumeNumber};
 use crate::options::ResourceOptions;
 use crate::planted::{Plant, Planted};
 use crate::random::Random;
+use crate::tape::{Fit, Tape};
 use crate::time::Time;
 
 pub(crate) mod attach;
@@ -116,6 +117,8 @@ pub struct Resource {
     pub(crate) state_requests: Vec<change::StateRequest>,
     pub(crate) handlers: handlers::Handlers,
     pub(crate) random: Random,
+    /// Through it goes what a recording does not hold.
+    pub(crate) tape: Tape,
     pub(crate) pending: BTreeMap<Token, Pending>,
     next_token: u64,
     /// Time of the event being handled.
@@ -153,6 +156,7 @@ impl Resource {
             state_requests: Vec::new(),
             handlers: handlers::Handlers::default(),
             random: Random::from_seed(options.seed),
+            tape: Tape::default(),
             pending: BTreeMap::new(),
             next_token: 0,
             now: Time::default(),
@@ -168,6 +172,38 @@ impl Resource {
     #[cfg(feature = "planted")]
     pub fn plant(&mut self, plant: Plant) {
         self.plant = plant;
+    }
+
+    /// Before the first event: from now on random numbers and verdicts are noted (see [`crate::black_box`]).
+    pub fn record(&mut self) {
+        self.tape.record();
+    }
+
+    /// Moves what was noted since the last call to the end of `notes`.
+    pub fn take_tape(&mut self, notes: &mut Vec<u8>) {
+        self.tape.take(notes);
+    }
+
+    /// Before each event of a replay: what was noted while it was handled.
+    pub fn play_tape(&mut self, notes: &[u8]) {
+        self.tape.play(notes);
+    }
+
+    /// How what was given to [`Resource::play_tape`] fitted.
+    pub fn tape_fit(&self) -> Fit {
+        self.tape.fit()
+    }
+
+    /// A random number.
+    pub(crate) fn draw(&mut self) -> u64 {
+        let random = &mut self.random;
+        self.tape.number(|| random.next_u64())
+    }
+
+    /// A random number below `bound`, 0 if that is 0.
+    pub(crate) fn draw_below(&mut self, bound: u64) -> u64 {
+        let random = &mut self.random;
+        self.tape.number(|| random.below(bound))
     }
 
     /// Whether this mistake is planted.

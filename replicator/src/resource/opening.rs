@@ -50,6 +50,9 @@ impl Opening {
     }
 }
 
+/// By their numbers on the tape.
+const VERDICTS: [Verdict; 3] = [Verdict::Accepted, Verdict::Refused, Verdict::WrongLength];
+
 /// How an opening fails.
 enum Failed {
     /// Trying again may help.
@@ -179,7 +182,15 @@ impl Resource {
         own: [u8; CHALLENGE_BYTES],
         challenge: &[u8],
     ) -> Result<Option<Awaits>, Failed> {
-        check_challenge(&own, challenge).map_err(|error| Failed::StandAlone(error.to_string()))?;
+        let judged = check_challenge(&own, challenge);
+        let judged = match self
+            .tape
+            .is(|| judged == Err(ProtocolError::ReflectedChallenge))
+        {
+            true => Err(ProtocolError::ReflectedChallenge),
+            false => judged,
+        };
+        judged.map_err(|error| Failed::StandAlone(error.to_string()))?;
         let Some((algorithm, secret)) = self.secret() else {
             return Err(Failed::Retry(String::from(
                 "authentication is not configured",
@@ -200,12 +211,13 @@ impl Resource {
                 "authentication is not configured",
             )));
         };
-        match algorithm.verify(&secret, own, response) {
-            Verdict::Accepted => Ok(()),
-            Verdict::Refused => Err(Failed::StandAlone(String::from(
+        let judged = || algorithm.verify(&secret, own, response) as u8;
+        match VERDICTS.get(usize::from(self.tape.verdict(judged))) {
+            Some(Verdict::Accepted) => Ok(()),
+            Some(Verdict::Refused) | None => Err(Failed::StandAlone(String::from(
                 "the peer's authentication is wrong: give both nodes the same shared-secret",
             ))),
-            Verdict::WrongLength => Err(Failed::Retry(format!(
+            Some(Verdict::WrongLength) => Err(Failed::Retry(format!(
                 "the peer authenticates with another algorithm than {}: give both nodes the same cram-hmac-alg",
                 algorithm.name()
             ))),

@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A failed assumption is a finding.
 
+pub mod black_box;
 pub mod config;
 pub mod disk;
 pub mod nbd_session;
@@ -21,6 +22,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("activity_log", disk::activity_log),
     ("auth", wire::auth),
     ("bitmap_code", wire::bitmap_code),
+    ("black_box", black_box::black_box),
     ("config", config::config),
     ("control", wire::control),
     ("detect", disk::detect),

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use clap::Parser;
 use tandem_replicator::Protocol;
-use tandem_replicator::planted::Planted;
+use tandem_replicator::planted::{Plant, Planted};
+use tandem_tests::sim::black_box::{Verdict, replay as replay_box};
 use tandem_tests::sim::campaign::{commit, replay};
 use tandem_tests::sim::crash::{self, Depth, Point, STORIES, search};
 use tandem_tests::sim::planted::{By, Found, SEEDS_MAX, hint, search_all};
@@ -58,6 +59,9 @@ struct Arguments {
     /// Leave out faults, commands and requests as long as something is still wrong (with --seed).
     #[arg(long, requires = "seed")]
     shrink: bool,
+    /// Replay a daemon's black box: compare its effects, print the last 200 lines (all with --trace).
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["seed", "seeds", "swarm", "planted", "crash_points"])]
+    black_box: Option<std::path::PathBuf>,
     /// Leave out the faults and commands at these places (with --seed; as --shrink prints them).
     #[arg(long, requires = "seed", value_delimiter = ',')]
     without_actions: Vec<u32>,
@@ -126,6 +130,9 @@ fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
         eprintln!("{panic}");
     }));
+    if let Some(file) = &arguments.black_box {
+        return black_box(file, arguments.plant, arguments.trace);
+    }
     if let Some(seed) = arguments.seed {
         let protocol = arguments.protocol.of(seed);
         let spec = Spec {
@@ -184,6 +191,42 @@ fn one(spec: Spec, cuts: &Cuts) -> ExitCode {
         }
         Err(why) => {
             println!("{why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Replays a black box. Exit 0: the same effects, or nothing to compare.
+fn black_box(file: &std::path::Path, plant: Option<Planted>, live: bool) -> ExitCode {
+    let bytes = match std::fs::read(file) {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            eprintln!("cannot read {}: {error}", file.display());
+            return ExitCode::from(2);
+        }
+    };
+    let replayed = match replay_box(&bytes, Plant::of(plant), live) {
+        Ok(replayed) => replayed,
+        Err(error) => {
+            eprintln!("{}: {error}", file.display());
+            return ExitCode::from(2);
+        }
+    };
+    if !live {
+        println!("{}\n", replayed.story);
+    }
+    println!("{}", replayed.about);
+    println!("replayed by commit {}", commit());
+    if let Some(end) = &replayed.end {
+        println!("it ends early: {end}");
+    }
+    println!(
+        "{} events, {} effects compared: {}",
+        replayed.events, replayed.effects, replayed.verdict
+    );
+    match replayed.verdict {
+        Verdict::Same | Verdict::TailOnly => ExitCode::SUCCESS,
+        Verdict::Differs { .. } | Verdict::Invariant { .. } | Verdict::FailsAsRecorded { .. } => {
             ExitCode::FAILURE
         }
     }

@@ -244,6 +244,15 @@ impl Node {
         self.start_with(FileLimit::None, &["--nbd-tcp", &address.to_string()]);
     }
 
+    /// As [`Node::start`], and everything is recorded in this directory.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn start_recording(&mut self, dir: &Path) {
+        let dir = dir.display().to_string();
+        self.start_with(FileLimit::None, &["--record", &dir]);
+    }
+
     /// As [`Node::start`], but the daemon's writes beyond `bytes` of a file fail.
     ///
     /// # Panics

@@ -12,6 +12,7 @@ use tandem_replicator::{Command, DiskOptions, Force, MetaKind, NetOptions, Proto
 
 mod rough;
 
+use super::black_box::Boxes;
 use super::clients::Habits;
 use super::dice::Dice;
 use super::network::{MS, NetSettings};
@@ -328,7 +329,17 @@ fn draw_odd(habits: Habits, seed: u64) -> Habits {
 /// # Errors
 /// What is wrong, with the last lines of the trace and the command that replays it.
 pub fn run(spec: Spec) -> Outcome {
-    carry_out(spec, Cuts::default()).0
+    carry_out(spec, Cuts::default(), None).0
+}
+
+/// As [`run`], with a black box of every process of both nodes.
+///
+/// # Errors
+/// As of [`run`].
+pub fn run_recorded(spec: Spec) -> (Outcome, Vec<Vec<u8>>) {
+    let mut boxes = Vec::new();
+    let (outcome, _) = carry_out(spec, Cuts::default(), Some(&mut boxes));
+    (outcome, boxes)
 }
 
 /// Runs what is left of a campaign.
@@ -340,15 +351,15 @@ pub fn run_cut(spec: Spec, cuts: &Cuts) -> Outcome {
         live: false,
         ..spec
     };
-    let (_, dice) = carry_out(whole, Cuts::default());
+    let (_, dice) = carry_out(whole, Cuts::default(), None);
     let cuts = Cuts {
         dice,
         ..cuts.clone()
     };
-    carry_out(spec, cuts).0
+    carry_out(spec, cuts, None).0
 }
 
-fn carry_out(spec: Spec, cuts: Cuts) -> (Outcome, Vec<Dice>) {
+fn carry_out(spec: Spec, cuts: Cuts, boxes: Option<&mut Vec<Vec<u8>>>) -> (Outcome, Vec<Dice>) {
     let plan = draw(spec);
     let dice = Dice::new(spec.seed, "campaign");
     let mut campaign = Campaign {
@@ -365,7 +376,20 @@ fn carry_out(spec: Spec, cuts: Cuts) -> (Outcome, Vec<Dice>) {
         cuts,
     };
     campaign.world.clients.muted = campaign.cuts.turns.clone();
+    if boxes.is_some() {
+        for node in &mut campaign.world.nodes {
+            node.boxes = Some(Boxes::default());
+        }
+    }
     let outcome = campaign.run();
+    if let Some(boxes) = boxes {
+        let nodes = campaign.world.nodes.iter_mut();
+        boxes.extend(
+            nodes
+                .filter_map(|node| node.boxes.as_mut())
+                .flat_map(Boxes::take),
+        );
+    }
     let dice = std::mem::take(&mut campaign.dice_at);
     let outcome = match outcome {
         Ok(()) => Ok(campaign.finish()),

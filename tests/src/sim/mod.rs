@@ -12,6 +12,7 @@
 // The simulator is a test: its arithmetic is on sizes that it has chosen itself.
 #![allow(clippy::missing_panics_doc)]
 
+pub mod black_box;
 pub mod campaign;
 pub mod clients;
 pub mod crash;

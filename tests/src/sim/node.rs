@@ -19,6 +19,7 @@ use tandem_replicator::{
     MetaOperation, ResourceOptions, Time, Token, VolumeNumber, VolumeOptions,
 };
 
+use super::black_box::{Boxes, panic_text};
 use super::dice::Dice;
 use super::disk::Disk;
 use super::network::Host;
@@ -107,6 +108,8 @@ pub struct Node {
     pub hang: Option<(IoFault, u32)>,
     /// Completions that are held.
     pub held: Vec<Token>,
+    /// Its processes are recorded.
+    pub boxes: Option<Boxes>,
     stamper: Stamper,
     /// Events of its engines so far.
     events: u64,
@@ -142,6 +145,7 @@ impl Node {
             hold_data_writes: None,
             hang: None,
             held: Vec::new(),
+            boxes: None,
             stamper,
         }
     }
@@ -259,7 +263,7 @@ impl Node {
         for chunk in bytes.chunks_exact_mut(8) {
             chunk.copy_from_slice(&dice.bits().to_le_bytes());
         }
-        let mut engine = Resource::new(ResourceOptions {
+        let options = ResourceOptions {
             name: "r0".to_owned(),
             volumes: vec![VolumeOptions {
                 number: VOLUME,
@@ -267,8 +271,12 @@ impl Node {
                 disk: disk.clone(),
             }],
             seed: bytes,
-        });
+        };
+        let mut engine = Resource::new(options.clone());
         engine.plant(plant);
+        if let Some(boxes) = &mut self.boxes {
+            boxes.begin(&options, &mut engine);
+        }
         self.engine = Some(engine);
         self.host = Host::Running { listening: false };
         self.timer = None;
@@ -278,6 +286,9 @@ impl Node {
     /// The process is gone, with all it had in flight. `power`: so are the caches of its disks.
     pub fn stop(&mut self, dice: &mut Dice, power: Option<Keep>) {
         self.engine = None;
+        if let Some(boxes) = &mut self.boxes {
+            boxes.end();
+        }
         self.status = None;
         self.serves = None;
         self.clients_paused = false;
@@ -415,6 +426,9 @@ impl Node {
         let index = self.index;
         self.events += 1;
         let deep = self.events.is_multiple_of(STRUCTURES_EVERY);
+        if let Some(boxes) = &mut self.boxes {
+            boxes.happened(now, &event);
+        }
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             engine.handle(now, event, effects);
             if deep {
@@ -422,6 +436,10 @@ impl Node {
             }
             engine.check_invariants()
         }));
+        if let Some(boxes) = &mut self.boxes {
+            let failure = outcome.as_ref().err().map(|panic| panic_text(&**panic));
+            boxes.done(engine, effects, failure.as_deref());
+        }
         match outcome {
             Ok(Ok(())) => {}
             Ok(Err(text)) => {
@@ -431,11 +449,7 @@ impl Node {
                 ));
             }
             Err(panic) => {
-                let text = panic
-                    .downcast_ref::<String>()
-                    .cloned()
-                    .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-                    .unwrap_or_default();
+                let text = panic_text(&*panic);
                 return Err(format!(
                     "node {}: the engine panicked: {text}",
                     super::trace::name(index)

@@ -205,7 +205,7 @@ pub fn state_words(state: State) -> String {
     text
 }
 
-fn event_words(event: &Event) -> String {
+pub(super) fn event_words(event: &Event) -> String {
     match event {
         Event::Request(request) => {
             format!(
@@ -250,7 +250,7 @@ fn operation_words(operation: &Operation) -> String {
     }
 }
 
-fn effect_words(effect: &Effect) -> String {
+pub(super) fn effect_words(effect: &Effect) -> String {
     match effect {
         Effect::Disk {
             token, operation, ..

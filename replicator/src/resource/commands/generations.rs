@@ -103,7 +103,7 @@ impl Resource {
         clear_bitmap: bool,
     ) {
         let version = self.connection.version();
-        let random = self.random.next_u64();
+        let random = self.draw();
         let now = self.now;
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;

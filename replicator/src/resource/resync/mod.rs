@@ -287,7 +287,7 @@ impl Resource {
     }
 
     fn prepare_source(&mut self, number: VolumeNumber, run: Run) {
-        let random = self.random.next_u64();
+        let random = self.draw();
         if let Some(volume) = self.volumes.get_mut(&number) {
             volume.generations.start_as_source(random);
         }

@@ -323,7 +323,7 @@ impl Resource {
             source.unacknowledged += u64::from(request.blksize) / 512;
         }
         match &read.question {
-            Question::Thin if payload.iter().all(|byte| *byte == 0) => {
+            Question::Thin if self.tape.is(|| payload.iter().all(|byte| *byte == 0)) => {
                 let range = BlockDesc {
                     sector: request.sector,
                     blksize: request.blksize,
@@ -383,10 +383,10 @@ impl Resource {
     }
 
     /// Whether the digest by csums-alg is that of the data; an algorithm that this node does not have says no.
-    fn equals(&self, digest: &[u8], data: &[u8]) -> bool {
+    fn equals(&mut self, digest: &[u8], data: &[u8]) -> bool {
         let net = self.connection.net.as_ref();
         let algorithm = net.and_then(|net| DigestAlgorithm::from_name(&net.csums_alg));
-        algorithm.is_some_and(|algorithm| algorithm.matches(data, digest))
+        algorithm.is_some_and(|algorithm| self.tape.is(|| algorithm.matches(data, digest)))
     }
 
     fn refuse_block(&mut self, number: VolumeNumber, request: BlockRequest) {
