@@ -32,10 +32,14 @@ struct Arguments {
 
 fn main() -> std::process::ExitCode {
     let arguments = Arguments::parse();
-    let rounds = arguments
-        .rounds
-        .unwrap_or(if arguments.minutes.is_some() { u64::MAX } else { 10 });
-    let limit = arguments.minutes.map(|minutes| Duration::from_secs(60 * minutes));
+    let rounds = arguments.rounds.unwrap_or(if arguments.minutes.is_some() {
+        u64::MAX
+    } else {
+        10
+    });
+    let limit = arguments
+        .minutes
+        .map(|minutes| Duration::from_secs(60 * minutes));
     // A failure is told once, by its report.
     std::panic::set_hook(Box::new(|_| {}));
     let start = Instant::now();

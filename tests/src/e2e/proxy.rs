@@ -486,6 +486,10 @@ mod tests {
         far.read_exact(&mut vec![0; 256 << 10]).unwrap();
         sender.join().unwrap().unwrap();
         // The last piece, of at most 64 KiB, need not be waited for.
-        assert!(start.elapsed() >= Duration::from_millis(150), "{:?}", start.elapsed());
+        assert!(
+            start.elapsed() >= Duration::from_millis(150),
+            "{:?}",
+            start.elapsed()
+        );
     }
 }

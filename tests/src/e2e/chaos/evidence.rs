@@ -113,7 +113,13 @@ mod tests {
         let found = changes(text);
         let words: Vec<_> = found
             .iter()
-            .map(|change| (change.field.as_str(), change.old.as_str(), change.new.as_str()))
+            .map(|change| {
+                (
+                    change.field.as_str(),
+                    change.old.as_str(),
+                    change.new.as_str(),
+                )
+            })
             .collect();
         assert_eq!(
             words,
@@ -123,7 +129,11 @@ mod tests {
                 ("peer", "Secondary", "Unknown")
             ]
         );
-        assert!(found.iter().all(|change| change.at == 1_709_210_096_789_000));
+        assert!(
+            found
+                .iter()
+                .all(|change| change.at == 1_709_210_096_789_000)
+        );
         assert!(is_connected("SyncTarget") && !is_connected("NetworkFailure"));
     }
 }

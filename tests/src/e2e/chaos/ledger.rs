@@ -196,7 +196,10 @@ impl Ledger {
                 judgement.faults.push(fault);
             }
             let place = Ledger::place(versions, content).unwrap_or(0);
-            let seen = place.checked_sub(1).and_then(|index| versions[index].write);
+            // Zeroes may be older than the youngest zeroes: they prove only the oldest ones.
+            let is_blank = *content == Content::Zero;
+            let seen = versions.iter().find(|version| version.content == *content);
+            let seen = seen.filter(|_| !is_blank).and_then(|version| version.write);
             if let Some(write) = seen.and_then(|id| self.writes.get(id as usize))
                 && present.is_none_or(|young| young.issued < write.issued)
             {
@@ -330,6 +333,19 @@ mod tests {
                 .len(),
             1
         );
+    }
+
+    #[test]
+    fn zeroes_prove_no_young_write() {
+        let mut ledger = ledger();
+        let id = ledger.issue(9, 1, |_| Content::Zero);
+        ledger.writes[id as usize] = Write {
+            issued: 90,
+            told: None,
+        };
+        let blank = found(Content::Stamp(0), Content::Zero);
+        let judgement = ledger.judge(&blank, Floor::Until(0), Order::Kept);
+        assert_eq!(judgement.faults, Vec::<String>::new());
     }
 
     #[test]

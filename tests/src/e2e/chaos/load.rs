@@ -22,7 +22,7 @@ const SPOTS: u64 = 20;
 /// Sectors of a piece.
 const SPOT_SECTORS: u64 = 128;
 /// No disturbance lasts as long: a request without an answer until then is a fault.
-const ANSWER_LIMIT: Duration = Duration::from_secs(45);
+const ANSWER_LIMIT: Duration = Duration::from_secs(90);
 
 /// Which sectors belong to whom, and what their bytes mean.
 #[derive(Clone, Copy, Debug)]
@@ -180,7 +180,10 @@ fn work(shared: &Shared, writer: u64, mut dice: Dice) {
         let Err(error) = operate(shared, writer, &mut client, &mut dice) else {
             continue;
         };
-        if error.raw_os_error().is_some_and(|number| number == 5 || number == 28) {
+        if error
+            .raw_os_error()
+            .is_some_and(|number| number == 5 || number == 28)
+        {
             shared.errors.fetch_add(1, Ordering::SeqCst);
             std::thread::sleep(Duration::from_millis(5));
             continue;
@@ -195,12 +198,7 @@ fn work(shared: &Shared, writer: u64, mut dice: Dice) {
     client.disconnect().ok();
 }
 
-fn operate(
-    shared: &Shared,
-    writer: u64,
-    client: &mut Client,
-    dice: &mut Dice,
-) -> io::Result<()> {
+fn operate(shared: &Shared, writer: u64, client: &mut Client, dice: &mut Dice) -> io::Result<()> {
     let operation = match dice.weighted(&[64, 10, 4, 3, 14, 5]) {
         0 => Operation::Write(Fua::No),
         1 => Operation::Write(Fua::Yes),
@@ -259,7 +257,9 @@ fn place(ground: Ground, writer: u64, operation: Operation, dice: &mut Dice) -> 
     if !matches!(operation, Operation::Discard) {
         return (first, sectors);
     }
-    let first = first.next_multiple_of(8).min((start + SPOT_SECTORS) / 8 * 8 - 8);
+    let first = first
+        .next_multiple_of(8)
+        .min((start + SPOT_SECTORS) / 8 * 8 - 8);
     let end = (first + sectors.max(8)).min(start + SPOT_SECTORS) / 8 * 8;
     (first, end - first)
 }

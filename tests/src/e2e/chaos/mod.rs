@@ -121,7 +121,10 @@ impl Story {
     /// Notes what is done.
     pub fn note(&self, text: &str) {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.push(format!("{:8.3} s  {text}", self.start.elapsed().as_secs_f64()));
+        lines.push(format!(
+            "{:8.3} s  {text}",
+            self.start.elapsed().as_secs_f64()
+        ));
     }
 
     /// The last lines.

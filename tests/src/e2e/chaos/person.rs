@@ -10,7 +10,7 @@ use super::load::End;
 use super::world::{Fate, Promotion, World};
 
 /// How long anything may take that a person waits for.
-pub(super) const PERSON_LIMIT: Duration = Duration::from_secs(90);
+pub(super) const PERSON_LIMIT: Duration = Duration::from_secs(240);
 
 /// A person does not type the same command again and again.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -54,7 +54,7 @@ impl World<'_> {
                 words,
                 self.words(1 - holder)
             );
-            if start.elapsed() > PERSON_LIMIT / 9 {
+            if start.elapsed() > PERSON_LIMIT / 24 {
                 self.heal_link();
                 self.repair_nodes_only();
             }
@@ -171,13 +171,12 @@ impl World<'_> {
         self.repair_everything_but_load();
         self.compare();
         let found = self.read(self.holder);
-        let judgement = self
-            .ledger()
-            .judge(&found, Floor::Everything, Order::Free);
+        let judgement = self.ledger().judge(&found, Floor::Everything, Order::Free);
         assert!(
             judgement.faults.is_empty(),
-            "after repair, {} shows what it must not: {judgement:#?}",
-            self.node(self.holder).name
+            "after repair, {} shows what it must not: {:#?}",
+            self.node(self.holder).name,
+            judgement.faults
         );
         self.ledger().settle(&found);
     }

@@ -198,7 +198,7 @@ impl Script {
     pub fn draw(seed: u64, steps: u64) -> Script {
         let mut dice = Dice::new(seed, "script");
         // The large ones have more extents than the activity log holds.
-        let disk_bytes = dice.pick(&[32, 32, 64, 320]) << 20;
+        let disk_bytes = dice.pick(&[32, 32, 32, 64, 64, 320]) << 20;
         let external_metadata = dice.chance(1, 3);
         let net = dice.pick(&["", "", "data-integrity-alg crc32c;", "csums-alg crc32c;"]);
         let slow = disk_bytes < 320 << 20 && dice.chance(1, 3);
@@ -334,7 +334,10 @@ mod tests {
             .collect();
         let drawn = |test: fn(&Action) -> bool| all.iter().any(|step| test(&step.action));
         assert!(drawn(|action| matches!(action, Action::Usurp)));
-        assert!(drawn(|action| matches!(action, Action::Order(Order::Adjust(_)))));
+        assert!(drawn(|action| matches!(
+            action,
+            Action::Order(Order::Adjust(_))
+        )));
         assert!(drawn(|action| matches!(action, Action::KillDuring { .. })));
         assert!(all.iter().any(|step| step.disk.is_some()));
         for fault in 0..5 {
@@ -345,7 +348,11 @@ mod tests {
                 LinkFault::CutAfter { .. } => fault == 3,
                 LinkFault::Cut { .. } => fault == 4,
             };
-            assert!(all.iter().filter_map(|step| step.link.as_ref()).any(is_kind));
+            assert!(
+                all.iter()
+                    .filter_map(|step| step.link.as_ref())
+                    .any(is_kind)
+            );
         }
     }
 }

@@ -58,7 +58,10 @@ impl World<'_> {
                 }
                 self.tally.slow_links += 1;
             }
-            LinkFault::Block { proxies: which, towards } => {
+            LinkFault::Block {
+                proxies: which,
+                towards,
+            } => {
                 for index in self.proxies(which) {
                     // The first one stands before bravo.
                     let is_before = (index == 0) == (towards == 1);
@@ -67,7 +70,11 @@ impl World<'_> {
                 }
                 self.tally.slow_links += 1;
             }
-            LinkFault::CutAfter { proxies: which, flow, bytes } => {
+            LinkFault::CutAfter {
+                proxies: which,
+                flow,
+                bytes,
+            } => {
                 for index in self.proxies(which) {
                     proxies[index].cut_after(flow, bytes);
                 }

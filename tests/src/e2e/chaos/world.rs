@@ -95,7 +95,7 @@ impl<'a> World<'a> {
                 Meta::Internal
             },
             net: format!(
-                "protocol {}; timeout 20; ping-int 2; ping-timeout 15; connect-int 1; socket-check-timeout 2; \
+                "protocol {}; timeout 20; ping-int 2; ping-timeout 20; connect-int 1; socket-check-timeout 2; \
                  ko-count 3; {}",
                 round.protocol, script.net
             ),
@@ -418,11 +418,16 @@ impl<'a> World<'a> {
         };
         let judgement = self.ledger().judge(&found, floor, order);
         let missing = judgement.missing.len();
-        self.note(&format!("{name} serves ({how:?}): floor {floor:?}, {missing} missing"));
+        self.note(&format!(
+            "{name} serves ({how:?}): floor {floor:?}, {missing} missing"
+        ));
         self.tally.promotions += 1;
         if !judgement.faults.is_empty() || (!alone && missing > 0) {
             self.tally.lost += missing as u64;
-            panic!("{name} was promoted ({how:?}) and shows what it must not: {judgement:#?}");
+            panic!(
+                "{name} was promoted ({how:?}), lacks {missing} writes, and shows what it must not: {:#?}",
+                judgement.faults
+            );
         }
         self.tally.given_up += missing as u64;
         if alone {
@@ -448,9 +453,8 @@ impl<'a> World<'a> {
     pub(super) fn compare(&mut self) {
         let bytes = self.pair.device_bytes();
         let differing = || {
-            let disks = [0, 1].map(|node| {
-                crate::e2e::record::read_disk(&self.node(node).disk(0), bytes)
-            });
+            let disks =
+                [0, 1].map(|node| crate::e2e::record::read_disk(&self.node(node).disk(0), bytes));
             crate::e2e::record::differing(&disks[0], &disks[1])
         };
         // Under A and B the last writes may still be on their way.
