@@ -223,8 +223,8 @@ impl<'a> World<'a> {
     pub(super) fn adm(&self, node: usize, args: &[&str]) -> Option<i32> {
         let ended = self.node(node).adm(args);
         let words = format!("{}{}", ended.stdout, ended.stderr);
-        let words = words.lines().filter(|line| !line.contains("warning:"));
-        let words = words.last().unwrap_or_default();
+        let mut words = words.lines().filter(|line| !line.contains("warning:"));
+        let words = words.next_back().unwrap_or_default();
         self.note(&format!(
             "{}: {} -> {:?} {words}",
             self.node(node).name,
