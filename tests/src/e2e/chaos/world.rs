@@ -301,7 +301,11 @@ impl<'a> World<'a> {
         let own = own
             .iter()
             .filter(|change| disk(change) || (!holds && link(change)));
-        let peer = peer.iter().filter(|change| !holds && link(change));
+        // The peer may know of this node's disk before this node says so: a detach waits for its consent.
+        let seen = |change: &Change| change.field == "pdsk" && change.old == "UpToDate";
+        let peer = peer
+            .iter()
+            .filter(|change| !holds && (link(change) || seen(change)));
         let ended = self.breaks.iter().min().copied().filter(|_| !holds);
         let logged = own.chain(peer).map(|change| change.at).min();
         // What the logs say after an end is its consequence.
