@@ -49,6 +49,14 @@ impl Client {
         Ok(client)
     }
 
+    /// A handle with which somebody else can break this connection.
+    ///
+    /// # Errors
+    /// Those of the stream.
+    pub fn breaker(&self) -> io::Result<UnixStream> {
+        self.stream.try_clone()
+    }
+
     fn negotiate(&mut self, export: &str) -> io::Result<()> {
         let greeting: [u8; 18] = self.take()?;
         if greeting[..16] != *b"NBDMAGICIHAVEOPT" {

@@ -5,6 +5,7 @@
 //! loopback addresses and a directory of its own, so that tests run side by side.
 
 pub mod address;
+pub mod chaos;
 pub mod client;
 pub mod failover;
 pub mod history;

@@ -108,9 +108,9 @@ impl Settings {
     }
 }
 
-/// Whether files may grow, in a node's daemon.
+/// How far the files of a node's daemon may be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum FileLimit {
+pub enum FileLimit {
     /// As far as the filesystem goes.
     None,
     /// A write beyond this many bytes fails, as on a full filesystem.
@@ -261,6 +261,33 @@ impl Node {
         self.start_with(FileLimit::Bytes(bytes), &[]);
     }
 
+    /// As [`Node::start`]; [`Node::limit_files`] can be used later.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn start_limitable(&mut self) {
+        self.start_with(FileLimit::Bytes(u64::MAX), &[]);
+    }
+
+    /// From now on the daemon's writes beyond the limit fail; it was started with [`Node::start_limitable`].
+    ///
+    /// # Panics
+    /// When the daemon does not run.
+    pub fn limit_files(&self, limit: FileLimit) {
+        let pid = self.pid().expect("the daemon runs").to_string();
+        let bytes = match limit {
+            FileLimit::None => String::from("unlimited"),
+            FileLimit::Bytes(bytes) => bytes.to_string(),
+        };
+        // Only the soft limit: the hard one could not be raised again.
+        let option = format!("--fsize={bytes}:");
+        let ended = process::run(
+            Command::new("prlimit").args(["--pid", &pid, &option]),
+            COMMAND_LIMIT,
+        );
+        assert_eq!(ended.code, Some(0), "{}", ended.all());
+    }
+
     fn start_with(&mut self, limit: FileLimit, options: &[&str]) {
         let log = fs::OpenOptions::new()
             .create(true)
@@ -271,7 +298,11 @@ impl Node {
             FileLimit::None => Command::new(binary()),
             FileLimit::Bytes(bytes) => {
                 // The signal of an overstepped limit is ignored: the write fails, the process lives.
-                let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$@\"", bytes / 512);
+                let blocks = match bytes {
+                    u64::MAX => String::from("unlimited"),
+                    bytes => (bytes / 512).to_string(),
+                };
+                let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$@\"");
                 let mut shell = Command::new("/bin/sh");
                 shell.args(["-c", &script, "sh"]).arg(binary());
                 shell
@@ -410,6 +441,19 @@ impl Node {
         command.arg("adm").arg("--root").arg(&self.root).args(args);
         command.env("__DRBD_NODE__", &self.name);
         process::run(&mut command, COMMAND_LIMIT)
+    }
+
+    /// `tandem adm ARGS`, started and not waited for; its words are lost.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn adm_begun(&self, args: &[&str]) -> Child {
+        let mut command = Command::new(binary());
+        command.arg("adm").arg("--root").arg(&self.root).args(args);
+        command.env("__DRBD_NODE__", &self.name);
+        command.stdin(Stdio::null());
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().expect("a command starts")
     }
 
     /// What `tandem status` tells a person, each message and each command to type included.

@@ -1,4 +1,5 @@
-//! A link that can be delayed, cut and healed: a TCP proxy in front of a node, on an address of its own.
+//! A link that can be delayed, throttled, blocked, cut (also after a certain byte) and healed: a TCP proxy in front of a node, on an
+//! address of its own.
 //!
 //! Every socket has a short time limit, so that each thread sees within [`TICK`] that its connection was cut; none of them
 //! can wait for ever.
@@ -6,7 +7,7 @@
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -29,6 +30,70 @@ struct Shared {
     /// Counts cuts: a connection of an earlier count is dead.
     cuts: AtomicU64,
     delay_micros: AtomicU64,
+    /// Of each direction of each connection, per second; 0: no limit.
+    bytes_per_second: AtomicU64,
+    /// Bytes of each direction do not arrive, and nobody is told.
+    blocked: [AtomicBool; 2],
+    /// Bytes that each direction still carries before the cut; negative: no cut is planned.
+    bytes_left: [AtomicI64; 2],
+}
+
+impl Shared {
+    fn new() -> Shared {
+        Shared {
+            running: AtomicBool::new(true),
+            open: AtomicBool::new(OPEN),
+            cuts: AtomicU64::new(0),
+            delay_micros: AtomicU64::new(0),
+            bytes_per_second: AtomicU64::new(0),
+            blocked: [AtomicBool::new(false), AtomicBool::new(false)],
+            bytes_left: [AtomicI64::new(NO_CUT), AtomicI64::new(NO_CUT)],
+        }
+    }
+
+    fn cut(&self) {
+        self.open.store(!OPEN, Ordering::SeqCst);
+        self.cuts.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// How many of these bytes may pass before the planned cut.
+    fn allowance(&self, flow: Flow, length: usize) -> Allowance {
+        let left = &self.bytes_left[flow as usize];
+        let length = i64::try_from(length).unwrap_or(i64::MAX);
+        let before = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+            (left >= 0).then(|| (left - length).max(0))
+        });
+        match before {
+            Ok(left) if left <= length => Allowance::ThenCut(usize::try_from(left).unwrap_or(0)),
+            Ok(_) | Err(_) => Allowance::All,
+        }
+    }
+}
+
+/// No cut is planned.
+const NO_CUT: i64 = -1;
+
+enum Allowance {
+    All,
+    ThenCut(usize),
+}
+
+/// A direction of every connection through a proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// Towards the node behind the proxy.
+    In = 0,
+    /// From it.
+    Out = 1,
+}
+
+/// Whether bytes arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passage {
+    /// They do.
+    Free,
+    /// They do not, and no end is told that they do not.
+    Blocked,
 }
 
 /// The proxy. Dropping it cuts everything and ends its threads.
@@ -50,12 +115,7 @@ impl Proxy {
         listener
             .set_nonblocking(true)
             .expect("a listener can be non-blocking");
-        let shared = Arc::new(Shared {
-            running: AtomicBool::new(true),
-            open: AtomicBool::new(OPEN),
-            cuts: AtomicU64::new(0),
-            delay_micros: AtomicU64::new(0),
-        });
+        let shared = Arc::new(Shared::new());
         let acceptor = {
             let shared = Arc::clone(&shared);
             std::thread::spawn(move || accept(&listener, source, target, &shared))
@@ -75,12 +135,37 @@ impl Proxy {
 
     /// Breaks every connection, forgets what is on its way, and lets nobody through until [`Proxy::heal`].
     pub fn cut(&self) {
-        self.shared.open.store(!OPEN, Ordering::SeqCst);
-        self.shared.cuts.fetch_add(1, Ordering::SeqCst);
+        self.shared.cut();
     }
 
-    /// Lets connections through again.
+    /// As [`Proxy::cut`], after this many more bytes have arrived in this direction: anywhere inside a packet.
+    pub fn cut_after(&self, flow: Flow, bytes: u32) {
+        self.shared.bytes_left[flow as usize].store(i64::from(bytes), Ordering::SeqCst);
+    }
+
+    /// Whether it was cut and not healed since.
+    pub fn is_cut(&self) -> bool {
+        self.shared.open.load(Ordering::SeqCst) != OPEN
+    }
+
+    /// No direction of a connection carries more than this; 0: no limit.
+    pub fn throttle(&self, bytes_per_second: u64) {
+        self.shared
+            .bytes_per_second
+            .store(bytes_per_second, Ordering::SeqCst);
+    }
+
+    /// Bytes of a direction arrive, or stay on their way (also the end of a connection).
+    pub fn block(&self, flow: Flow, passage: Passage) {
+        let blocked = passage == Passage::Blocked;
+        self.shared.blocked[flow as usize].store(blocked, Ordering::SeqCst);
+    }
+
+    /// Lets connections through again; a planned cut is off.
     pub fn heal(&self) {
+        for left in &self.shared.bytes_left {
+            left.store(NO_CUT, Ordering::SeqCst);
+        }
         self.shared.open.store(OPEN, Ordering::SeqCst);
     }
 }
@@ -131,8 +216,8 @@ fn join(client: TcpStream, node: TcpStream, shared: &Arc<Shared>) {
     let (Ok(client_out), Ok(node_out)) = (client.try_clone(), node.try_clone()) else {
         return;
     };
-    direction(client, node_out, cuts, shared);
-    direction(node, client_out, cuts, shared);
+    direction(client, node_out, Flow::In, cuts, shared);
+    direction(node, client_out, Flow::Out, cuts, shared);
 }
 
 /// One direction of a connection.
@@ -151,12 +236,12 @@ struct Queue {
     ended: bool,
 }
 
-fn direction(from: TcpStream, to: TcpStream, cuts: u64, shared: &Arc<Shared>) {
+fn direction(from: TcpStream, to: TcpStream, flow: Flow, cuts: u64, shared: &Arc<Shared>) {
     let way = Arc::new(Way::default());
     let reader = (Arc::clone(&way), Arc::clone(shared));
     let writer = (way, Arc::clone(shared));
     std::thread::spawn(move || pull(from, &reader.0, cuts, &reader.1));
-    std::thread::spawn(move || push(to, &writer.0, cuts, &writer.1));
+    std::thread::spawn(move || push(to, &writer.0, flow, cuts, &writer.1));
 }
 
 fn pull(mut from: TcpStream, way: &Way, cuts: u64, shared: &Shared) {
@@ -189,11 +274,17 @@ fn pull(mut from: TcpStream, way: &Way, cuts: u64, shared: &Shared) {
     from.shutdown(Shutdown::Read).ok();
 }
 
-fn push(mut to: TcpStream, way: &Way, cuts: u64, shared: &Shared) {
+fn push(mut to: TcpStream, way: &Way, flow: Flow, cuts: u64, shared: &Shared) {
+    let mut limit = Throttle::default();
     loop {
         if shared.cuts.load(Ordering::SeqCst) != cuts {
             to.shutdown(Shutdown::Both).ok();
             return;
+        }
+        let blocked = || shared.blocked[flow as usize].load(Ordering::SeqCst);
+        if blocked() || limit.is_ahead(shared) {
+            std::thread::sleep(TICK / 4);
+            continue;
         }
         let Some(bytes) = next(way) else {
             if lock(way).ended && lock(way).pieces.is_empty() {
@@ -201,12 +292,55 @@ fn push(mut to: TcpStream, way: &Way, cuts: u64, shared: &Shared) {
             }
             continue;
         };
-        if !write_all(&mut to, &bytes, cuts, shared) {
+        while blocked() && shared.cuts.load(Ordering::SeqCst) == cuts {
+            std::thread::sleep(TICK / 4);
+        }
+        limit.note(bytes.len());
+        let passing = match shared.allowance(flow, bytes.len()) {
+            Allowance::All => &bytes[..],
+            Allowance::ThenCut(length) => &bytes[..length],
+        };
+        let arrived = write_all(&mut to, passing, cuts, shared);
+        if passing.len() < bytes.len() {
+            shared.cut();
+        }
+        if !arrived {
             to.shutdown(Shutdown::Both).ok();
             return;
         }
     }
     to.shutdown(Shutdown::Write).ok();
+}
+
+/// Bytes that passed in the present second of a direction.
+#[derive(Default)]
+struct Throttle {
+    since: Option<Instant>,
+    bytes: u64,
+}
+
+impl Throttle {
+    fn note(&mut self, bytes: usize) {
+        self.since.get_or_insert_with(Instant::now);
+        self.bytes += bytes as u64;
+    }
+
+    /// More has passed than the limit allows by now.
+    fn is_ahead(&mut self, shared: &Shared) -> bool {
+        let limit = shared.bytes_per_second.load(Ordering::SeqCst);
+        let Some(since) = self.since else {
+            return false;
+        };
+        let due = u64::try_from(since.elapsed().as_micros())
+            .unwrap_or(u64::MAX)
+            .saturating_mul(limit)
+            / 1_000_000;
+        let ahead = limit != 0 && self.bytes > due;
+        if !ahead {
+            *self = Throttle::default();
+        }
+        ahead
+    }
 }
 
 /// The next bytes whose time has come; None after a while without.
@@ -307,5 +441,55 @@ mod tests {
         far.set_read_timeout(Some(LIMIT)).unwrap();
         far.read_exact(&mut got).unwrap();
         assert_eq!(&got, b"x");
+    }
+
+    #[test]
+    fn a_cut_can_fall_on_any_byte() {
+        let (proxy, _node, mut near, mut far) = linked();
+        proxy.cut_after(Flow::In, 5);
+        near.write_all(b"abc").unwrap();
+        let mut got = [0; 3];
+        far.read_exact(&mut got).unwrap();
+        assert!(!proxy.is_cut());
+        near.write_all(b"defgh").unwrap();
+        let mut rest = Vec::new();
+        // The end may be a reset; what came before it counts.
+        far.read_to_end(&mut rest).ok();
+        assert_eq!((got, rest.as_slice()), (*b"abc", &b"de"[..]));
+        assert!(proxy.is_cut());
+    }
+
+    #[test]
+    fn a_blocked_direction_keeps_its_bytes_and_the_other_one_goes_on() {
+        let (proxy, _node, mut near, mut far) = linked();
+        proxy.block(Flow::In, Passage::Blocked);
+        near.write_all(b"in").unwrap();
+        far.write_all(b"out").unwrap();
+        let mut out = [0; 3];
+        near.read_exact(&mut out).unwrap();
+        far.set_read_timeout(Some(5 * TICK)).unwrap();
+        let mut got = [0; 2];
+        let error = far.read(&mut got).unwrap_err();
+        assert!(is_timeout(error.kind()), "{error}");
+        proxy.block(Flow::In, Passage::Free);
+        far.set_read_timeout(Some(LIMIT)).unwrap();
+        far.read_exact(&mut got).unwrap();
+        assert_eq!((&got, &out), (b"in", b"out"));
+    }
+
+    #[test]
+    fn a_throttled_direction_takes_its_time() {
+        let (proxy, _node, mut near, mut far) = linked();
+        proxy.throttle(1 << 20);
+        let start = Instant::now();
+        let sender = std::thread::spawn(move || near.write_all(&[7; 256 << 10]));
+        far.read_exact(&mut vec![0; 256 << 10]).unwrap();
+        sender.join().unwrap().unwrap();
+        // The last piece, of at most 64 KiB, need not be waited for.
+        assert!(
+            start.elapsed() >= Duration::from_millis(150),
+            "{:?}",
+            start.elapsed()
+        );
     }
 }
