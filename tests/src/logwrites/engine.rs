@@ -39,16 +39,29 @@ pub fn reunite(
     }
     let together = world.run_until(LIMIT, |world| world.is_in_sync() && world.is_idle());
     if let Err(why) = together {
-        let states: Vec<_> = world.nodes.iter().map(|node| node.state().map(state_words)).collect();
-        return Err(format!("{}\nthe nodes do not come together: {why}: {states:?}", world.trace.tail()));
+        let states: Vec<_> = world
+            .nodes
+            .iter()
+            .map(|node| node.state().map(state_words))
+            .collect();
+        return Err(format!(
+            "{}\nthe nodes do not come together: {why}: {states:?}",
+            world.trace.tail()
+        ));
     }
-    if world.nodes.iter().any(|node| node.state().is_none_or(|state| state.disk != DiskState::UpToDate)) {
+    if world.nodes.iter().any(|node| {
+        node.state()
+            .is_none_or(|state| state.disk != DiskState::UpToDate)
+    }) {
         return Err("a node is not UpToDate".to_owned());
     }
     let [a, b] = [&world.nodes[0].data, &world.nodes[1].data];
     let differing = super::judge::differing(a, b, sectors);
     if !differing.is_empty() {
-        return Err(format!("{}\nin sync, and these blocks differ: {differing:?}", world.trace.tail()));
+        return Err(format!(
+            "{}\nin sync, and these blocks differ: {differing:?}",
+            world.trace.tail()
+        ));
     }
     check(a, sectors, ledger, promise)
 }
@@ -57,7 +70,12 @@ pub fn reunite(
 ///
 /// # Errors
 /// The first that is not.
-pub fn check(disk: &Disk, sectors: u64, ledger: &Ledger, promise: Promise<'_>) -> Result<(), String> {
+pub fn check(
+    disk: &Disk,
+    sectors: u64,
+    ledger: &Ledger,
+    promise: Promise<'_>,
+) -> Result<(), String> {
     let mut all: std::collections::BTreeSet<u64> = disk.used(sectors).collect();
     all.extend(promise.floor.keys());
     for sector in all {
@@ -73,7 +91,11 @@ pub fn check(disk: &Disk, sectors: u64, ledger: &Ledger, promise: Promise<'_>) -
 fn world_of(seed: u64, disks: [&Disk; 2]) -> World {
     let mut settings: Settings = lab::settings();
     settings.seed = seed;
-    settings.disk = DiskPlan { bytes: disks[0].bytes(), meta: MetaKind::Internal, discard: true };
+    settings.disk = DiskPlan {
+        bytes: disks[0].bytes(),
+        meta: MetaKind::Internal,
+        discard: true,
+    };
     settings.disk_options.resync_rate = 400_000;
     settings.disk_options.al_extents = 67;
     settings.disk_delay = (1000, 1000);

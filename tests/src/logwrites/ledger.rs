@@ -77,7 +77,13 @@ impl Ledger {
     ///
     /// # Errors
     /// What is wrong, in words.
-    pub fn allowed(&self, sector: u64, content: &Content, floor: u64, issued: u64) -> Result<(), String> {
+    pub fn allowed(
+        &self,
+        sector: u64,
+        content: &Content,
+        floor: u64,
+        issued: u64,
+    ) -> Result<(), String> {
         let blank = (0, Content::Zero);
         let versions = self.versions.get(&sector);
         let all = std::iter::once(&blank).chain(versions.into_iter().flatten());
@@ -90,16 +96,23 @@ impl Ledger {
         }
         Err(match found {
             Some(write) if write < floor => {
-                format!("sector {sector} holds {content:?} (write {write}), but write {floor} was promised to be durable there")
+                format!(
+                    "sector {sector} holds {content:?} (write {write}), but write {floor} was promised to be durable there"
+                )
             }
-            Some(write) => format!("sector {sector} holds write {write}, which was issued later (so far {issued})"),
+            Some(write) => format!(
+                "sector {sector} holds write {write}, which was issued later (so far {issued})"
+            ),
             None => format!("sector {sector} holds {content:?}, which was never written there"),
         })
     }
 
     /// A write was issued.
     pub fn issue(&mut self, write: u64, sector: u64, content: Content) {
-        self.versions.entry(sector).or_default().push((write, content));
+        self.versions
+            .entry(sector)
+            .or_default()
+            .push((write, content));
     }
 }
 

@@ -106,7 +106,9 @@ fn decode(take: impl Fn(u64, u64) -> Result<Vec<u8>, String>) -> Result<Vec<Entr
         let (offset, length) = (word(&head, 0) * SECTOR, word(&head, 8) * SECTOR);
         let (flags, text) = (word(&head, 16), word(&head, 24) as usize);
         if flags & MARK != 0 {
-            let bytes = head.get(32..32 + text).ok_or_else(|| format!("entry {number}: a mark of {text} bytes"))?;
+            let bytes = head
+                .get(32..32 + text)
+                .ok_or_else(|| format!("entry {number}: a mark of {text} bytes"))?;
             entries.push(Entry::Mark(String::from_utf8_lossy(bytes).into_owned()));
             continue;
         }
@@ -150,7 +152,9 @@ mod tests {
     fn decode_bytes(bytes: &[u8]) -> Result<Vec<Entry>, String> {
         decode(|at, length| {
             let piece = bytes.get(at as usize..(at + length) as usize);
-            piece.map(<[u8]>::to_vec).ok_or_else(|| format!("short at {at}"))
+            piece
+                .map(<[u8]>::to_vec)
+                .ok_or_else(|| format!("short at {at}"))
         })
     }
 
@@ -160,11 +164,22 @@ mod tests {
         assert_eq!(
             entries,
             [
-                Entry::Write { offset: 4096, data: vec![7; 1024].into(), fua: false },
+                Entry::Write {
+                    offset: 4096,
+                    data: vec![7; 1024].into(),
+                    fua: false
+                },
                 Entry::Flush,
                 Entry::Mark("one".to_owned()),
-                Entry::Write { offset: 1536, data: vec![9; 512].into(), fua: true },
-                Entry::Discard { offset: 8192, length: 4096 },
+                Entry::Write {
+                    offset: 1536,
+                    data: vec![9; 512].into(),
+                    fua: true
+                },
+                Entry::Discard {
+                    offset: 8192,
+                    length: 4096
+                },
             ]
         );
         let durable: Vec<bool> = entries.iter().map(Entry::is_durable).collect();
@@ -173,7 +188,11 @@ mod tests {
 
     #[test]
     fn a_log_that_is_none_or_that_ends_early_is_an_error() {
-        assert!(decode_bytes(&[0; 512]).unwrap_err().starts_with("no log of dm-log-writes"));
+        assert!(
+            decode_bytes(&[0; 512])
+                .unwrap_err()
+                .starts_with("no log of dm-log-writes")
+        );
         assert!(decode_bytes(&log(6)).is_err());
     }
 }

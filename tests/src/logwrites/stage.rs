@@ -15,7 +15,7 @@ use tandem_metadata::{AlGeometry, Layout, Placement};
 use tempfile::TempDir;
 
 use super::cuts::mark_name;
-use super::ledger::{GuestDisk, Floor, GuestRole, Ledger, Mark, Pace, raise};
+use super::ledger::{Floor, GuestDisk, GuestRole, Ledger, Mark, Pace, raise};
 use super::log::{self, Entry, SECTOR};
 use crate::e2e::client::{Client, Fua};
 use crate::e2e::node::{Node, STATE_LIMIT, Settings, binary};
@@ -33,6 +33,8 @@ pub const CELL: u64 = 64;
 const LOG_BYTES: u64 = 8 << 30;
 /// Where the node in the machine listens for its peer, and for clients.
 const GUEST_PORTS: [u16; 2] = [7788, 10809];
+/// How long a resync of the whole disk may take when the machine is starved.
+const RESYNC_LIMIT: Duration = Duration::from_secs(240);
 /// An emulated processor answers slowly.
 const CLIENT_LIMIT: Duration = Duration::from_secs(60);
 
@@ -89,6 +91,8 @@ pub struct Recording {
     pub log: Vec<Entry>,
     /// What clients saw, and the peer's disk.
     pub ledger: Ledger,
+    /// The watched disk at the end.
+    pub end: Disk,
 }
 
 /// The pair.
@@ -165,15 +169,24 @@ impl Stage {
     /// # Panics
     /// When something cannot be made.
     pub fn open(scene: Scene) -> Stage {
-        let hardware = Hardware { disks: &[scene.disk_bytes, LOG_BYTES], modules: "dm-mod dm-log-writes" };
+        let hardware = Hardware {
+            disks: &[scene.disk_bytes, LOG_BYTES],
+            modules: "dm-mod dm-log-writes",
+        };
         let machine = Machine::with(hardware);
         let own = local(free_port());
         let forward = |guest| local(machine.forward(guest));
-        let (peer, guest_nbd, host_nbd) = (forward(GUEST_PORTS[0]), forward(GUEST_PORTS[1]), local(free_port()));
+        let (peer, guest_nbd, host_nbd) = (
+            forward(GUEST_PORTS[0]),
+            forward(GUEST_PORTS[1]),
+            local(free_port()),
+        );
         let dir = TempDir::with_prefix("tandem-test-").expect("a directory");
         let settings = Settings {
             disk_bytes: scene.disk_bytes,
-            net: String::from("protocol C; timeout 300; connect-int 31; ping-int 20; ping-timeout 100; socket-check-timeout 3;"),
+            net: String::from(
+                "protocol C; timeout 300; connect-int 31; ping-int 20; ping-timeout 100; socket-check-timeout 3;",
+            ),
             disk: scene.disk.to_owned(),
             ..Settings::default()
         };
@@ -205,8 +218,12 @@ impl Stage {
         stage.host.must(&["up", "r0"]);
         stage.guest_adm("up r0");
         stage.wait_guest("Connected", "Inconsistent/Inconsistent");
-        stage.host.wait_state("Connected", "Inconsistent/Inconsistent");
-        stage.host.must(&["new-current-uuid", "--clear-bitmap", "r0"]);
+        stage
+            .host
+            .wait_state("Connected", "Inconsistent/Inconsistent");
+        stage
+            .host
+            .must(&["new-current-uuid", "--clear-bitmap", "r0"]);
         stage.wait_good();
         stage.mark("start", Pace::Transition);
         stage
@@ -218,7 +235,10 @@ impl Stage {
         fs::create_dir_all(share.join("lib")).expect("a directory of the machine");
         fs::copy(binary(), share.join("tandem")).expect("copy the binary");
         let libraries = process::run(Command::new("ldd").arg(binary()), EXEC_LIMIT);
-        let words = libraries.stdout.split_whitespace().filter(|word| word.starts_with("/lib"));
+        let words = libraries
+            .stdout
+            .split_whitespace()
+            .filter(|word| word.starts_with("/lib"));
         for path in words {
             let name = path.rsplit('/').next().unwrap_or(path);
             fs::copy(path, share.join("lib").join(name)).expect("copy a library");
@@ -244,9 +264,10 @@ impl Stage {
     /// When it does not come up.
     pub fn start_guest(&self) {
         self.shell(&format!(
-            "rm -f /node/run/tandem/control.sock; export __DRBD_NODE__=bravo RUST_LOG=info,tandem_daemon=debug; \
+            "rm -f /node/run/tandem/control.sock; export __DRBD_NODE__=bravo RUST_LOG=info; \
              setsid tandem daemon --root /node --nbd-tcp 10.0.2.15:{} </dev/null >>/share/daemon.log 2>&1 & \
-             n=0; until [ -S /node/run/tandem/control.sock ]; do n=$((n+1)); [ $n -lt 300 ] || exit 1; sleep 0.1; done",
+             end=$(($(date +%s) + 80)); until [ -S /node/run/tandem/control.sock ]; do \
+             [ $(date +%s) -lt $end ] || {{ ps; head -3 /proc/meminfo; dmesg | tail -20; cat /proc/[0-9]*/stack; exit 1; }}; sleep 0.1; done",
             GUEST_PORTS[1]
         ));
     }
@@ -263,7 +284,13 @@ impl Stage {
     /// A line of shell in the machine, which must succeed; its output.
     fn shell(&self, line: &str) -> String {
         let ended = self.machine.exec(line, EXEC_LIMIT);
-        assert_eq!(ended.code, Some(0), "in the machine: {line}: {}\n{}", ended.all(), self.logs());
+        assert_eq!(
+            ended.code,
+            Some(0),
+            "in the machine: {line}: {}\n{}",
+            ended.all(),
+            self.logs()
+        );
         ended.stdout
     }
 
@@ -271,7 +298,11 @@ impl Stage {
     fn logs(&self) -> String {
         let text = fs::read_to_string(self.machine.share().join("daemon.log")).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
-        format!("--- the machine's daemon\n{}\n{}", lines[lines.len().saturating_sub(100)..].join("\n"), self.host.log())
+        format!(
+            "--- the machine's daemon\n{}\n{}",
+            lines[lines.len().saturating_sub(100)..].join("\n"),
+            self.host.log()
+        )
     }
 
     /// `tandem adm ARGS` in the machine, which must succeed; its output.
@@ -279,7 +310,9 @@ impl Stage {
     /// # Panics
     /// When it fails.
     pub fn guest_adm(&self, args: &str) -> String {
-        self.shell(&format!("__DRBD_NODE__=bravo tandem adm --root /node {args}"))
+        self.shell(&format!(
+            "__DRBD_NODE__=bravo tandem adm --root /node {args}"
+        ))
     }
 
     /// Waits until the node in the machine is in these states.
@@ -289,10 +322,16 @@ impl Stage {
     pub fn wait_guest(&self, connection: &str, disks: &str) {
         let wanted = format!("{connection} {disks}");
         let reached = || {
-            let words = self.guest_adm("cstate r0; __DRBD_NODE__=bravo tandem adm --root /node dstate r0");
+            let words =
+                self.guest_adm("cstate r0; __DRBD_NODE__=bravo tandem adm --root /node dstate r0");
             (words.split_whitespace().collect::<Vec<_>>().join(" ") == wanted).then_some(())
         };
-        wait::until(&format!("{wanted} in the machine"), STATE_LIMIT, reached, || self.logs());
+        wait::until(
+            &format!("{wanted} in the machine"),
+            STATE_LIMIT,
+            reached,
+            || self.logs(),
+        );
     }
 
     /// Waits until both are connected and UpToDate.
@@ -300,7 +339,11 @@ impl Stage {
     /// # Panics
     /// When they are not in time.
     pub fn wait_good(&self) {
-        self.host.wait_state("Connected", "UpToDate/UpToDate");
+        let good = || {
+            let words = [self.host.word("cstate"), self.host.word("dstate")];
+            (words == ["Connected", "UpToDate/UpToDate"]).then_some(())
+        };
+        wait::until("the end of a resync", RESYNC_LIMIT, good, || self.logs());
         self.wait_guest("Connected", "UpToDate/UpToDate");
     }
 
@@ -309,15 +352,25 @@ impl Stage {
     /// # Panics
     /// When a request fails.
     pub fn burst(&mut self, burst: Burst) {
-        if self.clients.as_ref().is_none_or(|(side, _)| *side != burst.on) {
+        if self
+            .clients
+            .as_ref()
+            .is_none_or(|(side, _)| *side != burst.on)
+        {
             let server = self.nbd[burst.on as usize];
             let connect = |_| Client::connect_tcp(server, "r0/0", CLIENT_LIMIT);
-            let clients = (0..CLIENTS).map(connect).collect::<std::io::Result<Vec<_>>>();
+            let clients = (0..CLIENTS)
+                .map(connect)
+                .collect::<std::io::Result<Vec<_>>>();
             let clients = clients.unwrap_or_else(|error| panic!("NBD: {error}\n{}", self.logs()));
             self.clients = Some((burst.on, clients));
         }
         let queues: Vec<Vec<Request>> = self.draw(burst);
-        for request in queues.iter().flatten().filter(|request| request.kind != Kind::Flush) {
+        for request in queues
+            .iter()
+            .flatten()
+            .filter(|request| request.kind != Kind::Flush)
+        {
             for sector in request.range() {
                 self.ledger.issue(request.id, sector, request.content());
                 self.written.insert(sector);
@@ -332,17 +385,30 @@ impl Stage {
         let failed: Vec<String> = std::thread::scope(|scope| {
             let pairs = clients.iter_mut().zip(&queues);
             let running: Vec<_> = pairs
-                .map(|(client, queue)| scope.spawn(move || perform_all(queue, client, stamper).err()))
+                .map(|(client, queue)| {
+                    scope.spawn(move || perform_all(queue, client, stamper).err())
+                })
                 .collect();
-            running.into_iter().filter_map(|client| client.join().expect("a client ends")).collect()
+            running
+                .into_iter()
+                .filter_map(|client| client.join().expect("a client ends"))
+                .collect()
         });
-        assert!(failed.is_empty(), "requests fail: {failed:?}\n{}", self.logs());
+        assert!(
+            failed.is_empty(),
+            "requests fail: {failed:?}\n{}",
+            self.logs()
+        );
         for queue in &queues {
             self.told(queue);
         }
         if burst.end == End::Flushed {
             let flushed = self.clients.as_mut().map(|(_, clients)| clients[0].flush());
-            assert!(matches!(flushed, Some(Ok(()))), "a flush fails: {flushed:?}\n{}", self.logs());
+            assert!(
+                matches!(flushed, Some(Ok(()))),
+                "a flush fails: {flushed:?}\n{}",
+                self.logs()
+            );
             let all = self.acknowledged.clone();
             for (sector, write) in all {
                 self.is_durable(sector..sector + 1, write);
@@ -382,9 +448,20 @@ impl Stage {
                 _ => Kind::Write(Fua::No),
             };
             let queue = &mut queues[(cell % CLIENTS) as usize];
-            queue.push(Request { id: self.issued, first: start + offset, sectors, kind });
-            if self.dice.chance(1, 16) {
-                queue.push(Request { id: 0, first: 0, sectors: 0, kind: Kind::Flush });
+            queue.push(Request {
+                id: self.issued,
+                first: start + offset,
+                sectors,
+                kind,
+            });
+            // After zeroes too: their sectors carry no stamp that tells their age (cuts).
+            if self.dice.chance(1, 16) || matches!(kind, Kind::Zeroes | Kind::Trim) {
+                queue.push(Request {
+                    id: 0,
+                    first: 0,
+                    sectors: 0,
+                    kind: Kind::Flush,
+                });
             }
         }
         queues
@@ -392,7 +469,10 @@ impl Stage {
 
     /// All of a client's requests were answered.
     fn told(&mut self, queue: &[Request]) {
-        let last_flush = queue.iter().rposition(|request| request.kind == Kind::Flush).unwrap_or(0);
+        let last_flush = queue
+            .iter()
+            .rposition(|request| request.kind == Kind::Flush)
+            .unwrap_or(0);
         for (at, request) in queue.iter().enumerate() {
             raise(&mut self.acknowledged, request.range(), request.id);
             if at < last_flush || request.kind == Kind::Write(Fua::Yes) {
@@ -414,7 +494,10 @@ impl Stage {
     /// When the machine refuses.
     pub fn mark(&mut self, name: &str, pace: Pace) {
         let number = self.ledger.marks.len();
-        self.shell(&format!("DM_DISABLE_UDEV=1 dmsetup message watched 0 mark {}", mark_name(number)));
+        self.shell(&format!(
+            "DM_DISABLE_UDEV=1 dmsetup message watched 0 mark {}",
+            mark_name(number)
+        ));
         let mark = Mark {
             name: format!("{number} ({name})"),
             issued: self.issued,
@@ -430,14 +513,15 @@ impl Stage {
         self.ledger.marks.push(mark);
     }
 
-    /// As [`Stage::mark`], while the node in the machine is the target of a resync; nobody can tell when that has ended meanwhile.
+    /// As [`Stage::mark`], while the node in the machine is the target of a resync; a mark at its begin or end promises nothing.
     ///
     /// # Panics
     /// When the machine refuses.
     pub fn mark_target(&mut self, name: &str) {
+        let before = self.host.word("cstate");
         self.disk = GuestDisk::Target;
         self.mark(name, Pace::Transition);
-        if self.host.word("cstate") != "SyncSource" {
+        if [before, self.host.word("cstate")] != ["SyncSource", "SyncSource"] {
             self.disk = GuestDisk::Absent;
             if let Some(mark) = self.ledger.marks.last_mut() {
                 mark.disk = GuestDisk::Absent;
@@ -449,11 +533,13 @@ impl Stage {
     fn peer_disk(&self) -> Disk {
         let file = File::open(self.host.disk(0)).expect("the host's disk");
         let bytes = self.scene.disk_bytes;
-        let layout = Layout::new(Placement::Internal, ByteLen(bytes), AlGeometry::DEFAULT).expect("a layout");
+        let layout = Layout::new(Placement::Internal, ByteLen(bytes), AlGeometry::DEFAULT)
+            .expect("a layout");
         let (start, length) = layout.area();
         let read = |offset: u64, length: u64| {
             let mut data = vec![0; length as usize];
-            file.read_exact_at(&mut data, offset).expect("read the host's disk");
+            file.read_exact_at(&mut data, offset)
+                .expect("read the host's disk");
             data
         };
         let mut disk = Disk::new(self.stamper, bytes);
@@ -482,17 +568,32 @@ impl Stage {
         self.close_clients();
         self.host.must(&["down", "r0"]);
         self.guest_adm("down r0");
+        self.role = GuestRole::Secondary;
+        self.disk = GuestDisk::Absent;
+        self.mark("down", Pace::Transition);
         self.kill_guest();
         self.shell("n=0; until DM_DISABLE_UDEV=1 dmsetup remove watched; do n=$((n+1)); [ $n -lt 50 ] || exit 1; sleep 0.1; done");
         self.machine.crash();
         let log = log::read(&self.machine.disk_file(1)).expect("the log");
         fs::remove_file(self.machine.disk_file(1)).ok();
-        Recording { scene: self.scene, log, ledger: self.ledger }
+        let mut end = Disk::new(self.stamper, self.scene.disk_bytes);
+        let bytes = fs::read(self.machine.disk_file(0)).expect("the watched disk");
+        end.write(0, &bytes, true);
+        Recording {
+            scene: self.scene,
+            log,
+            ledger: self.ledger,
+            end,
+        }
     }
 }
 
 /// One after the other.
-fn perform_all(queue: &[Request], client: &mut Client<TcpStream>, stamper: Stamper) -> Result<(), String> {
+fn perform_all(
+    queue: &[Request],
+    client: &mut Client<TcpStream>,
+    stamper: Stamper,
+) -> Result<(), String> {
     for request in queue {
         let result = request.perform(client, stamper);
         result.map_err(|error| format!("{request:?}: {error}"))?;

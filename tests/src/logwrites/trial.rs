@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 
-use super::cuts::{self, Counts, Image, Thoroughness};
+use super::cuts::{self, Counts, Image, Script, Thoroughness};
 use super::engine::{self, Promise};
 use super::judge::{Facts, Judge, differing};
 use super::ledger::{Floor, GuestRole, Mark, Pace};
+use super::log::SECTOR;
 use super::stage::{CELL, Recording};
 use crate::e2e::node::Settings;
 use crate::e2e::pair::{LinkKind, Pair};
@@ -55,24 +56,41 @@ struct Sample {
 /// # Errors
 /// The first that is wrong, with its place in the log.
 pub fn run(recording: &Recording, effort: Effort) -> Result<Report, String> {
-    let Recording { scene, log, ledger } = recording;
+    let Recording {
+        scene, log, ledger, ..
+    } = recording;
     let judge = Judge::new(ledger)?;
     let issued: Vec<u64> = ledger.marks.iter().map(|mark| mark.issued).collect();
-    let mut dice = Dice::new(scene.seed, "cuts");
+    let mut script = Script {
+        log,
+        disk_bytes: scene.disk_bytes,
+        stamper: Stamper::new(scene.seed),
+        issued: &issued,
+        thoroughness: effort.cuts,
+        dice: Dice::new(scene.seed, "cuts"),
+    };
     let mut choice = Dice::new(scene.seed, "engines");
     let mut report = Report::default();
     let mut samples: Vec<Sample> = Vec::new();
     let mut eligible = 0;
-    let disk = (scene.disk_bytes, Stamper::new(scene.seed));
-    report.counts = cuts::replay(log, disk, &issued, effort.cuts, &mut dice, |image| {
+    let replayed = cuts::replay(&mut script, |image| {
         let facts = judge.judge(image)?;
         let Some(issued) = moment(&ledger.marks, image) else {
             return Ok(());
         };
         let mark = &ledger.marks[image.mark];
         if choice.chance(1, effort.engine_of) {
-            let promise = Promise { floor: floor(mark, &facts), issued };
-            engine::reunite(scene.seed, [image.disk, &mark.peer], facts.data_sectors, ledger, promise)?;
+            let promise = Promise {
+                floor: floor(mark, &facts),
+                issued,
+            };
+            engine::reunite(
+                scene.seed,
+                [image.disk, &mark.peer],
+                facts.data_sectors,
+                ledger,
+                promise,
+            )?;
             report.engines += 1;
             report.primaries += usize::from(facts.is_primary());
             report.not_up_to_date += usize::from(!facts.is_up_to_date());
@@ -81,8 +99,17 @@ pub fn run(recording: &Recording, effort: Effort) -> Result<Report, String> {
         eligible += 1;
         let place = choice.below(eligible) as usize;
         if place < effort.daemons {
-            let name = format!("cut {:?} after {} entries, after mark {}", image.cut, image.entries, image.mark);
-            let sample = Sample { name, disk: image.disk.clone(), mark: image.mark, facts, issued };
+            let name = format!(
+                "cut {:?} after {} entries, after mark {}",
+                image.cut, image.entries, image.mark
+            );
+            let sample = Sample {
+                name,
+                disk: image.disk.clone(),
+                mark: image.mark,
+                facts,
+                issued,
+            };
             if samples.len() < effort.daemons {
                 samples.push(sample);
             } else {
@@ -92,8 +119,18 @@ pub fn run(recording: &Recording, effort: Effort) -> Result<Report, String> {
         Ok(())
     })
     .map_err(|why| with_name(&ledger.marks, &why))?;
+    let (counts, end) = replayed;
+    report.counts = counts;
+    let sectors = scene.disk_bytes / SECTOR;
+    let wrong = differing(&end, &recording.end, sectors);
+    if !wrong.is_empty() {
+        return Err(format!(
+            "the replayed log and the disk itself differ at its end, blocks {wrong:?}"
+        ));
+    }
     for sample in &samples {
-        reunite_daemons(recording, sample).map_err(|why| format!("{}, two daemons: {why}", sample.name))?;
+        reunite_daemons(recording, sample)
+            .map_err(|why| format!("{}, two daemons: {why}", sample.name))?;
         report.daemons += 1;
     }
     Ok(report)
@@ -134,7 +171,10 @@ fn reunite_daemons(recording: &Recording, sample: &Sample) -> Result<(), String>
         ..Settings::default()
     };
     let mut pair = Pair::configured(&settings, LinkKind::Direct, &std::env::temp_dir());
-    for (node, disk) in [(&mut pair.alpha, &sample.disk), (&mut pair.bravo, &mark.peer)] {
+    for (node, disk) in [
+        (&mut pair.alpha, &sample.disk),
+        (&mut pair.bravo, &mark.peer),
+    ] {
         put(disk, &node.disk(0))?;
         node.start();
     }
@@ -157,9 +197,15 @@ fn reunite_daemons(recording: &Recording, sample: &Sample) -> Result<(), String>
     let [a, b] = [&pair.alpha, &pair.bravo].map(|node| get(recording, &node.disk(0)));
     let blocks: BTreeSet<u64> = differing(&a, &b, sample.facts.data_sectors);
     if !blocks.is_empty() {
-        return Err(format!("in sync, and these blocks differ: {blocks:?}\n{}", pair.alpha.logs()));
+        return Err(format!(
+            "in sync, and these blocks differ: {blocks:?}\n{}",
+            pair.alpha.logs()
+        ));
     }
-    let promise = Promise { floor: floor(mark, &sample.facts), issued: sample.issued };
+    let promise = Promise {
+        floor: floor(mark, &sample.facts),
+        issued: sample.issued,
+    };
     engine::check(&a, sample.facts.data_sectors, ledger, promise)
 }
 
@@ -167,18 +213,21 @@ fn put(disk: &Disk, path: &std::path::Path) -> Result<(), String> {
     let failed = |error: std::io::Error| format!("write {}: {error}", path.display());
     let file = OpenOptions::new().write(true).open(path).map_err(failed)?;
     for sector in disk.used(disk.bytes() / 512) {
-        file.write_all_at(&disk.read(sector * 512, 512), sector * 512).map_err(failed)?;
+        file.write_all_at(&disk.read(sector * 512, 512), sector * 512)
+            .map_err(failed)?;
     }
     Ok(())
 }
 
+/// What clients may have written, as it is in a file.
 fn get(recording: &Recording, path: &std::path::Path) -> Disk {
     let scene = &recording.scene;
     let file = fs::File::open(path).expect("a disk of the pair");
     let mut disk = Disk::new(Stamper::new(scene.seed), scene.disk_bytes);
     for cell in &scene.cells {
         let mut data = vec![0; (CELL * 512) as usize];
-        file.read_exact_at(&mut data, cell * 512).expect("read a disk of the pair");
+        file.read_exact_at(&mut data, cell * 512)
+            .expect("read a disk of the pair");
         disk.write(cell * 512, &data, true);
     }
     disk

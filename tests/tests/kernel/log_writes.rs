@@ -2,7 +2,8 @@
 //! Method: Tandem in the machine on dm-log-writes, its peer on this host; the log gives the disk of every power cut.
 
 use tandem_tests::logwrites::ledger::{GuestDisk, GuestRole, Pace};
-use tandem_tests::logwrites::stage::{CELL, End, Scene};
+use tandem_tests::logwrites::log::Entry;
+use tandem_tests::logwrites::stage::{CELL, End, Recording, Scene};
 use tandem_tests::logwrites::trial::{self, Effort, Report};
 use tandem_tests::logwrites::{Burst, Side, Stage, cuts};
 
@@ -14,33 +15,65 @@ fn small(seed: u64) -> Scene {
     Scene {
         seed,
         disk_bytes: 16 << 20,
-        disk: "c-plan-ahead 0; resync-rate 800k; al-extents 67;",
+        disk: "c-plan-ahead 0; resync-rate 2M; al-extents 67;",
         cells: near.chain(far).chain([end]).collect(),
     }
 }
 
 const QUICK: Effort = Effort {
-    cuts: cuts::Thoroughness { subsets: 3, torn_of: 4 },
-    engine_of: 4,
+    cuts: cuts::Thoroughness {
+        subsets: 12,
+        torn_of: 2,
+    },
+    engine_of: 1,
     daemons: 4,
 };
 
 fn bursts(stage: &mut Stage, on: Side, count: u64, name: &str) {
     for number in 0..count {
-        let end = if number % 3 == 2 { End::Flushed } else { End::Answered };
+        let end = if number % 3 == 2 {
+            End::Flushed
+        } else {
+            End::Answered
+        };
         let fua_of = [4, 1000, 12][number as usize % 3];
-        stage.burst(Burst { on, writes: 12 + 6 * (number % 2), fua_of, end });
+        stage.burst(Burst {
+            on,
+            writes: 24 + 12 * (number % 2),
+            fua_of,
+            end,
+        });
         stage.mark(name, Pace::Steady);
     }
 }
 
 fn judge(stage: Stage, effort: Effort) -> Report {
-    let recording = stage.finish();
-    let report = trial::run(&recording, effort).unwrap_or_else(|why| panic!("{why}"));
+    judge_recording(&stage.finish(), effort)
+}
+
+fn judge_recording(recording: &Recording, effort: Effort) -> Report {
+    let report = trial::run(recording, effort).unwrap_or_else(|why| panic!("{why}"));
     eprintln!("{report:?}");
-    assert!(report.counts.flushes > 10 && report.counts.images > 100, "{report:?}");
-    assert!(report.engines > 0 && report.daemons == effort.daemons, "{report:?}");
+    assert!(
+        report.counts.flushes > 10 && report.counts.images > 100,
+        "{report:?}"
+    );
+    assert!(
+        report.engines > 0 && report.daemons == effort.daemons,
+        "{report:?}"
+    );
     report
+}
+
+/// The same log without the superblocks of a running node: a disk that forgets them must not pass.
+fn must_fail_without_superblocks(mut recording: Recording, effort: Effort) {
+    let superblock = recording.scene.disk_bytes - 4096;
+    let before = recording.log.len();
+    let lost = |entry: &Entry| matches!(entry, Entry::Write { offset, fua: true, .. } if *offset == superblock);
+    recording.log.retain(|entry| !lost(entry));
+    assert!(recording.log.len() < before);
+    let why = trial::run(&recording, effort).unwrap_err();
+    assert!(why.contains("a Primary's mark is missing"), "{why}");
 }
 
 fn promote_guest(stage: &mut Stage) {
@@ -51,10 +84,15 @@ fn promote_guest(stage: &mut Stage) {
 
 /// What the node in the machine missed comes to it, while clients go on writing.
 fn catch_up(stage: &mut Stage, on: Side) {
-    stage.host.wait_word("cstate", &["SyncSource"]);
+    stage.host.wait_word("cstate", &["SyncSource", "Connected"]);
     stage.mark_target("target");
     for _ in 0..3 {
-        stage.burst(Burst { on, writes: 8, fua_of: 4, end: End::Answered });
+        stage.burst(Burst {
+            on,
+            writes: 8,
+            fua_of: 4,
+            end: End::Answered,
+        });
         stage.mark_target("target, written to");
     }
     stage.wait_good();
@@ -78,8 +116,10 @@ fn a_primary_keeps_its_promises_through_every_power_cut() {
     stage.guest_adm("secondary r0");
     stage.role = GuestRole::Secondary;
     stage.mark("demoted", Pace::Transition);
-    let report = judge(stage, QUICK);
+    let recording = stage.finish();
+    let report = judge_recording(&recording, QUICK);
     assert!(report.primaries > 20, "{report:?}");
+    must_fail_without_superblocks(recording, QUICK);
 }
 
 #[test]
@@ -160,7 +200,9 @@ fn large(seed: u64) -> Scene {
         seed,
         disk_bytes: 72 * (4 << 20) + (1 << 20),
         disk: "c-plan-ahead 0; resync-rate 400M; al-extents 67;",
-        cells: (0..72).map(|extent| extent * 8192 + (extent % 7) * CELL).collect(),
+        cells: (0..72)
+            .map(|extent| extent * 8192 + (extent % 7) * CELL)
+            .collect(),
     }
 }
 
@@ -170,7 +212,12 @@ fn extents_leave_the_activity_log_only_with_their_bits_on_disk_through_every_pow
     promote_guest(&mut stage);
     for round in 0..2 {
         for end in [End::Answered, End::Flushed, End::Answered, End::Answered] {
-            stage.burst(Burst { on: Side::Guest, writes: 60, fua_of: 30, end });
+            stage.burst(Burst {
+                on: Side::Guest,
+                writes: 60,
+                fua_of: 30,
+                end,
+            });
             stage.mark("all extents", Pace::Steady);
         }
         if round == 0 {
@@ -181,6 +228,16 @@ fn extents_leave_the_activity_log_only_with_their_bits_on_disk_through_every_pow
     stage.host.must(&["connect", "r0"]);
     stage.wait_good();
     stage.mark("in sync again", Pace::Transition);
-    let cuts = cuts::Thoroughness { subsets: 3, torn_of: 4 };
-    judge(stage, Effort { cuts, engine_of: 150, daemons: 1 });
+    let cuts = cuts::Thoroughness {
+        subsets: 12,
+        torn_of: 2,
+    };
+    judge(
+        stage,
+        Effort {
+            cuts,
+            engine_of: 60,
+            daemons: 1,
+        },
+    );
 }
