@@ -5,4 +5,5 @@
 pub mod e2e;
 pub mod golden;
 pub mod kernel;
+pub mod logwrites;
 pub mod sim;

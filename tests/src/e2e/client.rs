@@ -2,14 +2,15 @@
 //! server.
 
 use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 /// A connection to an export.
 #[derive(Debug)]
-pub struct Client {
-    stream: UnixStream,
+pub struct Client<S = UnixStream> {
+    stream: S,
     handle: u64,
     /// Size of the export in bytes.
     pub bytes: u64,
@@ -40,6 +41,26 @@ impl Client {
         let stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(limit))?;
         stream.set_write_timeout(Some(limit))?;
+        Client::over(stream, export)
+    }
+}
+
+impl Client<TcpStream> {
+    /// As [`Client::connect`], by TCP.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn connect_tcp(server: SocketAddr, export: &str, limit: Duration) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&server, limit)?;
+        stream.set_read_timeout(Some(limit))?;
+        stream.set_write_timeout(Some(limit))?;
+        stream.set_nodelay(true)?;
+        Client::over(stream, export)
+    }
+}
+
+impl<S: Read + Write> Client<S> {
+    fn over(stream: S, export: &str) -> io::Result<Self> {
         let mut client = Client {
             stream,
             handle: 0,

@@ -37,6 +37,21 @@ pub struct Machine {
     forwards: Mutex<BTreeSet<(u16, u16)>>,
 }
 
+/// What a machine is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Hardware<'a> {
+    /// Bytes of each disk: /dev/vda, /dev/vdb, ..
+    pub disks: &'a [u64],
+    /// Modules that its kernel loads.
+    pub modules: &'a str,
+}
+
+/// The machine that is a DRBD peer.
+const DRBD_PEER: Hardware<'static> = Hardware {
+    disks: &[SLOT_BYTES * SLOTS],
+    modules: "drbd dm-mod",
+};
+
 fn lab(script: &str) -> Command {
     let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("lab");
     let mut command = Command::new(scripts.join(script));
@@ -53,7 +68,7 @@ impl Machine {
     /// When it does not boot, saying what is missing and what to type.
     pub fn shared() -> &'static Machine {
         static SHARED: OnceLock<Result<Machine, String>> = OnceLock::new();
-        match SHARED.get_or_init(Machine::boot) {
+        match SHARED.get_or_init(|| Machine::boot(DRBD_PEER)) {
             Ok(machine) => machine,
             Err(why) => panic!("{why}"),
         }
@@ -64,13 +79,21 @@ impl Machine {
     /// # Panics
     /// As [`Machine::shared`].
     pub fn own() -> Machine {
-        Machine::boot().unwrap_or_else(|why| panic!("{why}"))
+        Machine::with(DRBD_PEER)
+    }
+
+    /// A machine of its own with other disks and modules.
+    ///
+    /// # Panics
+    /// As [`Machine::shared`].
+    pub fn with(hardware: Hardware<'_>) -> Machine {
+        Machine::boot(hardware).unwrap_or_else(|why| panic!("{why}"))
     }
 
     /// An emulated machine on a starved host now and then fails its own start-up checks: that says nothing about what is
     /// tested, so it is started up to three times.
-    fn boot() -> Result<Machine, String> {
-        let mut tries = (0..3).map(|_| Machine::boot_once());
+    fn boot(hardware: Hardware<'_>) -> Result<Machine, String> {
+        let mut tries = (0..3).map(|_| Machine::boot_once(hardware));
         let mut last = tries.next().unwrap_or_else(|| Err(String::new()));
         while let Err(why) = &last {
             eprintln!("{why}");
@@ -82,7 +105,7 @@ impl Machine {
         last
     }
 
-    fn boot_once() -> Result<Machine, String> {
+    fn boot_once(hardware: Hardware<'_>) -> Result<Machine, String> {
         let dir = tempfile::Builder::new()
             .prefix("tandem-lab-")
             .tempdir()
@@ -94,21 +117,15 @@ impl Machine {
             commands: AtomicU32::new(0),
             forwards: Mutex::new(BTreeSet::new()),
         };
-        let disk = format!("{}:{}", machine.disk().display(), SLOT_BYTES * SLOTS);
         let owner = std::process::id().to_string();
         let mut start = lab("vm");
-        start.env("LAB_DIR", &machine.dir).args([
-            "start",
-            "k",
-            "--disk",
-            &disk,
-            "--modules",
-            "drbd dm-mod",
-            "--life",
-            LIFE_SECONDS,
-            "--owner",
-            &owner,
-        ]);
+        start.env("LAB_DIR", &machine.dir).args(["start", "k"]);
+        for (number, bytes) in hardware.disks.iter().enumerate() {
+            let file = machine.disk_file(number);
+            start.args(["--disk", &format!("{}:{bytes}", file.display())]);
+        }
+        start.args(["--modules", hardware.modules]);
+        start.args(["--life", LIFE_SECONDS, "--owner", &owner]);
         let ended = process::run(&mut start, BOOT_LIMIT);
         if ended.code != Some(0) {
             fs::remove_dir_all(&machine.dir).ok();
@@ -134,9 +151,14 @@ impl Machine {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// The file that is the machine's disk.
+    /// The file that is the machine's first disk.
     pub fn disk(&self) -> PathBuf {
-        self.dir.join("vda.img")
+        self.disk_file(0)
+    }
+
+    /// The file that is one of the machine's disks, counted from 0.
+    pub fn disk_file(&self, number: usize) -> PathBuf {
+        self.dir.join(format!("disk{number}.img"))
     }
 
     /// The directory that the machine sees at `/share`.

@@ -9,6 +9,7 @@ mod connect;
 mod crash;
 mod data;
 mod disks;
+mod log_writes;
 mod refuse;
 mod resync;
 mod roles;
