@@ -17,6 +17,7 @@ use crate::event::{
 
 /// An event of the past. Contents are packed; of data only the length is left.
 #[derive(Clone, Debug, bincode::Encode, bincode::Decode)]
+#[expect(clippy::large_enum_variant, reason = "one is alive at a time")]
 pub(super) enum Past {
     Request(RequestId, VolumeNumber, Asked),
     Opened(VolumeNumber),

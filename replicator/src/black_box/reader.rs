@@ -48,6 +48,7 @@ pub enum BlackBoxError {
 
 /// One entry.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "one is alive at a time")]
 pub enum Entry {
     /// The engine was told this.
     Happened(Time, Event),

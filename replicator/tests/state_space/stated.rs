@@ -1,7 +1,7 @@
 //! Sections 2.1 to 2.6 of the specification once more, in its numbers (section 1) and its order, without the engine's tables.
 
 use tandem_replicator::state::rules::{Context, Fencing, Hardness, OnNoData};
-use tandem_replicator::state::word::{ConnState, DiskState, Role, State};
+use tandem_replicator::state::word::State;
 
 const PRIMARY: u32 = 1;
 const SECONDARY: u32 = 2;
@@ -35,22 +35,6 @@ impl Numbers {
             aftr_isp: state.aftr_isp,
             peer_isp: state.peer_isp,
             user_isp: state.user_isp,
-        }
-    }
-
-    pub(crate) fn state(self) -> State {
-        State {
-            role: Role::from_number(self.role).unwrap(),
-            peer: Role::from_number(self.peer).unwrap(),
-            conn: ConnState::from_number(self.conn).unwrap(),
-            disk: DiskState::from_number(self.disk).unwrap(),
-            pdsk: DiskState::from_number(self.pdsk).unwrap(),
-            susp_nod: self.susp_nod,
-            susp_fen: self.susp_fen,
-            aftr_isp: self.aftr_isp,
-            peer_isp: self.peer_isp,
-            user_isp: self.user_isp,
-            ..State::UNCONFIGURED
         }
     }
 
@@ -255,9 +239,9 @@ pub(crate) fn judged(
         let code = if old.conn == new.conn { 2 } else { 1 };
         return (code, new);
     }
-    let code = invalid(old, &new, context);
-    if code.is_some() && code != invalid(old, old, context) {
-        return (code.unwrap(), *old);
+    let before = invalid(old, old, context);
+    if let Some(code) = invalid(old, &new, context).filter(|code| Some(*code) != before) {
+        return (code, *old);
     }
     match soft(old, &new, context) {
         Some(code) => (code, *old),

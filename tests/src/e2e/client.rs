@@ -43,6 +43,14 @@ impl Client {
         stream.set_write_timeout(Some(limit))?;
         Client::over(stream, export)
     }
+
+    /// A handle with which somebody else can break this connection.
+    ///
+    /// # Errors
+    /// Those of the stream.
+    pub fn breaker(&self) -> io::Result<UnixStream> {
+        self.stream.try_clone()
+    }
 }
 
 impl Client<TcpStream> {
@@ -68,14 +76,6 @@ impl<S: Read + Write> Client<S> {
         };
         client.negotiate(export)?;
         Ok(client)
-    }
-
-    /// A handle with which somebody else can break this connection.
-    ///
-    /// # Errors
-    /// Those of the stream.
-    pub fn breaker(&self) -> io::Result<UnixStream> {
-        self.stream.try_clone()
     }
 
     fn negotiate(&mut self, export: &str) -> io::Result<()> {
