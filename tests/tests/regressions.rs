@@ -5,7 +5,7 @@
 use tandem_replicator::state::word::{ConnState, DiskState};
 use tandem_replicator::{Command, Force, Protocol};
 use tandem_tests::sim::lab::{A, B, Lab, primary, settings};
-use tandem_tests::sim::node::{IoFault, VOLUME};
+use tandem_tests::sim::node::{IoFault, Keep, VOLUME};
 use tandem_tests::sim::stamp::Content;
 use tandem_tests::sim::{Spec, run};
 
@@ -310,7 +310,8 @@ fn a_peer_write_that_ends_after_the_link_is_lost_is_made_durable_too() {
     assert_eq!(wait, Ok(()));
     let written = lab.world.nodes[B].data.content(8).clone();
     assert_ne!(written, Content::Zero, "the write has ended");
-    lab.power_off(B);
+    // Nothing is kept that was not flushed.
+    lab.world.stop_keeping(B, Some(Keep::These(0)));
     assert_eq!(*lab.world.nodes[B].data.content(8), written);
 }
 
