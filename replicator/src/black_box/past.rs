@@ -1,5 +1,6 @@
 //! Events as they are recorded: [`Event`] without user data and secrets.
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -32,7 +33,7 @@ pub(super) enum Past {
     Dialled(Token, Result<SocketId, DialError>),
     ListenFailed(String),
     Closed(SocketId, String),
-    Command(CommandId, Command),
+    Command(CommandId, Box<Command>),
     HandlerDone(Token, i32),
     Timer,
 }
@@ -132,7 +133,7 @@ impl Past {
                 streams.remove(socket);
                 Past::Closed(*socket, reason.clone())
             }
-            Event::Command { id, command } => Past::Command(*id, without_secret(command)),
+            Event::Command { id, command } => Past::Command(*id, Box::new(without_secret(command))),
             Event::HandlerDone { token, exit } => Past::HandlerDone(*token, *exit),
             Event::Timer => Past::Timer,
         }
@@ -173,7 +174,10 @@ impl Past {
             Past::Dialled(token, result) => Event::Dialled { token, result },
             Past::ListenFailed(reason) => Event::ListenFailed { reason },
             Past::Closed(socket, reason) => Event::Closed { socket, reason },
-            Past::Command(id, command) => Event::Command { id, command },
+            Past::Command(id, command) => Event::Command {
+                id,
+                command: *command,
+            },
             Past::HandlerDone(token, exit) => Event::HandlerDone { token, exit },
             Past::Timer => Event::Timer,
         })
