@@ -63,7 +63,6 @@ pub fn protocol_of(bug: Planted) -> Protocol {
 pub fn hint(bug: Planted) -> Hint {
     match bug {
         Planted::IgnorePeerOverlap => Hint::Seed(26),
-        Planted::OverlapEpochs => Hint::Seed(2),
         Planted::MergeWithoutLock | Planted::ForgetEdge => Hint::Seed(2000),
         Planted::AcceptSplitBrain => Hint::Seed(57),
         Planted::LogInCache => Hint::Seed(8),
@@ -75,7 +74,7 @@ pub fn hint(bug: Planted) -> Hint {
         Planted::SuperblockInCache => Hint::Seed(3),
         Planted::ClearBitmapEarly => Hint::Seed(41),
         Planted::UpToDateWithoutFlush => Hint::Seed(12),
-        Planted::SourceReadsDuringWrite => Hint::Seed(7),
+        Planted::SourceReadsDuringWrite => Hint::Seed(136),
         Planted::TargetOverwritesNewer => Hint::Seed(15),
         Planted::StartBeforeLog => Hint::Story("the first writes of a Primary"),
         Planted::BarrierAckTooEarly | Planted::AckBeforeDisk | Planted::FlushWithoutPeer => {
@@ -91,7 +90,9 @@ pub fn hint(bug: Planted) -> Hint {
             Hint::Story("a decided split brain, the target")
         }
         Planted::EvictBeforeBits => Hint::Story("an eviction from the activity log"),
-        Planted::EpochStaysOpen => Hint::Story("the writes of a peer, protocol A"),
+        Planted::EpochStaysOpen | Planted::OverlapEpochs => {
+            Hint::Story("the writes of a peer, protocol A")
+        }
         Planted::AnswerBeforeGeneration => Hint::Story("a lost link, the Primary"),
         Planted::NoFlushAtLinkLoss => Hint::Story("a lost link, the Secondary"),
         Planted::CountStaleCopy => Hint::Story("a Primary is the target of a resync, the source"),
