@@ -27,28 +27,36 @@ fn boxes(seed: u64, protocol: Protocol) -> Vec<Vec<u8>> {
 /// some pairs share would be seen in a box.
 #[test]
 fn every_process_of_a_random_history_replays_to_the_same_effects_and_keeps_the_secret() {
-    let (mut events, mut authenticated) = (0, 0);
-    for protocol in [Protocol::A, Protocol::B, Protocol::C] {
-        for seed in 0..HISTORIES {
-            for (number, bytes) in boxes(seed, protocol).iter().enumerate() {
-                let replayed = replay(bytes, Plant::default(), false).unwrap();
-                assert_eq!(
-                    replayed.verdict,
-                    Verdict::Same,
-                    "seed {seed} of {protocol:?}, process {number}: {}\n{}",
-                    replayed.verdict,
-                    replayed.story
-                );
-                assert_eq!(replayed.end, None);
-                events += replayed.events;
-                let holds = |words: &[u8; 6]| bytes.windows(6).any(|window| window == words);
-                assert!(!holds(b"secret"), "seed {seed} of {protocol:?}");
-                authenticated += u32::from(holds(b"sha256"));
-            }
+    let protocols = [Protocol::A, Protocol::B, Protocol::C];
+    let threads = protocols.map(|protocol| std::thread::spawn(move || histories(protocol)));
+    let found = threads.map(|thread| thread.join().unwrap());
+    let events: u64 = found.iter().map(|(events, _)| events).sum();
+    assert!(events > 100_000, "only {events} events");
+    let authenticated = found.iter().any(|(_, authenticated)| *authenticated);
+    assert!(authenticated, "no history had a secret");
+}
+
+/// Events that were replayed, and whether a pair had a secret.
+fn histories(protocol: Protocol) -> (u64, bool) {
+    let (mut events, mut authenticated) = (0, false);
+    for seed in 0..HISTORIES {
+        for (number, bytes) in boxes(seed, protocol).iter().enumerate() {
+            let replayed = replay(bytes, Plant::default(), false).unwrap();
+            assert_eq!(
+                replayed.verdict,
+                Verdict::Same,
+                "seed {seed} of {protocol:?}, process {number}: {}\n{}",
+                replayed.verdict,
+                replayed.story
+            );
+            assert_eq!(replayed.end, None);
+            events += replayed.events;
+            let holds = |words: &[u8; 6]| bytes.windows(6).any(|window| window == words);
+            assert!(!holds(b"secret"), "seed {seed} of {protocol:?}");
+            authenticated |= holds(b"sha256");
         }
     }
-    assert!(events > 100_000, "only {events} events");
-    assert!(authenticated > 0, "no history had a secret");
+    (events, authenticated)
 }
 
 #[test]
