@@ -73,7 +73,7 @@ pub fn run(recording: &Recording, effort: Effort) -> Result<Report, String> {
     let mut report = Report::default();
     let mut samples: Vec<Sample> = Vec::new();
     let mut eligible = 0;
-    let replayed = cuts::replay(&mut script, |image| {
+    let (counts, end) = cuts::replay(&mut script, |image| {
         let facts = judge.judge(image)?;
         let Some(issued) = moment(&ledger.marks, image) else {
             return Ok(());
@@ -119,10 +119,8 @@ pub fn run(recording: &Recording, effort: Effort) -> Result<Report, String> {
         Ok(())
     })
     .map_err(|why| with_name(&ledger.marks, &why))?;
-    let (counts, end) = replayed;
     report.counts = counts;
-    let sectors = scene.disk_bytes / SECTOR;
-    let wrong = differing(&end, &recording.end, sectors);
+    let wrong = differing(&end, &recording.end, scene.disk_bytes / SECTOR);
     if !wrong.is_empty() {
         return Err(format!(
             "the replayed log and the disk itself differ at its end, blocks {wrong:?}"
