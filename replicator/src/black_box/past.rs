@@ -18,7 +18,6 @@ use crate::event::{
 
 /// An event of the past. Contents are packed; of data only the length is left.
 #[derive(Clone, Debug, bincode::Encode, bincode::Decode)]
-#[expect(clippy::large_enum_variant, reason = "one is alive at a time")]
 pub(super) enum Past {
     Request(RequestId, VolumeNumber, Asked),
     Opened(VolumeNumber),
