@@ -72,6 +72,16 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         "a Primary lost its disk just when its resync had ended, and attached it later as the newer copy of the same generation",
     ),
     (
+        Protocol::C,
+        111_650_971_174_238,
+        "a refused handshake kept the correction of rule 34, and a Primary wrote on without a generation of its own",
+    ),
+    (
+        Protocol::B,
+        200_109,
+        "a write was answered from the copy of a peer whose data had been invalidated",
+    ),
+    (
         Protocol::A,
         58,
         "a write without a local copy was answered before any disk had it",

@@ -17,7 +17,7 @@ use crate::generations::decide::{Question, peer_disk_seen};
 use crate::generations::{
     Action, Comparison, Correction, Decision, Demotion, Link as ComparedLink, Method, Party,
     Policies, Reason, RefusalOutcome, ResolveConflicts, Standing, UUID_FLAG_CRASHED_PRIMARY,
-    UUID_FLAG_DISCARD_MY_DATA, compare, decide, refusal_outcome,
+    UUID_FLAG_DISCARD_MY_DATA, Uuids, compare, decide, refusal_outcome,
 };
 use crate::planted::Planted;
 use crate::state::word::{ConnState, DiskState, Role, State};
@@ -98,8 +98,21 @@ impl Resource {
         if !self.must_compare(number, &report) {
             return self.accept_report(number, report, conn);
         }
+        let before = self
+            .volumes
+            .get(&number)
+            .map(|volume| volume.generations.uuids);
         let outcome = self.compare_with_peer(number, &report);
-        match self.with_lost_writes(number, &report, outcome) {
+        let outcome = self.with_lost_writes(number, &report, outcome);
+        if let (Outcome::Refused(_), Some(before)) = (&outcome, before)
+            && let Some(volume) = self.volumes.get_mut(&number)
+        {
+            // A correction (rule 34) belongs to the resync that follows it. Kept without one, a Primary would write on without a
+            // generation of its own.
+            let current = volume.generations.uuids.current;
+            volume.generations.uuids = Uuids { current, ..before };
+        }
+        match outcome {
             Outcome::Conn(conn) => self.accept_report(number, report, conn),
             Outcome::AfterFullBitmap(conn) => {
                 self.set_all_bits(
