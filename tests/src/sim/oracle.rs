@@ -238,11 +238,15 @@ impl Oracle {
             }
         }
         let remote_only = self.writes[id as usize].remote_only && !own;
-        if durable || remote_only {
+        if durable {
             self.make_durable(node, id, state);
-        } else {
-            self.views[node].unflushed.push((tick, id));
+            return;
         }
+        if remote_only {
+            // On the peer alone: its own disk may become UpToDate with this write still in the cache.
+            self.make_durable_on_peer(node, id, state);
+        }
+        self.views[node].unflushed.push((tick, id));
     }
 
     /// The write was answered with an error, or its node died first: it may be there or not.
@@ -294,6 +298,11 @@ impl Oracle {
         } else if let Some(promise) = &mut self.views[node].promised {
             raise(writes, &mut promise.durable, id);
         }
+        self.make_durable_on_peer(node, id, state);
+    }
+
+    fn make_durable_on_peer(&mut self, node: usize, id: u64, state: State) {
+        let writes = &self.writes;
         let other = &mut self.views[1 - node];
         if self.protocol == Protocol::C && state.conn.is_connected() {
             if state.pdsk == DiskState::UpToDate {
