@@ -286,6 +286,29 @@ fn a_primary_that_wrote_without_its_disk_does_not_use_it_alone_even_if_no_genera
 }
 
 #[test]
+fn a_disk_that_lacks_what_was_written_meanwhile_is_not_used_when_the_link_breaks_during_its_attach()
+{
+    let mut lab = Lab::start();
+    lab.ok(B, Command::PauseSync { volume: VOLUME });
+    lab.ok(A, Command::Invalidate { volume: VOLUME });
+    lab.wait("A is the target", |world| {
+        world.nodes[A].state().unwrap().conn == ConnState::PausedSyncT
+    });
+    lab.ok(A, detach(Force::No));
+    lab.write(A, &[1]);
+    // What B would say to the attach stays under way.
+    lab.world.block([false, true]);
+    lab.world.command(A, ATTACH);
+    lab.wait("A asks B about its disk", |world| {
+        world.nodes[A].state().unwrap().disk == DiskState::Negotiating
+    });
+    lab.cut();
+    lab.wait("the disk is let go", |world| {
+        world.nodes[A].state().unwrap().disk == DiskState::Diskless
+    });
+}
+
+#[test]
 fn a_superblock_that_is_due_while_the_metadata_device_hangs_does_not_keep_the_engine_busy() {
     let mut lab = Lab::start();
     lab.world.nodes[A].hang = Some((IoFault::Meta, u32::MAX));
