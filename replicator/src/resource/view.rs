@@ -3,6 +3,8 @@
 use super::Resource;
 use super::volume::Volume;
 use crate::activity_log::LogMode;
+use crate::bitmap::BIT_BYTES;
+use crate::event::VolumeNumber;
 use crate::status::{Counters, ResourceStatus, VolumeStatus};
 
 impl Resource {
@@ -27,6 +29,12 @@ impl Resource {
                 .map(|volume| self.volume_status(volume))
                 .collect(),
         }
+    }
+
+    /// Whether the bitmap says that the block at this byte may differ from the peer's; `None` without a disk.
+    pub fn is_out_of_sync(&self, volume: VolumeNumber, offset: u64) -> Option<bool> {
+        let backing = self.volumes.get(&volume)?.backing.as_ref()?;
+        Some(backing.bitmap.get(offset / BIT_BYTES))
     }
 
     fn volume_status(&self, volume: &Volume) -> VolumeStatus {

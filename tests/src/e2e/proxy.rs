@@ -5,7 +5,7 @@
 //! can wait for ever.
 
 use std::collections::VecDeque;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -16,6 +16,9 @@ use socket2::{Domain, Socket, Type};
 
 /// How soon a thread notices that it is to stop.
 const TICK: Duration = Duration::from_millis(20);
+
+/// How long an address may still be held by a process that was forked meanwhile.
+const LISTEN_LIMIT: Duration = Duration::from_secs(10);
 
 /// Bytes on their way in one direction before the sender is not read any more.
 const ON_THE_WAY_MAX: usize = 8 << 20;
@@ -105,13 +108,27 @@ pub struct Proxy {
     acceptor: Option<JoinHandle<()>>,
 }
 
+/// Listens. A process that another test has just forked may hold the socket that tried this address ([`super::address::fresh`])
+/// until it executes its program: that is waited for.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let end = Instant::now() + LISTEN_LIMIT;
+    loop {
+        match TcpListener::bind(address) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            result => return result,
+        }
+    }
+}
+
 impl Proxy {
     /// Listens on `address` and passes connections on to `target`, which sees them come from `source`.
     ///
     /// # Panics
     /// When the address cannot be used.
     pub fn start(address: SocketAddr, target: SocketAddr, source: IpAddr) -> Proxy {
-        let listener = TcpListener::bind(address).expect("the proxy's address is free");
+        let listener = listen(address).expect("the proxy's address is free");
         listener
             .set_nonblocking(true)
             .expect("a listener can be non-blocking");
@@ -399,7 +416,7 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(10);
 
     fn linked() -> (Proxy, TcpListener, TcpStream, TcpStream) {
-        let node = TcpListener::bind(address::fresh()).unwrap();
+        let node = listen(address::fresh()).unwrap();
         let source = address::fresh().ip();
         let proxy = Proxy::start(address::fresh(), node.local_addr().unwrap(), source);
         let near = TcpStream::connect(proxy.address).unwrap();

@@ -63,6 +63,8 @@ impl Spec {
 pub struct Report {
     /// Hash of the whole trace.
     pub fingerprint: u64,
+    /// How often the bits of two nodes that were apart were compared with their disks.
+    pub looks_at_bits: u32,
     /// Requests answered with success, with an error, never.
     pub requests: (u64, u64, u64),
     /// Faults and commands of the safety phase.
@@ -572,6 +574,7 @@ impl Campaign {
                 self.report.kinds.push(words);
             }
             self.world.compare_if_idle();
+            self.report.looks_at_bits += u32::from(self.world.check_bits_if_apart());
         }
         let gap = self.plan.gap;
         self.live(gap)

@@ -16,7 +16,7 @@ use super::dice::Dice;
 use super::network::{Host, MS, NetEvent, NetSettings, Network};
 use super::node::{DiskPlan, Io, Keep, Node, VOLUME};
 use super::oracle::Oracle;
-use super::stamp::Stamper;
+use super::stamp::{SECTOR, Stamper};
 use super::trace::{Trace, name};
 
 /// Timers without progress of the clock that one engine may ask for before it is taken for a loop.
@@ -27,6 +27,9 @@ const STEPS_MAX: u64 = 6_000_000;
 
 /// After this time a Secondary that lost its peer has begun to flush what it received.
 const REST: u64 = 1000 * MS;
+
+/// The current UUID of metadata that were never used.
+const JUST_CREATED: u64 = 4;
 
 /// Something that will happen.
 #[derive(Debug)]
@@ -814,6 +817,43 @@ impl World {
                     && state.pdsk == DiskState::UpToDate
             })
         })
+    }
+
+    /// If both run with their disks, are apart and idle: each block that differs has its bit on one of them
+    /// (docs/spec/state-machine.md 12.1 no. 19). True if that was looked at.
+    pub fn check_bits_if_apart(&mut self) -> bool {
+        let apart = self.nodes.iter().all(|node| {
+            node.status.as_ref().is_some_and(|status| {
+                status.state.disk >= DiskState::Inconsistent
+                    && !status.state.conn.is_connected()
+                    && status
+                        .uuids
+                        .is_some_and(|[current, ..]| current & !1 != JUST_CREATED)
+            })
+        });
+        if !apart || !self.is_idle() {
+            return false;
+        }
+        let bytes = self.nodes.iter().filter_map(|node| node.status.as_ref());
+        let end = bytes.map(|status| status.bytes / SECTOR).min().unwrap_or(0);
+        let mut used: Vec<u64> = self.nodes[0].data.used(end).collect();
+        used.extend(self.nodes[1].data.used(end));
+        let missed = used.into_iter().find(|sector| {
+            let [a, b] = [0, 1].map(|node| self.nodes[node].data.content(*sector));
+            let is_marked = |node: &Node| {
+                let engine = node.engine.as_ref();
+                engine.and_then(|engine| engine.is_out_of_sync(VOLUME, sector * SECTOR))
+                    == Some(true)
+            };
+            a != b && !self.nodes.iter().any(is_marked)
+        });
+        if let Some(sector) = missed {
+            let [a, b] = [0, 1].map(|node| format!("{:?}", self.nodes[node].data.content(sector)));
+            self.fail(format!(
+                "sector {sector} is {a} on A and {b} on B, and no bit says so"
+            ));
+        }
+        true
     }
 
     /// If both are in sync and idle, they are compared. True if they were.
