@@ -77,6 +77,11 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         "a refused handshake kept the correction of rule 34, and a Primary wrote on without a generation of its own",
     ),
     (
+        Protocol::C,
+        400_478,
+        "a disk that was attached for a Primary without one started no generation, and the Primary's old disk passed for current",
+    ),
+    (
         Protocol::B,
         200_109,
         "a write was answered from the copy of a peer whose data had been invalidated",

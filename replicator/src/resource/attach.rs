@@ -288,6 +288,14 @@ impl Resource {
             );
             return Err(Answer::failure(Failure::DataNotCurrent).with_info(info));
         }
+        let peers = volume.peer.uuids.map(|peer| peer.set.current & !1);
+        let untold = volume.state.conn.is_connected() && peers == Some(uuids.current & !1);
+        if !ignore && volume.wrote_without_disk && untold {
+            let info = "since this disk was lost, the application has written to the peer's disk alone, which has the same generation, so \
+                        that the older copy cannot be told from the newer one; give this disk new metadata (create-md), and attach again: \
+                        everything is copied";
+            return Err(Answer::failure(Failure::DataNotCurrent).with_info(info));
+        }
         if !ignore && volume.wrote_without_disk && volume.generations.needs_the_peer(&volume.state)
         {
             let info = if volume.state.conn.is_connected() {

@@ -410,10 +410,13 @@ fn primary_attached_alone(change: &Change, context: &EffectContext) -> bool {
         && context.bitmap_uuid_is_zero
 }
 
-/// N2 (section 3.3): a diskless peer is promoted, so that only this disk gets its writes.
+/// N2 (section 3.3): a diskless peer is promoted, or is Primary when this disk is attached, so that only this disk gets its writes.
+/// (The kernel starts no generation at an attach: the disk that the peer lost may have this one, and would pass for current.)
 fn diskless_peer_promoted(change: &Change, context: &EffectContext) -> bool {
+    let attached = change.old.disk < DiskState::UpToDate && change.old.conn.is_connected();
     change.new.pdsk < DiskState::Inconsistent
-        && change.old.peer != Role::Primary
+        && change.new.conn.is_connected()
+        && (change.old.peer != Role::Primary || attached)
         && change.new.peer == Role::Primary
         && context.bitmap_uuid_is_zero
         && change.new.disk == DiskState::UpToDate
