@@ -277,6 +277,7 @@ impl Resource {
         (superblock, layout): (Superblock, Layout),
     ) -> Result<(), Answer> {
         let ignore = self.planted(Planted::IgnoreExposedGeneration);
+        let name = self.name.clone();
         let Some(volume) = self.volumes.get_mut(&number) else {
             return Ok(());
         };
@@ -291,9 +292,10 @@ impl Resource {
         let peers = volume.peer.uuids.map(|peer| peer.set.current & !1);
         let untold = volume.state.conn.is_connected() && peers == Some(uuids.current & !1);
         if !ignore && volume.wrote_without_disk && untold {
-            let info = "since this disk was lost, the application has written to the peer's disk alone, which has the same generation, so \
-                        that the older copy cannot be told from the newer one; give this disk new metadata (create-md), and attach again: \
-                        everything is copied";
+            let info = format!(
+                "since this disk was lost, the application has written to the peer's disk alone, and both seem to have the same \
+                 generation; try again; if it stays so, give this disk new metadata, and everything is copied: tandem adm create-md {name}"
+            );
             return Err(Answer::failure(Failure::DataNotCurrent).with_info(info));
         }
         if !ignore && volume.wrote_without_disk && volume.generations.needs_the_peer(&volume.state)

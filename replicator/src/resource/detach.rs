@@ -38,7 +38,10 @@ pub(crate) struct Detach {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cause {
+    /// Everybody agreed: the disk works.
     Command,
+    /// By force, perhaps because it hangs.
+    Force,
     Error,
 }
 
@@ -61,6 +64,11 @@ impl Detach {
     /// The disk failed by itself.
     pub(crate) fn is_by_error(&self) -> bool {
         self.cause == Cause::Error
+    }
+
+    /// Everybody agreed to it, and the disk works.
+    pub(crate) fn is_agreed(&self) -> bool {
+        self.cause == Cause::Command
     }
 
     /// The disk works and is open: what was written before can still be flushed.
@@ -116,7 +124,7 @@ impl Resource {
         let Some(volume) = self.volumes.get_mut(&number) else {
             return StateResult::UnknownError;
         };
-        if cause == Cause::Command {
+        if cause != Cause::Error {
             volume.disk_error = None;
         }
         if volume.detach.is_none() {
@@ -151,7 +159,7 @@ impl Resource {
 
     /// `detach --force`: nobody is asked.
     pub(super) fn detach_by_force(&mut self, number: VolumeNumber) -> StateResult {
-        self.fail_disk(number, Cause::Command)
+        self.fail_disk(number, Cause::Force)
     }
 
     /// The disk is Failed, the handler (if any) has run: I/O in flight ends.

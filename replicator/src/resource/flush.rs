@@ -30,8 +30,9 @@ pub(crate) enum Io {
 pub(crate) enum Waiter {
     /// A client's flush.
     Client(RequestId),
-    /// The barriers of the peer's epochs.
-    PeerEpochs,
+    /// The barriers of the peer's epochs, on the connection with this count: a flush that began before the next one's writes says nothing
+    /// of them.
+    PeerEpochs(u64),
     /// A peer's write that asked for a flush before it.
     PeerWrite(u64),
 }
@@ -203,7 +204,10 @@ impl Resource {
                     }
                     self.check_flush(id);
                 }
-                Waiter::PeerEpochs => self.peer_epochs_flushed(number, ok),
+                Waiter::PeerEpochs(link) if link == self.connection.count => {
+                    self.peer_epochs_flushed(number, ok);
+                }
+                Waiter::PeerEpochs(_) => {}
                 Waiter::PeerWrite(id) => self.peer_write_flushed(number, id, ok),
             }
         }
@@ -215,8 +219,8 @@ impl Resource {
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;
         };
-        let by_error = (volume.detach.as_ref()).is_some_and(Detach::is_by_error);
-        let stays = |waiter: &mut Waiter| !by_error && *waiter == Waiter::PeerEpochs;
+        let agreed = (volume.detach.as_ref()).is_some_and(Detach::is_agreed);
+        let stays = |waiter: &mut Waiter| agreed && matches!(waiter, Waiter::PeerEpochs(_));
         let mut gone = Vec::new();
         let LocalFlushes { running, next } = &mut volume.flushes;
         for waiters in running.iter_mut().chain([next]) {

@@ -552,10 +552,11 @@ impl Resource {
     fn flush_late_writes(&mut self) {
         use super::plan::{Stage, Then};
         for number in self.volume_numbers() {
-            let secondary = self.volumes.get(&number).is_some_and(|volume| {
-                volume.state.role == Role::Secondary && volume.backing.is_some()
-            });
-            if secondary && !self.planted(Planted::NoFlushAtLinkLoss) {
+            let disk = self
+                .volumes
+                .get(&number)
+                .is_some_and(|volume| volume.backing.is_some());
+            if disk && !self.planted(Planted::NoFlushAtLinkLoss) {
                 self.start_plan(number, vec![Stage::FlushData], Then::Nothing);
             }
         }

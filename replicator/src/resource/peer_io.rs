@@ -482,8 +482,9 @@ impl Resource {
             self.epochs_flushed(FlushOutcome::Stable);
             return;
         }
+        let link = self.connection.count;
         for number in with_disk {
-            self.flush_local(number, Waiter::PeerEpochs);
+            self.flush_local(number, Waiter::PeerEpochs(link));
         }
     }
 

@@ -201,7 +201,10 @@ impl Resource {
         }
         let result = self.verdict(write);
         let (number, elsewhere) = (write.volume, write.local != Local::Done && result.is_ok());
-        if let Some(volume) = self.volumes.get_mut(&number).filter(|_| elsewhere) {
+        if let Some(volume) = self.volumes.get_mut(&number).filter(|volume| {
+            // A disk that takes part again has the write's bit from its peer.
+            elsewhere && volume.state.disk < DiskState::Inconsistent
+        }) {
             volume.wrote_without_disk = true;
         }
         self.mark_if_missed(id);
