@@ -558,7 +558,11 @@ impl Oracle {
             .writes
             .iter()
             .any(|write| write.history == history && write.sectors > 0);
-        if written || self.views[1 - node].history == history {
+        let goes_on = self.histories.iter().any(|young| {
+            let parent = young.parent.as_ref();
+            parent.is_some_and(|parent| parent.history == history)
+        });
+        if written || goes_on || self.views[1 - node].history == history {
             return;
         }
         let view = &mut self.views[node];
