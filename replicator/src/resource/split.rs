@@ -322,15 +322,13 @@ impl Resource {
             Outcome::Conn(ConnState::WFBitMapT)
             | Outcome::AfterFullBitmap(ConnState::WFBitMapT)
             | Outcome::Refused(_) => outcome,
+            // The refusal says why itself.
+            _ if report.sent.conn != ConnState::WFBitMapS => Outcome::Refused(Reason::LacksWrites),
             _ => {
                 let text =
                     "this disk lacks what was written while it was gone: it becomes the target";
                 self.log(Level::Warn, Some(number), String::from(text));
-                if report.sent.conn == ConnState::WFBitMapS {
-                    Outcome::Conn(ConnState::WFBitMapT)
-                } else {
-                    Outcome::Refused(Reason::LacksWrites)
-                }
+                Outcome::Conn(ConnState::WFBitMapT)
             }
         }
     }
