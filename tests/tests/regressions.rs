@@ -68,6 +68,16 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
     ),
     (
         Protocol::C,
+        500_161,
+        "a source wrote on in the generation of a target that lost its power before it knew that it was one",
+    ),
+    (
+        Protocol::B,
+        600_693,
+        "a node that was restarted and promoted alone wrote on in the generation that a diskless Primary showed its application",
+    ),
+    (
+        Protocol::C,
         2944,
         "a Primary lost its disk just when its resync had ended, and attached it later as the newer copy of the same generation",
     ),
@@ -265,14 +275,26 @@ fn a_primary_without_a_disk_refuses_data_that_its_promoted_peer_changed() {
     lab.wait("both are equal", tandem_tests::sim::World::compare_if_idle);
 }
 
-#[test]
-fn a_primary_that_wrote_without_its_disk_does_not_use_it_alone_even_if_no_generation_was_started() {
+/// A lacks what B has written alone, and is Primary: its application reads from B, and the resync has not begun.
+fn primary_is_a_paused_target() -> Lab {
     let mut lab = Lab::start();
+    lab.ok(A, Command::Secondary { volume: VOLUME });
+    lab.cut();
+    lab.ok(B, primary(Force::No));
+    lab.write(B, &[3]);
+    lab.ok(B, Command::Secondary { volume: VOLUME });
     lab.ok(B, Command::PauseSync { volume: VOLUME });
-    lab.ok(A, Command::Invalidate { volume: VOLUME });
+    lab.plug();
     lab.wait("A is the target", |world| {
         world.nodes[A].state().unwrap().conn == ConnState::PausedSyncT
     });
+    lab.ok(A, primary(Force::No));
+    lab
+}
+
+#[test]
+fn a_primary_that_wrote_without_its_disk_does_not_use_it_alone_even_if_no_generation_was_started() {
+    let mut lab = primary_is_a_paused_target();
     let [shown, base, ..] = lab.uuids(B);
     lab.ok(A, detach(Force::No));
     let [current, bitmap, ..] = lab.uuids(B);
@@ -293,12 +315,7 @@ fn a_primary_that_wrote_without_its_disk_does_not_use_it_alone_even_if_no_genera
 #[test]
 fn a_disk_that_lacks_what_was_written_meanwhile_is_not_used_when_the_link_breaks_during_its_attach()
 {
-    let mut lab = Lab::start();
-    lab.ok(B, Command::PauseSync { volume: VOLUME });
-    lab.ok(A, Command::Invalidate { volume: VOLUME });
-    lab.wait("A is the target", |world| {
-        world.nodes[A].state().unwrap().conn == ConnState::PausedSyncT
-    });
+    let mut lab = primary_is_a_paused_target();
     lab.ok(A, detach(Force::No));
     lab.write(A, &[1]);
     // What B would say to the attach stays under way.
@@ -372,4 +389,26 @@ fn a_secondary_that_is_detached_right_after_a_write_stays_connected() {
     );
     lab.ok(B, ATTACH);
     lab.wait("both are equal", tandem_tests::sim::World::compare_if_idle);
+}
+
+#[test]
+fn a_restarted_peer_of_a_primary_without_a_disk_starts_a_generation_when_it_is_promoted_alone() {
+    let mut lab = Lab::start();
+    lab.ok(A, detach(Force::No));
+    lab.write(A, &[1]);
+    let [shown, base, ..] = lab.uuids(B);
+    lab.cut();
+    lab.power_off(B);
+    lab.boot(B);
+    lab.ok(B, primary(Force::No));
+    let [current, bitmap, newer, _] = lab.uuids(B);
+    assert_ne!(current & !1, shown & !1);
+    assert_eq!([bitmap, newer & !1], [base, shown & !1]);
+    lab.write(B, &[2]);
+    lab.ok(B, Command::Secondary { volume: VOLUME });
+    lab.plug();
+    lab.connect(B, false);
+    lab.wait("A refuses", |world| {
+        world.nodes[A].state().unwrap().conn == ConnState::StandAlone
+    });
 }

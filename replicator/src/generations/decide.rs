@@ -221,8 +221,8 @@ pub enum Reason {
     PrimaryWouldBeTarget,
     /// The disk that is attached lacks answered writes, and the peer does not offer to be its source.
     #[error(
-        "it lacks writes that only the peer has, and the peer does not see that; give it new metadata (create-md) and attach it again: \
-         everything is copied then"
+        "it lacks writes that only the peer has, and the peer does not see that; give it new metadata and attach it again: everything is \
+         copied then"
     )]
     LacksWrites,
     /// It was only a try.

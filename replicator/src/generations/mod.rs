@@ -130,6 +130,11 @@ pub const fn usable(random: u64) -> u64 {
     }
 }
 
+/// 16 bits of a generation that branches off another, which tell from which.
+const fn sibling_tag(uuid: u64) -> u64 {
+    masked(uuid).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48
+}
+
 /// The generations of one volume: its slots, and the generation that its application has seen last (section 3.6).
 ///
 /// Methods that change slots leave the superblock dirty. Those that say so have to be on stable storage before anything else
@@ -170,11 +175,18 @@ impl Generations {
         (lost != 0).then_some(lost)
     }
 
-    /// A new generation that branches off the current one, which goes into the history; the bitmap still counts from where it did.
-    /// For a promotion while another node may go on showing its application the data of the current one (T42).
+    /// A new generation that branches off the current one, which goes into the history; the bitmap still counts from where it did. For
+    /// what is written while another node may have the current one: it shows it to its application (T42), or its disk has it (T43).
+    ///
+    /// A current one that is itself a branch, from which no resync has started since, is in nobody's slots: it is replaced, and leaves
+    /// the history to older ones.
     pub fn branch(&mut self, random: u64, role: Role) {
-        self.uuids.remember(self.uuids.current);
-        self.set_current(usable(random), role);
+        let newer = self.uuids.history[0];
+        if newer == 0 || self.uuids.current >> 1 & 0xffff != sibling_tag(newer) {
+            self.uuids.remember(self.uuids.current);
+        }
+        let tag = sibling_tag(self.uuids.history[0]) << 1;
+        self.set_current(usable(random & !(0xffff << 1) | tag), role);
     }
 
     /// The administrator's `new-current-uuid` (section 3.10): in StandAlone the bitmap UUID stays set; to skip the initial

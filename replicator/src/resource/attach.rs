@@ -323,6 +323,8 @@ impl Resource {
             .al_extents_clamped(volume.options.al_extents);
         let chunks = chunks_to_read(&layout, bitmap.page_count());
         volume.generations = Generations::attached(uuids, volume.generations.exposed);
+        // Only the daemon that was there knew whether a resync from here ended unheard, or whether the peer showed these data.
+        volume.end_unknown = uuids.bitmap != 0;
         volume.grew_while_detached = last != 0 && bytes > last;
         volume.bytes = bytes;
         volume.backing = Some(Backing {

@@ -51,6 +51,8 @@ pub(crate) enum Deferred {
     PeerDiskChanged(VolumeNumber),
     /// The local disk became Failed or Diskless.
     DiskGone(VolumeNumber),
+    /// Requests that waited for others that overlap them have their intervals.
+    IntervalsReady(VolumeNumber, Vec<u64>),
     /// N1b of 3.3: a generation beside the one that the peer's disk may have.
     Branch(VolumeNumber),
     /// This node is not Primary any more: clients are told.
@@ -234,7 +236,7 @@ impl Resource {
         let effects = state::derive(&old, &new, &self.effect_context(number));
         let lost =
             old.conn.is_connected() && !new.conn.is_connected() || state::contact_lost(&old, &new);
-        let end_unknown = lost && self.target_may_be_done(number, &old);
+        let end_unknown = lost && self.target_may_have_the_generation(number, &old);
         if let Some(volume) = self.volumes.get_mut(&number) {
             volume.state = new;
             if old.disk < state::DiskState::Inconsistent

@@ -70,6 +70,7 @@ impl Resource {
                 Deferred::Receiver(Receiver::Stop) => self.receiver_stops(),
                 Deferred::Receiver(Receiver::Restart) => self.receiver_restarts(),
                 Deferred::PeerDiskChanged(volume) => self.peer_disk_changed(volume),
+                Deferred::IntervalsReady(volume, ready) => self.intervals_ready(volume, ready),
                 Deferred::Branch(volume) => self.generation_of_the_only_disk(volume),
                 Deferred::DiskGone(volume) => {
                     self.disk_gone(volume);

@@ -5,12 +5,16 @@
 //! completed write is already on the peer's disk; an epoch is closed by a flush, by its size, by idleness, or when the
 //! activity log needs an extent back.
 
+use alloc::vec::Vec;
 use core::time::Duration;
+
 use tandem_protocol::packet::Packet;
 use tandem_protocol::packets::{Barrier, BarrierAck};
 
 use super::Resource;
+use super::change::Deferred;
 use crate::event::VolumeNumber;
+use crate::intervals::IntervalKind;
 use crate::options::Protocol;
 use crate::planted::Planted;
 use crate::state::word::ConnState;
@@ -116,12 +120,21 @@ impl Resource {
         self.connection.send_epochs.connection_lost();
     }
 
-    /// Returns an interval of a volume; whoever waited for it goes on.
+    /// Returns an interval of a volume; whoever waited for it goes on once this step is done: a long row of waiting requests, each
+    /// of which ends at once, would otherwise be as deep on the stack.
     pub(crate) fn release_interval(&mut self, number: VolumeNumber, id: u64) {
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;
         };
         let ready = volume.intervals.remove(id);
+        if !ready.is_empty() {
+            self.deferred
+                .push_back(Deferred::IntervalsReady(number, ready));
+        }
+    }
+
+    /// What waited for an interval has its own now.
+    pub(super) fn intervals_ready(&mut self, number: VolumeNumber, ready: Vec<u64>) {
         for next in ready {
             let kind = self
                 .volumes
@@ -129,15 +142,9 @@ impl Resource {
                 .and_then(|volume| volume.intervals.get(next))
                 .map(|(_, kind)| kind);
             match kind {
-                Some(crate::intervals::IntervalKind::Application) => {
-                    self.write_interval_ready(next)
-                }
-                Some(crate::intervals::IntervalKind::Peer) => {
-                    self.peer_interval_ready(number, next)
-                }
-                Some(crate::intervals::IntervalKind::Resync) => {
-                    self.resync_interval_ready(number, next);
-                }
+                Some(IntervalKind::Application) => self.write_interval_ready(next),
+                Some(IntervalKind::Peer) => self.peer_interval_ready(number, next),
+                Some(IntervalKind::Resync) => self.resync_interval_ready(number, next),
                 None => {}
             }
         }

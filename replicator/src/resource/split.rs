@@ -453,7 +453,14 @@ impl Resource {
         let dry_run = self.connection.peer_dry_run;
         match refusal_outcome(volume.state.disk, report.sent.disk, dry_run) {
             RefusalOutcome::FailOwnDisk => {
-                let text = format!("the disk cannot be attached to this peer: {reason}");
+                let name = &self.name;
+                let next = match reason {
+                    Reason::LacksWrites => {
+                        format!("; type: tandem adm create-md {name}, tandem adm attach {name}")
+                    }
+                    _ => String::new(),
+                };
+                let text = format!("the disk cannot be attached to this peer: {reason}{next}");
                 if let Some(volume) = self.volumes.get_mut(&number) {
                     volume.disk_error = Some(text.clone());
                 }

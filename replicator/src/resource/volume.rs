@@ -46,8 +46,8 @@ pub(crate) struct Volume {
     /// The link was lost while the peer, a Primary without a good disk, showed this disk's data to its application; cleared by the next
     /// connection.
     pub(crate) shown_by_peer: bool,
-    /// The link, or the disk of the peer, was lost while the peer may have finished its resync from here: its disk may have this node's
-    /// generation. Cleared when it is seen, and by another generation.
+    /// The peer's disk may have this node's generation: the link, or that disk, was lost while the peer may have finished its resync from
+    /// here, or this disk was attached with a bitmap UUID since. Cleared when the peer's disk is seen, and by another generation.
     pub(crate) end_unknown: bool,
     /// Writes were answered that the own disk does not have, because it was gone: cleared when a disk takes part again, as the target of
     /// a resync. A disk of the same generation may be older (state-machine.md 3.6).

@@ -307,15 +307,11 @@ fn go_on(lab: &mut Lab, victim: usize, after: After) -> Result<(), String> {
         After::Takeover => serve_alone(world, peer, Knows::Yes)?,
         After::Usurped => serve_alone(world, peer, Knows::No)?,
     }
-    let knows = match after {
-        After::Alone | After::Usurped => Knows::No,
-        After::Rejoin | After::Takeover | After::Again => Knows::Yes,
-    };
-    come_together(world, knows)?;
+    come_together(world)?;
     if after == After::Again {
         world.stop(victim, true);
         world.run_for(500 * MS)?;
-        come_together(world, knows)?;
+        come_together(world)?;
     }
     read_all(world)
 }
@@ -344,7 +340,7 @@ enum Knows {
 }
 
 /// What a person does until both are in sync: starts what is down, attaches, connects, decides a split brain.
-fn come_together(world: &mut World, knows: Knows) -> Result<(), String> {
+fn come_together(world: &mut World) -> Result<(), String> {
     for _ in 0..60 {
         for node in [A, B] {
             if !world.nodes[node].is_running() {
@@ -361,14 +357,6 @@ fn come_together(world: &mut World, knows: Knows) -> Result<(), String> {
                 world.command(node, Command::Secondary { volume: VOLUME });
             } else if state.disk == DiskState::Diskless {
                 world.command(node, Command::Attach { volume: VOLUME });
-            } else if alone
-                && state.role == Role::Primary
-                && knows == Knows::No
-                && missed_an_end(world, node)
-            {
-                // Its message says that it would be target as a Primary: the person gives up what it wrote.
-                world.oracle.discard(node);
-                world.command(node, Command::Secondary { volume: VOLUME });
             } else if alone {
                 decide_split(world, node)?;
             } else if node == A
@@ -401,26 +389,6 @@ fn come_together(world: &mut World, knows: Knows) -> Result<(), String> {
         .map(|node| node.state().map(super::trace::state_words))
         .collect();
     Err(format!("the nodes do not come together: {states:?}"))
-}
-
-/// The hazard of T43 (state-machine.md 12.3): this node was the source of a resync whose end it missed, wrote on in the generation
-/// that the peer then had, and started none of its own; the peer has gone on since. The wire leaves no room to tell, so that it is
-/// no split brain for either of them. It shows in the generations: the peer has left this node's current one behind, and the
-/// bitmap UUID that this node still keeps for the target is history there.
-fn missed_an_end(world: &mut World, node: usize) -> bool {
-    let [Some(own), Some(peer)] = [node, 1 - node].map(|node| {
-        let live = world.nodes[node].status.as_ref();
-        let uuids = live.and_then(|status| status.uuids);
-        uuids.or_else(|| world.nodes[node].uuids_on_disk())
-    }) else {
-        return false;
-    };
-    let same = |one: u64, other: u64| one & !1 == other & !1;
-    let [current, bitmap, ..] = own;
-    bitmap != 0
-        && !same(current, peer[0])
-        && peer[1..].iter().any(|old| same(*old, current))
-        && peer[2..].iter().any(|old| same(*old, bitmap))
 }
 
 /// Two nodes that are apart are connected; in a split brain the one that lacks something gives up its data.

@@ -198,11 +198,17 @@ fn t41_degraded_primary_crashes_and_reboots_alone() {
         "(down) [C, 0, H1, H2] oos=0",
     );
     lab.ok(A, primary(Force::No));
-    lab.row(
+    lab.row_but(
+        "stricter: nothing on the disk of A says whether B has this generation by now (N3c)",
         "primary",
-        "StandAlone Pri/Unk UpToDate/DUnknown [A1*, C*, H1, H2] oos=0",
+        "StandAlone Pri/Unk UpToDate/DUnknown [A2*, C*, A1*, H1] oos=0",
         "(down) [C, 0, H1, H2] oos=0",
     );
+    // B lacks what is in the bitmap of A, whichever generation A has.
+    lab.boot(B);
+    lab.connect(A, false);
+    lab.connect(B, false);
+    lab.wait("both are equal", World::compare_if_idle);
 }
 
 /// A node of generation [C, 0, H1, H2] that crashed as Primary, with one bit set.

@@ -341,3 +341,23 @@ fn t51_disk_of_the_peer_hangs() {
     );
     from_a_with_c(&mut lab, 1);
 }
+
+/// As T43, but A forgets with its power that it was a source; promoted alone, it cannot tell from its disk whether B has finished.
+#[test]
+fn t43_source_missed_the_end_of_the_resync_and_restarts() {
+    let mut lab = end_of_resync_is_lost();
+    lab.cut();
+    lab.power_off(A);
+    lab.boot(A);
+    lab.ok(A, primary(Force::No));
+    lab.write(A, &[1]);
+    lab.ok(B, primary(Force::No));
+    lab.write(B, &[4]);
+    lab.plug();
+    lab.connect(A, false);
+    lab.split();
+    lab.handlers(
+        &["initial-split-brain", "split-brain"],
+        &["initial-split-brain", "split-brain"],
+    );
+}

@@ -187,7 +187,9 @@ impl Resource {
         };
         let trail = edges.base.len() - edges.lead - edges.data.len();
         let sector = edges.sector.min(length);
-        let tail = offset + u64::from(length - sector);
+        // The last sector of a device may be cut short by its end.
+        let end = offset + u64::from(length);
+        let tail = (end - 1) - (end - 1) % u64::from(sector);
         let mut spans: Vec<Span> = Vec::with_capacity(2);
         if edges.lead > 0 && trail > 0 && length <= 2 * sector {
             spans.push((offset, length));
@@ -196,7 +198,7 @@ impl Resource {
                 spans.push((offset, sector));
             }
             if trail > 0 {
-                spans.push((tail, sector));
+                spans.push((tail, (end - tail) as u32));
             }
         }
         edges.reads_left = spans.len() as u32;

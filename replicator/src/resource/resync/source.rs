@@ -16,6 +16,7 @@ use super::{Io, Part, Phase, Resync, Run};
 use crate::bitmap::{bits_covered, bits_touched};
 use crate::effect::DiskOperation;
 use crate::event::{IoError, VolumeNumber};
+use crate::generations::{Uuids, masked};
 use crate::intervals::{Admission, IntervalKind};
 use crate::planted::Planted;
 use crate::resource::change::DiskFault;
@@ -359,9 +360,14 @@ impl Resource {
         volume.resync.as_mut().and_then(Resync::source)
     }
 
-    /// Whether the target may have everything, and call itself UpToDate, while this source, in this state, has not heard of it (T23):
-    /// every set bit may be of a block that was sent, or of a write on its way.
-    pub(crate) fn target_may_be_done(&self, number: VolumeNumber, state: &State) -> bool {
+    /// Whether the target of this source, in this state, may have a disk that is UpToDate in this node's generation: it has everything, and
+    /// was not heard (T23), since every set bit may be of a block that was sent, or of a write on its way; or it had the same generation
+    /// before, and may have lost its power before it was told that it is a target (rules 36, 40, 41).
+    pub(crate) fn target_may_have_the_generation(
+        &self,
+        number: VolumeNumber,
+        state: &State,
+    ) -> bool {
         let is_source = matches!(
             state.conn,
             ConnState::WFBitMapS | ConnState::SyncSource | ConnState::PausedSyncS
@@ -378,8 +384,13 @@ impl Resource {
             .filter(|write| write.volume == number && write.epoch.is_some())
             .map(|write| u64::from(write.length) / 512)
             .sum();
+        let current = |set: &Uuids| masked(set.current);
+        let same = volume
+            .peer
+            .uuids
+            .is_some_and(|peer| current(&peer.set) == current(&volume.generations.uuids));
         // The last bit of a device may cover less than 4 KiB.
-        volume.bits_set() <= (sent + on_their_way).div_ceil(8)
+        same || volume.bits_set() <= (sent + on_their_way).div_ceil(8)
     }
 
     /// Whether the digest by csums-alg is that of the data; an algorithm that this node does not have says no.
