@@ -339,3 +339,44 @@ fn with_role_bit(value: u64, role: Role) -> u64 {
         masked(value)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIRST: u64 = 0x1111_2222_3333_4445;
+
+    fn crashed() -> Generations {
+        let uuids = Uuids::from_slots([FIRST, 0xcccc_0000_1234_0000, 0xaaaa_0000, 0xbbbb_0000]);
+        Generations::attached(uuids, 0)
+    }
+
+    #[test]
+    fn a_branch_of_a_branch_replaces_it_and_leaves_the_history_alone() {
+        let mut node = crashed();
+        for random in [1 << 60, 5 << 20, u64::MAX, 0, 3 << 40] {
+            let before = node.uuids.current;
+            node.branch(random, Role::Primary);
+            let Uuids {
+                current,
+                bitmap,
+                history,
+            } = node.uuids;
+            assert_ne!(masked(current), masked(before));
+            assert_eq!(bitmap, crashed().uuids.bitmap);
+            assert_eq!(history, [FIRST, 0xaaaa_0000]);
+        }
+    }
+
+    #[test]
+    fn a_branch_from_which_a_resync_has_started_stays_in_the_history() {
+        let mut node = crashed();
+        node.branch(1 << 60, Role::Secondary);
+        let branch = node.uuids.current;
+        let sync = node.start_as_source(7);
+        let base = node.uuids.history[0];
+        node.branch(2 << 60, Role::Secondary);
+        assert_eq!(node.uuids.bitmap, sync);
+        assert_eq!(node.uuids.history, [branch, base]);
+    }
+}

@@ -236,7 +236,14 @@ impl World {
         self.settle();
     }
 
-    /// The same for all nodes: everything that was held back happens at the same moment.
+    /// Carries out the oldest effect that was held back, and goes on holding.
+    pub fn release_oldest(&mut self, node: usize) {
+        let effect = self.nodes[node].held.remove(0);
+        self.perform(node, effect);
+        self.settle();
+    }
+
+    /// All nodes let go: everything that was held back happens at the same moment.
     pub fn release_all(&mut self) {
         for node in 0..self.nodes.len() {
             self.nodes[node].hold = None;

@@ -422,3 +422,114 @@ fn a_cut_under_load_leaves_bits_for_every_difference() {
     same_data(&world);
     assert_eq!(world.out_of_sync(A), 0);
 }
+
+#[test]
+fn a_flush_that_began_before_the_link_was_lost_answers_no_barrier_of_the_next_connection() {
+    let mut world = World::ready(&protocol(Protocol::C));
+    world.write_ok(A, 0, 4096, 1);
+    // The flush for the first barrier hangs; others that the loss of the link needs do not.
+    let mut first = true;
+    world.hold(B, move |effect| {
+        flushes_data(effect) && std::mem::take(&mut first)
+    });
+    world.request(A, Operation::Flush);
+    world.run_until("the peer flushes", |world| world.held(B) == 1);
+    world.cut_network();
+    world.run_until("both have lost the link", |world| {
+        [A, B]
+            .iter()
+            .all(|at| world.state(*at).conn < ConnState::Connected)
+    });
+    world.join();
+    world.run_until("both are in sync", |world| {
+        [A, B]
+            .iter()
+            .all(|at| world.state(*at).disk == DiskState::UpToDate)
+            && world.state(A).conn == ConnState::Connected
+    });
+    world.write_ok(A, 8192, 4096, 2);
+    let id = world.request(A, Operation::Flush);
+    world.advance(Duration::from_millis(300));
+    world.hold(B, flushes_data);
+    world.release_oldest(B);
+    world.advance(Duration::from_millis(100));
+    assert!(!answered(&world, id), "its data is not durable on the peer");
+    world.release(B);
+    world.run_until("the flush is answered", |world| answered(world, id));
+    assert_eq!(world.nodes[B].disk.durable[8192], 2);
+}
+
+#[test]
+fn a_forced_detach_of_a_disk_that_hangs_frees_the_peers_flush() {
+    let mut world = World::ready(&protocol(Protocol::C));
+    world.write_ok(A, 0, 4096, 1);
+    world.hold(B, flushes_data);
+    let id = world.request(A, Operation::Flush);
+    world.run_until("the peer flushes", |world| world.held(B) == 1);
+    world.command(
+        B,
+        Command::Detach {
+            volume: VOLUME,
+            force: Force::Yes,
+        },
+    );
+    world.run_until("the flush is answered", |world| answered(world, id));
+    assert_eq!(world.nodes[A].disk.durable[0], 1);
+    assert!(world.held(B) > 0, "the disk still hangs");
+}
+
+#[test]
+fn a_write_that_is_answered_while_its_disk_comes_back_does_not_forbid_the_disk_later() {
+    let mut world = World::ready(&protocol(Protocol::C));
+    let detach = |force| Command::Detach {
+        volume: VOLUME,
+        force,
+    };
+    world.ok(A, detach(Force::No));
+    world.hold(B, writes_data);
+    let id = world.write(A, 0, 4096, 1);
+    world.run_until("the peer writes", |world| world.held(B) == 1);
+    world.command(A, Command::Attach { volume: VOLUME });
+    world.run_until("the disk takes part again", |world| {
+        world.state(A).disk >= DiskState::Inconsistent
+    });
+    world.release(B);
+    world.run_until("the write is answered", |world| answered(world, id));
+    world.run_until("both are in sync", |world| {
+        world.state(A).disk == DiskState::UpToDate && world.state(A).conn == ConnState::Connected
+    });
+    world.cut_network();
+    world.run_until("the peer is lost", |world| {
+        world.state(A).conn < ConnState::Connected
+    });
+    world.ok(A, detach(Force::Yes));
+    world.ok(A, Command::Attach { volume: VOLUME });
+    assert_eq!(world.read_ok(A, 0, 1)[0], 1);
+}
+
+#[test]
+fn a_long_row_of_writes_that_wait_for_each_other_fails_at_once_when_the_disk_is_lost() {
+    let mut world = World::alone();
+    world.ok(A, Command::Attach { volume: VOLUME });
+    world.ok(
+        A,
+        Command::Primary {
+            volume: VOLUME,
+            force: Force::Yes,
+        },
+    );
+    world.hold(A, writes_data);
+    let ids: Vec<_> = (0..4_000).map(|_| world.write(A, 700, 1, 1)).collect();
+    assert_eq!(world.held(A), 1);
+    world.command(
+        A,
+        Command::Detach {
+            volume: VOLUME,
+            force: Force::Yes,
+        },
+    );
+    world.run_until("all are answered", |world| {
+        ids.iter().all(|id| answered(world, *id))
+    });
+    assert_eq!(world.reply(A, ids[3_999]), Some(&Err(RequestError::Io)));
+}
