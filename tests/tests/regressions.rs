@@ -72,6 +72,11 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         "a source wrote on in the generation of a target that lost its power before it knew that it was one",
     ),
     (
+        Protocol::C,
+        601_015,
+        "a flush whose peer was lost while I/O was suspended was not answered when I/O was resumed",
+    ),
+    (
         Protocol::B,
         600_693,
         "a node that was restarted and promoted alone wrote on in the generation that a diskless Primary showed its application",

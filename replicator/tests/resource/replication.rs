@@ -460,6 +460,24 @@ fn a_flush_that_began_before_the_link_was_lost_answers_no_barrier_of_the_next_co
 }
 
 #[test]
+fn a_flush_whose_peer_was_lost_while_io_was_suspended_is_answered_when_it_goes_on() {
+    let mut world = World::ready(&protocol(Protocol::C));
+    world.write_ok(A, 0, 4096, 1);
+    world.hold(B, flushes_data);
+    let id = world.request(A, Operation::Flush);
+    world.ok(A, Command::SuspendIo { volume: VOLUME });
+    world.cut_network();
+    world.run_until("the peer is lost", |world| {
+        world.state(A).conn < ConnState::Connected
+    });
+    world.advance(Duration::from_millis(300));
+    assert!(!answered(&world, id));
+    world.ok(A, Command::ResumeIo { volume: VOLUME });
+    world.run_until("the flush is answered", |world| answered(world, id));
+    assert!(world.reply(A, id).unwrap().is_ok());
+}
+
+#[test]
 fn a_forced_detach_of_a_disk_that_hangs_frees_the_peers_flush() {
     let mut world = World::ready(&protocol(Protocol::C));
     world.write_ok(A, 0, 4096, 1);

@@ -136,6 +136,7 @@ impl Resource {
     /// The peer's disk state changed: refused writes may be answered, and what it will never confirm is settled.
     pub(crate) fn peer_disk_changed(&mut self, volume: VolumeNumber) {
         self.recheck_writes(volume);
+        self.recheck_flushes();
     }
 
     /// The local disk is gone (Failed or Diskless): nothing waits for it any more, whether or not it ever answers. Its
