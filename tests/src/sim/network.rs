@@ -114,6 +114,51 @@ struct End {
     fin: Option<u64>,
 }
 
+/// What the kernel took of what an engine sent.
+#[derive(Default)]
+struct Taken {
+    bytes: u64,
+    /// When each piece of it arrives.
+    arrivals: Vec<u64>,
+    /// A part of a piece was taken: the rest follows at once.
+    again: bool,
+}
+
+impl End {
+    /// The kernel takes what fits.
+    fn take(&mut self, now: u64, settings: &NetSettings, dice: &mut Dice) -> Taken {
+        let mut taken = Taken::default();
+        while let Some(mut piece) = self.unsent.pop_front() {
+            let room = (settings.window).saturating_sub(self.flight_bytes + self.inbox_bytes);
+            if room == 0 {
+                self.unsent.push_front(piece);
+                break;
+            }
+            let mut length = room.min(piece.len() as u64);
+            if settings.pieces && length > 1 && dice.chance(1, 4) {
+                length = dice.between(1, length);
+            }
+            let rest = piece.split_off(length as usize);
+            if !rest.is_empty() {
+                self.unsent.push_front(rest);
+                taken.again = true;
+            }
+            self.unsent_bytes -= length;
+            self.flight_bytes += length;
+            taken.bytes += length;
+            let delay = dice.between(settings.delay.0, settings.delay.1);
+            let at = self.last_arrival.max(now + delay);
+            self.last_arrival = at;
+            self.flight.push_back((at, piece));
+            taken.arrivals.push(at);
+            if taken.again {
+                break;
+            }
+        }
+        taken
+    }
+}
+
 /// All streams.
 #[derive(Debug)]
 pub struct Network {
@@ -188,79 +233,41 @@ impl Network {
 
     /// The kernel takes what fits.
     pub fn pump(&mut self, now: u64, stream: u64, from: usize) {
-        let mut taken = 0;
-        let mut again = false;
-        let least_most = self.settings.delay;
-        let blocked_peer;
-        {
-            let Some(ends) = self.streams.get_mut(&stream) else {
-                return;
-            };
-            let (peer_dead, peer_node) = (ends[1 - from].dead, ends[1 - from].node);
-            let own = &mut ends[from];
-            if own.dead || own.fin.is_some() {
-                return;
-            }
-            while let Some(mut piece) = own.unsent.pop_front() {
-                let room =
-                    (self.settings.window).saturating_sub(own.flight_bytes + own.inbox_bytes);
-                if room == 0 {
-                    own.unsent.push_front(piece);
-                    break;
-                }
-                let mut length = room.min(piece.len() as u64);
-                if self.settings.pieces && length > 1 && self.dice.chance(1, 4) {
-                    length = self.dice.between(1, length);
-                }
-                let rest = piece.split_off(length as usize);
-                if !rest.is_empty() {
-                    own.unsent.push_front(rest);
-                    again = true;
-                }
-                own.unsent_bytes -= length;
-                own.flight_bytes += length;
-                taken += length;
-                let delay = self.dice.between(least_most.0, least_most.1);
-                let at = own.last_arrival.max(now + delay);
-                own.last_arrival = at;
-                own.flight.push_back((at, piece));
-                self.out.push((at, NetEvent::Arrive { stream, from }));
-                if again {
-                    break;
-                }
-            }
-            if taken > 0 && own.open {
-                let event = Event::Sent {
-                    socket: SocketId(own.socket),
-                    bytes: taken,
-                };
-                let (node, boot) = (own.node, own.boot);
-                self.out.push((
-                    now,
-                    NetEvent::Engine {
-                        node,
-                        boot,
-                        event: Box::new(event),
-                    },
-                ));
-            }
-            if own.closing && own.unsent.is_empty() {
-                own.fin = Some(own.last_arrival.max(now + least_most.0));
-                let at = own.fin.unwrap_or(now);
-                self.out.push((at, NetEvent::Arrive { stream, from }));
-            }
-            // The host of the other end was rebooted and knows nothing of this stream: it answers with a reset.
-            blocked_peer = peer_dead
-                && own.flight_bytes > 0
-                && self.hosts[peer_node] != Host::Off
-                && !self.blocked[0]
-                && !self.blocked[1];
+        let Some(ends) = self.streams.get_mut(&stream) else {
+            return;
+        };
+        let (peer_dead, peer_node) = (ends[1 - from].dead, ends[1 - from].node);
+        let own = &mut ends[from];
+        if own.dead || own.fin.is_some() {
+            return;
         }
-        if blocked_peer {
+        let taken = own.take(now, &self.settings, &mut self.dice);
+        let arrive = |at| (at, NetEvent::Arrive { stream, from });
+        self.out.extend(taken.arrivals.into_iter().map(arrive));
+        if taken.bytes > 0 && own.open {
+            let (node, boot) = (own.node, own.boot);
+            let event = Box::new(Event::Sent {
+                socket: SocketId(own.socket),
+                bytes: taken.bytes,
+            });
+            self.out.push((now, NetEvent::Engine { node, boot, event }));
+        }
+        if own.closing && own.unsent.is_empty() {
+            let at = own.last_arrival.max(now + self.settings.delay.0);
+            own.fin = Some(at);
+            self.out.push(arrive(at));
+        }
+        // The host of the other end was rebooted and knows nothing of this stream: it answers with a reset.
+        let is_unknown = peer_dead
+            && own.flight_bytes > 0
+            && self.hosts[peer_node] != Host::Off
+            && !self.blocked[0]
+            && !self.blocked[1];
+        if is_unknown {
             let at = now + self.delay();
             self.end_closed(at, stream, from, "connection reset by peer");
         }
-        if again {
+        if taken.again {
             let at = now + self.dice.below(100_000) + 1;
             self.out.push((at, NetEvent::Pump { stream, from }));
         }

@@ -4,12 +4,12 @@
 use tandem_replicator::state::word::{ConnState, DiskState, Role};
 use tandem_replicator::{Command, DiskOptions, Force, OnIoError};
 
-use super::super::dice::Dice;
-use super::super::network::MS;
-use super::super::node::{IoFault, Keep, VOLUME};
-use super::super::trace::name;
-use super::super::world::CrashAt;
 use super::{Campaign, FIRST_ROUGH_SEED};
+use crate::sim::dice::Dice;
+use crate::sim::network::MS;
+use crate::sim::node::{IoFault, Keep, VOLUME};
+use crate::sim::trace::name;
+use crate::sim::world::CrashAt;
 
 /// Something rough to be taken back later.
 #[derive(Clone, Copy, Debug)]

@@ -1,0 +1,293 @@
+//! Histories: when one begins, who takes over that of another, and whether anything acknowledged is lost by that.
+
+use tandem_replicator::Protocol;
+use tandem_replicator::state::word::{ConnState, DiskState, Role, State};
+
+use super::{Floor, History, NEVER_WRITTEN, Oracle, Parent, Promise, Version, Write, merge};
+use crate::sim::node::Node;
+use crate::sim::trace::name;
+
+impl Oracle {
+    /// Does this node have everything that was acknowledged in the youngest history?
+    #[must_use]
+    pub fn is_current(&self, node: usize) -> bool {
+        let view = &self.views[node];
+        let other = &self.views[1 - node];
+        // The other node's history may not go on where this one's ended.
+        let same = view.history == other.history || self.descends(view.history, other.history);
+        let acknowledged = &self.histories[view.history].acknowledged;
+        same && self
+            .dominates(&view.live, acknowledged, view.history)
+            .is_ok()
+    }
+
+    /// Are the two nodes of one history, as far as acknowledged writes go?
+    #[must_use]
+    pub fn same_history(&self) -> bool {
+        self.views[0].history == self.views[1].history
+    }
+
+    /// Does this node lack something that was acknowledged and that the other one has?
+    #[must_use]
+    pub fn lacks(&self, node: usize) -> bool {
+        let (own, other) = (&self.views[node], &self.views[1 - node]);
+        self.dominates(&own.live, &other.live, own.history).is_err()
+    }
+
+    fn descends(&self, young: usize, old: usize) -> bool {
+        let mut at = young;
+        while let Some(parent) = &self.histories[at].parent {
+            at = parent.history;
+            if at == old {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn dominates(&self, have: &Floor, need: &Floor, history: usize) -> Result<(), String> {
+        for (sector, need) in need {
+            let have = have.get(sector).copied().unwrap_or(NEVER_WRITTEN);
+            if self.is_before(have, *need, history) {
+                return Err(format!(
+                    "sector {sector}: has {}, lacks {}",
+                    self.describe(have),
+                    self.describe(*need)
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// A node's state changed.
+    ///
+    /// # Errors
+    /// What must never be, or a node that takes over data which it must not have lost.
+    pub fn state_changed(
+        &mut self,
+        node: usize,
+        old: State,
+        new: State,
+        nodes: &[Node; 2],
+    ) -> Result<(), String> {
+        let tick = self.tick();
+        let view = &mut self.views[node];
+        view.up_to_date = new.disk == DiskState::UpToDate;
+        // A disk of its own that has everything makes good what the peer lost; a demotion ends what it told its clients.
+        view.owes_error &= !view.up_to_date && new.role == Role::Primary;
+        let failed = old.disk >= DiskState::Inconsistent && new.disk <= DiskState::Failed;
+        view.failed = new.disk <= DiskState::Failed;
+        if failed && self.protocol != Protocol::C {
+            // What its process had received and not written yet never reaches this disk.
+            view.live = view.kept.clone();
+        }
+        let attaching = matches!(old.disk, DiskState::Attaching | DiskState::Negotiating);
+        if attaching && new.disk >= DiskState::Inconsistent && new.disk != DiskState::Negotiating {
+            // An attach flushes what was found.
+            view.durable = view.live.clone();
+        }
+        if new.role == Role::Primary && new.conn.is_connected() && new.peer == Role::Primary {
+            return Err(format!("{} is Primary and sees a Primary", name(node)));
+        }
+        let becomes_source = |state: State| {
+            matches!(
+                state.conn,
+                ConnState::WFBitMapS
+                    | ConnState::StartingSyncS
+                    | ConnState::SyncSource
+                    | ConnState::PausedSyncS
+            )
+        };
+        if becomes_source(new) && !becomes_source(old) {
+            self.promise(node);
+        }
+        let forced = old.disk < DiskState::UpToDate && new.disk == DiskState::UpToDate;
+        if new.role == Role::Primary && old.role != Role::Primary {
+            return self.promoted(node, new, forced, tick, nodes);
+        }
+        let was_target = matches!(
+            old.conn,
+            ConnState::SyncTarget | ConnState::PausedSyncT | ConnState::WFSyncUUID
+        );
+        if forced && was_target {
+            return self.adopted(node, new.role);
+        }
+        Ok(())
+    }
+
+    /// This node begins to be the source of a resync.
+    fn promise(&mut self, node: usize) {
+        let view = &self.views[node];
+        let excused = view.lost_power || self.protocol != Protocol::C;
+        let promise = Promise {
+            history: view.history,
+            floor: view.live.clone(),
+            durable: view.durable.clone(),
+            excused,
+        };
+        self.views[1 - node].promised = Some(promise);
+        self.views[1 - node].finished = false;
+    }
+
+    /// A resync has ended on its target: it has what its source had.
+    fn adopted(&mut self, node: usize, role: Role) -> Result<(), String> {
+        let Some(promise) = self.views[node].promised.take() else {
+            return Err(format!(
+                "{} says that a resync has ended, but its peer never was a source",
+                name(node)
+            ));
+        };
+        self.may_adopt(node, &promise).map_err(|why| {
+            format!(
+                "{} became target of a resync that costs acknowledged writes: {why}",
+                name(node)
+            )
+        })?;
+        let source = &mut self.views[1 - node];
+        if source.lost_power && source.history == promise.history {
+            // What a crashed Primary had not flushed is gone for good, and legally so.
+            source.lost_power = false;
+            self.histories[promise.history].acknowledged = promise.floor.clone();
+        }
+        let view = &mut self.views[node];
+        if view.discard && view.history == promise.history {
+            // What only the other node had acknowledged was given up by a person.
+            self.histories[promise.history].acknowledged = promise.floor.clone();
+        }
+        view.history = promise.history;
+        view.live = promise.floor.clone();
+        view.kept = promise.floor.clone();
+        view.durable = promise.durable;
+        // A Primary that was the target goes on where its clients are.
+        let client = std::mem::take(&mut view.client);
+        view.client = promise.floor;
+        merge(&self.writes, &mut view.client, &client);
+        view.lost_power = false;
+        view.wrote = role == Role::Primary;
+        view.discard = false;
+        view.finished = true;
+        Ok(())
+    }
+
+    fn may_adopt(&self, node: usize, promise: &Promise) -> Result<(), String> {
+        let view = &self.views[node];
+        if view.discard {
+            return Ok(());
+        }
+        if view.history == promise.history {
+            if promise.excused {
+                return Ok(());
+            }
+            return self.dominates(&promise.floor, &view.kept, view.history);
+        }
+        let mut at = promise.history;
+        while let Some(parent) = &self.histories[at].parent {
+            if parent.history == view.history {
+                let since = self.histories[at].forked;
+                let lost = view.live.values().find(|id| {
+                    let write = &self.writes[**id as usize];
+                    write.submitted > since && write.acknowledged && write.history == view.history
+                });
+                if let Some(lost) = lost {
+                    return Err(format!(
+                        "{} was acknowledged here after the other node had gone its own way",
+                        self.describe(*lost)
+                    ));
+                }
+                if parent.excused {
+                    return Ok(());
+                }
+                return self.dominates(&parent.floor, &view.kept, view.history);
+            }
+            at = parent.history;
+        }
+        Err(format!(
+            "its history {} is no ancestor of the source's {}",
+            view.history, promise.history
+        ))
+    }
+
+    /// A node became Primary.
+    fn promoted(
+        &mut self,
+        node: usize,
+        state: State,
+        forced: bool,
+        tick: u64,
+        nodes: &[Node; 2],
+    ) -> Result<(), String> {
+        self.views[node].unflushed.clear();
+        let wrote = std::mem::replace(&mut self.views[node].wrote, true);
+        if state.conn.is_connected() {
+            let peer = 1 - node;
+            if state.disk == DiskState::UpToDate && state.pdsk == DiskState::UpToDate && !forced {
+                if self.views[node].history != self.views[peer].history {
+                    return Err(format!(
+                        "{} is promoted, but the two nodes have different histories",
+                        name(node)
+                    ));
+                }
+                let history = self.views[node].history;
+                self.views[node].client = self.histories[history].acknowledged.clone();
+            } else if state.disk == DiskState::UpToDate {
+                self.views[node].client = self.views[node].live.clone();
+            } else {
+                self.views[node].history = self.views[peer].history;
+                self.views[node].client = self.views[peer].live.clone();
+            }
+            return Ok(());
+        }
+        if !forced {
+            self.check_disk(node, &nodes[node])
+                .map_err(|why| format!("{} was promoted alone: {why}", name(node)))?;
+            let own_cache = wrote && self.views[node].lost_power;
+            if self.protocol != Protocol::C && !own_cache {
+                self.check_order(node, &nodes[node])
+                    .map_err(|why| format!("{} was promoted alone: {why}", name(node)))?;
+            }
+        }
+        self.fork(node, tick, forced, &nodes[node]);
+        Ok(())
+    }
+
+    /// A new history begins with what this node's disk holds.
+    fn fork(&mut self, node: usize, tick: u64, forced: bool, on: &Node) {
+        let view = &self.views[node];
+        let old = &self.histories[view.history];
+        let busy = on.sectors_in_flight();
+        let base = self.writes.len() as u64;
+        let mut sectors = old.sectors.clone();
+        let mut floor = view.live.clone();
+        for (sector, versions) in &mut sectors {
+            if busy.iter().any(|range| range.contains(sector)) {
+                continue;
+            }
+            let content = on.data.content(*sector).clone();
+            versions.push(Version {
+                write: base,
+                content,
+            });
+            floor.insert(*sector, base);
+        }
+        let parent = Parent {
+            history: view.history,
+            floor: view.live.clone(),
+            excused: view.lost_power || forced || self.protocol != Protocol::C,
+            lost_power: view.lost_power,
+        };
+        let history = self.histories.len();
+        self.histories.push(History {
+            parent: Some(parent),
+            forked: tick,
+            sectors,
+            acknowledged: floor.clone(),
+        });
+        self.writes.push(Write::found(tick, history));
+        let view = &mut self.views[node];
+        view.history = history;
+        view.live = floor.clone();
+        view.kept = floor.clone();
+        view.client = floor;
+        view.lost_power = false;
+    }
+}

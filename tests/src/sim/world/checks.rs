@@ -1,0 +1,100 @@
+//! What is looked at between events: whether nothing is under way, and what must be true of the disks then.
+
+use tandem_replicator::state::word::{ConnState, DiskState};
+
+use super::World;
+use crate::sim::node::{Node, VOLUME};
+use crate::sim::stamp::SECTOR;
+
+/// The current UUID of metadata that were never used.
+const JUST_CREATED: u64 = 4;
+
+impl World {
+    pub(super) fn two_primaries(&mut self) {
+        let both = self
+            .nodes
+            .iter()
+            .all(|node| node.is_primary() && node.is_connected());
+        if both {
+            self.fail("two Primaries are connected");
+        }
+    }
+
+    /// Nothing is under way: no I/O, no bytes, no request.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.nodes.iter().all(|node| node.io.is_empty())
+            && self.net.is_quiet()
+            && (0..2).all(|node| self.clients.in_flight(node) == 0)
+    }
+
+    /// Both nodes are connected, UpToDate, and not in a resync.
+    #[must_use]
+    pub fn is_in_sync(&self) -> bool {
+        self.nodes.iter().all(|node| {
+            node.state().is_some_and(|state| {
+                state.conn == ConnState::Connected
+                    && state.disk == DiskState::UpToDate
+                    && state.pdsk == DiskState::UpToDate
+            })
+        })
+    }
+
+    /// If both run with their disks, are apart and idle: each block that differs has its bit on one of them
+    /// (docs/spec/state-machine.md 12.1 no. 19). True if that was looked at.
+    pub fn check_bits_if_apart(&mut self) -> bool {
+        let apart = self.nodes.iter().all(|node| {
+            node.status.as_ref().is_some_and(|status| {
+                status.state.disk >= DiskState::Inconsistent
+                    && !status.state.conn.is_connected()
+                    && status
+                        .uuids
+                        .is_some_and(|[current, ..]| current & !1 != JUST_CREATED)
+            })
+        });
+        if !apart || !self.is_idle() {
+            return false;
+        }
+        let bytes = self.nodes.iter().filter_map(|node| node.status.as_ref());
+        let end = bytes.map(|status| status.bytes / SECTOR).min().unwrap_or(0);
+        let mut used: Vec<u64> = self.nodes[0].data.used(end).collect();
+        used.extend(self.nodes[1].data.used(end));
+        let missed = used.into_iter().find(|sector| {
+            let [a, b] = [0, 1].map(|node| self.nodes[node].data.content(*sector));
+            let is_marked = |node: &Node| {
+                let engine = node.engine.as_ref();
+                engine.and_then(|engine| engine.is_out_of_sync(VOLUME, sector * SECTOR))
+                    == Some(true)
+            };
+            a != b && !self.nodes.iter().any(is_marked)
+        });
+        if let Some(sector) = missed {
+            let [a, b] = [0, 1].map(|node| format!("{:?}", self.nodes[node].data.content(sector)));
+            self.fail(format!(
+                "sector {sector} is {a} on A and {b} on B, and no bit says so"
+            ));
+        }
+        true
+    }
+
+    /// If both are in sync and idle, they are compared. True if they were.
+    pub fn compare_if_idle(&mut self) -> bool {
+        if !self.is_in_sync() || !self.is_idle() {
+            return false;
+        }
+        let [a, b] = [0, 1].map(|node| self.nodes[node].data.mark());
+        let now = Some([a, b, self.state_changes, self.oracle.now()]);
+        if self.compared == now {
+            return true;
+        }
+        self.compared = now;
+        let sectors = self.nodes[0]
+            .status
+            .as_ref()
+            .map_or(0, |status| status.bytes / 512);
+        if let Err(text) = self.oracle.check_equal(&self.nodes, sectors) {
+            self.fail(text);
+        }
+        true
+    }
+}
