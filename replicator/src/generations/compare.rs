@@ -13,6 +13,10 @@ pub const SPLIT_BRAIN: i32 = 100;
 pub const SPLIT_BRAIN_UNKNOWN: i32 = -100;
 /// hg: nothing in common.
 pub const UNRELATED: i32 = -1000;
+
+/// The rule that a kernel does not have: what it takes for unrelated data has a common ancestor, the generation from which one of the
+/// bitmaps counts. The bitmaps do not cover the difference.
+pub const COMMON_BITMAP: u8 = 101;
 /// hg: one of the nodes is too old for what would have to be done (protocol 91).
 pub const NEEDS_PROTOCOL_91: i32 = -1091;
 /// hg: rule 41 needs the WRITE_SAME feature, which came with that rule.
@@ -191,7 +195,15 @@ fn diverged(s: &Uuids, p: &Uuids, link: &Link) -> Comparison {
     if s.history.iter().any(|old| in_history(*old, p)) {
         return Comparison::of(SPLIT_BRAIN_UNKNOWN, 100);
     }
+    if knows_bitmap_of(s, p) || knows_bitmap_of(p, s) {
+        return Comparison::of(SPLIT_BRAIN_UNKNOWN, COMMON_BITMAP);
+    }
     Comparison::of(UNRELATED, 100)
+}
+
+/// The generation from which the other node's bitmap counts is in the history of this one.
+fn knows_bitmap_of(other: &Uuids, set: &Uuids) -> bool {
+    ![0, JUST_CREATED].contains(&masked(other.bitmap)) && in_history(other.bitmap, set)
 }
 
 /// The source rotated its bitmap UUID, and the target never stored the sync UUID that was sent for it.

@@ -6,7 +6,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::compare::{
-    Comparison, NEEDS_FEATURE, NEEDS_PROTOCOL_91, ResolveConflicts, SPLIT_BRAIN,
+    COMMON_BITMAP, Comparison, NEEDS_FEATURE, NEEDS_PROTOCOL_91, ResolveConflicts, SPLIT_BRAIN,
     SPLIT_BRAIN_UNKNOWN, UNRELATED,
 };
 use crate::state::word::{DiskState, Role};
@@ -332,19 +332,24 @@ fn direction(q: &Question, d: &mut Decision) -> Result<i32, Reason> {
     // Where this Primary lost and could not yield, the peer has already decided to be the source by the same policy. Were
     // a discard-my-data to count now, both could be source. 8.4 lets it count; refusing is what it does without the option.
     let lost = d.handlers.contains(&Handler::PriLostAfterSb);
+    let distance = if q.comparison.rule == Some(COMMON_BITMAP) {
+        2
+    } else {
+        1
+    };
     match (q.own.discard_my_data, q.peer.discard_my_data) {
         _ if lost => Err(unresolved(d, Reason::SplitBrain)),
         (true, false) => {
             d.log.push(String::from(
                 "Split-Brain detected, manually solved. Sync from peer node",
             ));
-            Ok(-1)
+            Ok(-distance)
         }
         (false, true) => {
             d.log.push(String::from(
                 "Split-Brain detected, manually solved. Sync from this node",
             ));
-            Ok(1)
+            Ok(distance)
         }
         (true, true) => Err(unresolved(d, Reason::BothDiscard)),
         (false, false) => Err(unresolved(d, Reason::SplitBrain)),

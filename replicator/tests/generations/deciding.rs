@@ -208,6 +208,10 @@ fn discard_my_data_decides_only_a_split_brain_and_only_if_one_node_gives_it() {
     // Rule 100 as well, and still only what the bitmaps say (a hazard that is inherited).
     q.comparison.hg = SPLIT_BRAIN_UNKNOWN;
     assert_eq!(decide(&q).action, Action::Target(Method::Bitmap));
+    // Rule 101 is not the kernel's: everything is copied.
+    q.comparison.rule = Some(101);
+    assert_eq!(decide(&q).action, Action::Target(Method::Full));
+    assert_eq!(decide(&other_node(&q)).action, Action::Source(Method::Full));
     q.peer.discard_my_data = true;
     assert_eq!(decide(&q).action, Action::Refuse(Reason::BothDiscard));
     // Without a split brain it chooses no direction.

@@ -162,6 +162,9 @@ fn stated(own: &Party, peer: &Party, link: &Link) -> (i32, Option<u8>) {
     let lost_by_peer = if new { is_step(p) } else { s1 == p2 };
     let lost_by_self = if new { is_step(s) } else { s2 == p1 };
     let history = [s1, s2].iter().any(|old| [p1, p2].contains(old));
+    let bitmap = [(sb, [p1, p2]), (pb, [s1, s2])]
+        .iter()
+        .any(|(bitmap, history)| ![0, 4].contains(bitmap) && history.contains(bitmap));
     let rules = [
         (10, sc == 4 && pc == 4, 0),
         (20, [4, 0].contains(&sc) && pc != 4, -2),
@@ -183,6 +186,7 @@ fn stated(own: &Party, peer: &Party, link: &Link) -> (i32, Option<u8>) {
         (80, s1 == pc || s2 == pc, 2),
         (90, sb == pb && sb != 0, SPLIT_BRAIN),
         (100, history, SPLIT_BRAIN_UNKNOWN),
+        (101, bitmap, SPLIT_BRAIN_UNKNOWN),
         (100, true, UNRELATED),
     ];
     let found = rules.into_iter().find(|(_, matches, _)| *matches);
@@ -204,7 +208,7 @@ fn every_relation_of_two_sets_is_decided_as_the_table_of_the_specification_says(
         *decided.entry(expected).or_default() += 1;
     });
     // Each result of each rule is there: also the two that need another protocol or feature.
-    assert_eq!(decided.len(), 26, "{decided:?}");
+    assert_eq!(decided.len(), 27, "{decided:?}");
 }
 
 /// Sets that no run produces: each current generation descends from the other, or both are empty (invariant 15).
@@ -291,7 +295,11 @@ fn for_all_relations_the_result_means_what_it_says() {
                 let common = own.uuids.history.map(masked);
                 let shared = peer.uuids.history.map(masked);
                 assert!(!descends, "{}", at());
-                assert!(common.iter().any(|old| shared.contains(old)), "{}", at());
+                let bitmaps = [(own, peer), (peer, own)].iter().any(|(one, other)| {
+                    !blank(one.uuids.bitmap) && knows(&other.uuids, one.uuids.bitmap)
+                });
+                let old = common.iter().any(|old| shared.contains(old));
+                assert!(old || bitmaps, "{}", at());
             }
             SPLIT_BRAIN_UNKNOWN => {
                 let both = [own.role, peer.role] == [Role::Primary; 2];
@@ -306,6 +314,10 @@ fn for_all_relations_the_result_means_what_it_says() {
                 let none = peer.uuids.history.map(masked);
                 assert!(apart && !descends, "{}", at());
                 assert!(none.iter().all(|old| !shared.contains(old)), "{}", at());
+                for (one, other) in [(own, peer), (peer, own)] {
+                    let bitmap = one.uuids.bitmap;
+                    assert!(blank(bitmap) || !knows(&other.uuids, bitmap), "{}", at());
+                }
             }
             NEEDS_PROTOCOL_91 => assert!(link.protocol < 91, "{}", at()),
             other => assert!(other == NEEDS_FEATURE && !link.write_same, "{}", at()),
