@@ -77,6 +77,16 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         "a flush whose peer was lost while I/O was suspended was not answered when I/O was resumed",
     ),
     (
+        Protocol::C,
+        710_728,
+        "a refused write that was frozen by suspend-io kept the engine busy and cost every later connection; disk-options waited for it",
+    ),
+    (
+        Protocol::B,
+        700_805,
+        "the judge held a node to what a person had given up, where both had begun in one history",
+    ),
+    (
         Protocol::B,
         600_693,
         "a node that was restarted and promoted alone wrote on in the generation that a diskless Primary showed its application",

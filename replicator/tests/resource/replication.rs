@@ -478,6 +478,35 @@ fn a_flush_whose_peer_was_lost_while_io_was_suspended_is_answered_when_it_goes_o
 }
 
 #[test]
+fn a_write_that_the_peer_refused_before_a_suspension_waits_for_nobody_after_it() {
+    let mut world = World::ready(&protocol(Protocol::C));
+    world.fail(B, writes_data);
+    world.hold(A, writes_data);
+    let id = world.write(A, 0, 4096, 1);
+    world.ok(A, Command::SuspendIo { volume: VOLUME });
+    world.release(A);
+    world.run_until("the peer has lost its disk", |world| {
+        world.state(A).pdsk == DiskState::Diskless
+    });
+    world.heal_disk(B);
+    world.ok(B, Command::Attach { volume: VOLUME });
+    // The bitmaps are exchanged when no write is open any more, so that this waits for the end of the suspension.
+    for _ in 0..20 {
+        world.advance(Duration::from_secs(1));
+        assert_eq!(world.state(A).conn, ConnState::WFBitMapS);
+    }
+    assert!(!answered(&world, id));
+    world.ok(A, Command::ResumeIo { volume: VOLUME });
+    world.run_until("the write is answered", |world| answered(world, id));
+    assert!(world.reply(A, id).unwrap().is_ok());
+    world.run_until("both are in sync", |world| {
+        world.state(A).pdsk == DiskState::UpToDate && world.state(A).conn == ConnState::Connected
+    });
+    same_data(&world);
+    assert_eq!([A, B].map(|node| world.out_of_sync(node)), [0, 0]);
+}
+
+#[test]
 fn a_forced_detach_of_a_disk_that_hangs_frees_the_peers_flush() {
     let mut world = World::ready(&protocol(Protocol::C));
     world.write_ok(A, 0, 4096, 1);

@@ -256,8 +256,9 @@ impl Resource {
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;
         };
-        let wanted = volume.log_slots_wanted();
-        let changes = wanted != volume.log_slots();
+        let (slots, wanted) = (volume.log_slots(), volume.log_slots_wanted());
+        let changes = wanted != slots;
+        let suspended = volume.state.is_suspended();
         let updates = volume.options.al_updates;
         let connected = volume.state.conn.is_connected();
         let Some(backing) = volume.backing.as_mut() else {
@@ -267,6 +268,9 @@ impl Resource {
         };
         if changes {
             if !backing.activity_log.is_quiet() {
+                if suspended {
+                    self.log_stays(id, number, slots);
+                }
                 return;
             }
             let number = backing.activity_log.next_number();
@@ -291,6 +295,20 @@ impl Resource {
         }
         self.write_log(number);
         self.start_plan(number, stages, Then::Command(AfterPlan::OptionsWritten(id)));
+    }
+
+    /// The writes in the log may wait for the end of a suspension as long as a person likes: the log keeps its size.
+    fn log_stays(&mut self, id: CommandId, number: VolumeNumber, slots: u16) {
+        if let Some(volume) = self.volumes.get_mut(&number) {
+            volume.options.al_extents = u32::from(slots);
+            volume.io_holds.remove(&IoHold::Options);
+        }
+        let answer = Answer::failure(Failure::InvalidRequest)
+            .with_info(
+                "al-extents cannot change while writes wait for the end of the suspension of I/O",
+            )
+            .with_hint(format!("tandem adm resume-io {}", self.name));
+        self.answer(id, answer);
     }
 
     /// The flag that stands in for the log is on disk: the log may stop.

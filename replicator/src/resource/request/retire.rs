@@ -95,6 +95,7 @@ impl Resource {
         }
         self.reads_connection_lost();
         self.flushes_connection_lost();
+        self.settle_refusals();
         let volumes: Vec<VolumeNumber> = self.volumes.keys().copied().collect();
         for volume in volumes {
             self.recheck_writes(volume);
@@ -135,8 +136,27 @@ impl Resource {
 
     /// The peer's disk state changed: refused writes may be answered, and what it will never confirm is settled.
     pub(crate) fn peer_disk_changed(&mut self, volume: VolumeNumber) {
+        self.settle_refusals();
         self.recheck_writes(volume);
         self.recheck_flushes();
+    }
+
+    /// Refused writes whose reason is known are missed by the peer, whatever its disk is like when they are answered: under suspension
+    /// that may be after its return.
+    fn settle_refusals(&mut self) {
+        let refused: Vec<WriteId> = self
+            .requests
+            .writes
+            .iter()
+            .filter(|(_, write)| write.remote == Remote::Refused)
+            .filter(|(_, write)| self.refusal_explained(write.volume))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in refused {
+            if let Some(write) = self.requests.writes.get_mut(&id) {
+                write.remote = Remote::Failed;
+            }
+        }
     }
 
     /// The local disk is gone (Failed or Diskless): nothing waits for it any more, whether or not it ever answers. Its

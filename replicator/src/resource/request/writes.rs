@@ -181,7 +181,7 @@ impl Resource {
 
     /// A peer that refuses a write tells its disk's state right after; until then the write is not answered, so that
     /// the new data generation, which marks the peer's copy as old, comes first.
-    fn refusal_explained(&self, volume: VolumeNumber) -> bool {
+    pub(super) fn refusal_explained(&self, volume: VolumeNumber) -> bool {
         self.volumes.get(&volume).is_none_or(|volume| {
             volume.state.conn < ConnState::Connected || volume.state.pdsk != DiskState::UpToDate
         })
@@ -289,11 +289,8 @@ impl Resource {
         let Some(write) = self.requests.writes.get(&id) else {
             return;
         };
-        let remote = matches!(
-            write.remote,
-            Remote::Sent { .. } | Remote::Handed | Remote::Received | Remote::Written
-        );
-        if write.local != Local::Done || !remote {
+        // What the peer failed or refused was marked then. Under suspension a resync may have copied it since.
+        if write.local != Local::Done || write.remote == Remote::None {
             self.mark_out_of_sync(write.volume, write.offset, write.length);
         }
     }

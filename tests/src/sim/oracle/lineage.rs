@@ -149,11 +149,12 @@ impl Oracle {
             source.lost_power = false;
             self.histories[promise.history].acknowledged = promise.floor.clone();
         }
-        let view = &mut self.views[node];
-        if view.discard && view.history == promise.history {
-            // What only the other node had acknowledged was given up by a person.
-            self.histories[promise.history].acknowledged = promise.floor.clone();
+        let source = &self.views[1 - node];
+        if self.views[node].discard && source.history == promise.history {
+            // What only this node had acknowledged was given up by a person, also what came before it went its own way.
+            self.histories[promise.history].acknowledged = source.live.clone();
         }
+        let view = &mut self.views[node];
         view.history = promise.history;
         view.live = promise.floor.clone();
         view.kept = promise.floor.clone();
