@@ -83,6 +83,11 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
     ),
     (
         Protocol::B,
+        720_277,
+        "the judge forgot that a crashed Primary's cache keeps writes in any order once its peer had copied them",
+    ),
+    (
+        Protocol::B,
         700_805,
         "the judge held a node to what a person had given up, where both had begun in one history",
     ),

@@ -148,6 +148,12 @@ impl Oracle {
             // What a crashed Primary had not flushed is gone for good, and legally so.
             source.lost_power = false;
             self.histories[promise.history].acknowledged = promise.floor.clone();
+            for write in &mut self.writes {
+                if write.history == promise.history && write.cache_lost.is_some() {
+                    // On both disks now: it may be missing beside whatever its cache has kept.
+                    write.cache_lost = Some(0);
+                }
+            }
         }
         let source = &self.views[1 - node];
         if self.views[node].discard && source.history == promise.history {

@@ -37,7 +37,7 @@ struct Write {
     acknowledged: bool,
     history: usize,
     /// Its Primary lost power before it was flushed there, at this tick: as the source of the resync that follows, that
-    /// node may put older data in its place.
+    /// node may put older data in its place; tick 0 once it was that source.
     cache_lost: Option<u64>,
     /// Its node had no UpToDate disk when it was submitted: its answer says that the peer has it durably.
     remote_only: bool,
