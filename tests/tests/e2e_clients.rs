@@ -47,6 +47,10 @@ fn nbdinfo_sees_size_and_flags_of_a_primary() {
         "\"can_trim\": true",
         "\"can_zero\": true",
         "\"can_multi_conn\": true",
+        "\"can_cache\": true",
+        "\"can_fast_zero\": true",
+        "base:allocation",
+        "x-tandem:out-of-sync",
     ] {
         assert!(info.contains(fact), "{fact} is not in {info}");
     }
@@ -430,4 +434,98 @@ fn qemu_io_writes_and_reads_parts_of_sectors() {
     assert!(!said.contains("Pattern verification failed"), "{said}");
     pair.down_and_compare(&record);
     qemu_img_compares_both_disks(&pair);
+}
+
+/// Offset, length and flags of each extent that `nbdinfo --map` prints.
+fn map(pair: &Pair, context: &str) -> Vec<(u64, u64, u32)> {
+    let option = format!("--map={context}");
+    let said = must(pair, "nbdinfo", &[&option, &pair.alpha.uri(0)]);
+    let extents = said.lines().map(|line| {
+        let mut words = line.split_whitespace();
+        let mut word = || words.next().unwrap_or_else(|| panic!("{said}"));
+        (
+            word().parse().unwrap(),
+            word().parse().unwrap(),
+            word().parse().unwrap(),
+        )
+    });
+    extents.collect()
+}
+
+#[test]
+fn nbdinfo_maps_what_differs_from_the_peer() {
+    let pair = synced();
+    let end = pair.device_bytes();
+    assert_eq!(map(&pair, "x-tandem:out-of-sync"), [(0, end, 0)]);
+    pair.alpha.must(&["disconnect", "r0"]);
+    let mut record = pair.record();
+    record.fill(1 << 20, 64 << 10, 7);
+    let write = ["-f", "raw", "-c", "write -P 7 1M 64k", &pair.alpha.uri(0)];
+    must(&pair, "qemu-io", &write);
+    let (start, length) = (1 << 20, 64 << 10);
+    let rest = start + length;
+    assert_eq!(
+        map(&pair, "x-tandem:out-of-sync"),
+        [(0, start, 0), (start, length, 1), (rest, end - rest, 0)]
+    );
+    pair.alpha.must(&["connect", "r0"]);
+    pair.wait_synced();
+    assert_eq!(map(&pair, "x-tandem:out-of-sync"), [(0, end, 0)]);
+    pair.down_and_compare(&record);
+}
+
+#[test]
+fn nbdinfo_maps_data_and_holes_of_the_backing_file() {
+    let pair = synced();
+    let commands = [
+        "-c",
+        "discard 0 8M",
+        "-c",
+        "write -P 7 1M 64k",
+        "-c",
+        "flush",
+    ];
+    let uri = pair.alpha.uri(0);
+    let args = [&["-f", "raw"], &commands[..], &[uri.as_str()]].concat();
+    must(&pair, "qemu-io", &args);
+    let extents = map(&pair, "base:allocation");
+    let covered: u64 = extents.iter().map(|(_, length, _)| length).sum();
+    assert_eq!(covered, pair.device_bytes(), "{extents:?}");
+    let at = |offset: u64| {
+        let found = extents
+            .iter()
+            .find(|(start, length, _)| (*start..start + length).contains(&offset));
+        found.unwrap().2
+    };
+    // The file system may round holes inward, never outward.
+    assert_eq!(at(1 << 20), 0, "{extents:?}");
+    assert_eq!(at((1 << 20) + (64 << 10) - 1), 0, "{extents:?}");
+    assert_eq!(at(4 << 20), 3, "{extents:?}");
+}
+
+#[test]
+fn zeroes_that_must_be_fast_are_written_or_refused_at_once() {
+    let pair = synced();
+    let mut record = pair.record();
+    record.fill(0, 1 << 20, 7);
+    record.fill(256 << 10, 64 << 10, 0);
+    let uri = pair.alpha.uri(0);
+    let good = [
+        "-f",
+        "raw",
+        "-c",
+        "write -P 7 0 1M",
+        "-c",
+        "write -zun 256k 64k",
+        "-c",
+        "read -P 0 256k 64k",
+        &uri,
+    ];
+    let said = must(&pair, "qemu-io", &good);
+    assert!(!said.contains("Pattern verification failed"), "{said}");
+    // Zeroes that stay allocated are as slow as data: nothing is changed.
+    let slow = ["-f", "raw", "-c", "write -zn 512k 64k", &uri];
+    let said = tool::run(pair.dir.path(), "qemu-io", &slow);
+    assert!(said.says("Operation not supported"), "{}", said.all());
+    pair.down_and_compare(&record);
 }
