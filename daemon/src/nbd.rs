@@ -24,8 +24,8 @@ pub(crate) const CLIENTS_MAX: usize = 64;
 const READS_PER_TURN: usize = 8;
 
 /// How long a client that has ended, or was let go, may take nothing of the replies that wait for it: whoever waits for the device
-/// must not wait for a client that never reads. Less than the daemon grants clients at its own end.
-const SILENCE_MAX: Duration = Duration::from_secs(4);
+/// must not wait for a client that never reads. Less than a demotion waits for clients (3 s), and than the daemon's end does.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
 
 /// How long it may take in all: a client that reads a byte now and then does not hold the device either.
 const FAREWELL_MAX: Duration = Duration::from_secs(30);

@@ -95,7 +95,7 @@ fn list_tells_what_the_queries_mean_and_set_selects_exact_names() {
         (&[][..], &BOTH[..]),
         (&["base:"][..], &BOTH[..1]),
         (
-            &["tandem:", "base:allocation", "x-tandem:out-of-sync"][..],
+            &["x-tandem:", "base:allocation", "x-tandem:out-of-sync"][..],
             &BOTH[..],
         ),
         (

@@ -20,7 +20,7 @@ fn apart(blocks: impl IntoIterator<Item = u64>) -> World {
 }
 
 fn extents(world: &World, start: u64, end: u64, limit: usize) -> Vec<SyncExtent> {
-    let engine = &world.nodes[0].engine;
+    let engine = &world.nodes[0].resource;
     engine.sync_extents(VOLUME, start..end, limit)
 }
 
@@ -57,7 +57,7 @@ fn after_the_resync_nothing_differs_and_without_a_disk_everything_may() {
         );
     };
     all(&world, false);
-    assert!(world.nodes[0].engine.reads_locally(VOLUME));
+    assert!(world.nodes[0].resource.reads_locally(VOLUME));
     world.ok(
         0,
         Command::Detach {
@@ -66,19 +66,19 @@ fn after_the_resync_nothing_differs_and_without_a_disk_everything_may() {
         },
     );
     all(&world, true);
-    assert!(!world.nodes[0].engine.reads_locally(VOLUME));
+    assert!(!world.nodes[0].resource.reads_locally(VOLUME));
 }
 
 #[test]
 fn zeroes_are_short_unless_the_peer_takes_data_only() {
     let world = World::ready(&NetOptions::default());
-    assert!(world.nodes[0].engine.zeroes_are_short(VOLUME));
+    assert!(world.nodes[0].resource.zeroes_are_short(VOLUME));
     // Nobody to send them to.
     let world = apart([]);
-    assert!(world.nodes[0].engine.zeroes_are_short(VOLUME));
+    assert!(world.nodes[0].resource.zeroes_are_short(VOLUME));
     // Two of our kind leave the digest of a packet without payload out.
     let world = World::ready(&with_digest(Protocol::C, "crc32c"));
-    assert!(world.nodes[0].engine.zeroes_are_short(VOLUME));
+    assert!(world.nodes[0].resource.zeroes_are_short(VOLUME));
 }
 
 proptest! {
@@ -92,7 +92,7 @@ proptest! {
         limit in 1usize..50,
     ) {
         let world = apart(blocks.iter().copied());
-        let engine = &world.nodes[0].engine;
+        let engine = &world.nodes[0].resource;
         let told = extents(&world, start, start + length, limit);
         prop_assert!(!told.is_empty() && told.len() <= limit);
         prop_assert!(told.windows(2).all(|pair| pair[0].out_of_sync != pair[1].out_of_sync));
