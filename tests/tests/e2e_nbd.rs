@@ -141,7 +141,7 @@ fn a_copy_by_nbdcopy_has_the_same_bytes_and_the_same_holes() {
     qemu_io(&pair, &["write -P 3 2M 1M"]);
     must(&pair, "nbdcopy", &["--flush", &path, &pair.alpha.uri(0)]);
     let mut record = pair.record();
-    record.fill(0, pair.device_bytes() as usize, 0);
+    record.fill(0, pair.device_bytes(), 0);
     record.fill(1 << 20, 64 << 10, 7);
     pair.down_and_compare(&record);
 }
@@ -158,7 +158,6 @@ fn a_primary_without_a_disk_tells_no_holes_and_that_all_may_differ() {
     pair.alpha.must(&["attach", "r0"]);
     pair.wait_synced();
     assert_eq!(map(&pair, OUT_OF_SYNC), [(0, end, 0)]);
-    assert_eq!(at(&map(&pair, ALLOCATION), 4 << 20), 3);
 }
 
 #[test]
