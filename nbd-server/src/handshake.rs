@@ -223,6 +223,10 @@ impl Handshake {
         self.options += 1;
         counters.options += 1;
         input.skip(wire::OPTION_HEADER_LEN as u64);
+        if option == opt::SET_META_CONTEXT {
+            // It replaces an earlier one, also when it fails (spec 3.3).
+            self.selected = None;
+        }
         if length > crate::OPTION_DATA_MAX {
             self.told = None;
             self.state = State::Drain {
@@ -321,11 +325,8 @@ impl Handshake {
         }
     }
 
-    /// LIST and SET of metadata contexts (spec 3.3, section 9). A SET replaces an earlier one, also when it fails.
+    /// LIST and SET of metadata contexts (spec 3.3, section 9).
     fn meta_context(&mut self, option: u32, data: Bytes, output: &mut Output) -> Step {
-        if option == opt::SET_META_CONTEXT {
-            self.selected = None;
-        }
         if self.replies == ReplyStyle::Simple {
             let text = "metadata contexts need STRUCTURED_REPLY first";
             return refuse(output, option, rep::ERR_INVALID, text);

@@ -140,6 +140,12 @@ fn block_status_needs_a_context_that_was_selected_for_this_export() {
     assert_eq!(failed.only_option_reply().1, rep::ERR_UNKNOWN);
     go(&mut failed, "disk");
     assert_eq!(error_of(&mut failed, 0, 4096), EINVAL);
+    let mut skipped = haggling();
+    contexts(&mut skipped, opt::SET_META_CONTEXT, "disk", &BOTH);
+    skipped.send(&option(opt::SET_META_CONTEXT, &vec![0; 70_000]));
+    assert_eq!(skipped.only_option_reply().1, rep::ERR_TOO_BIG);
+    go(&mut skipped, "disk");
+    assert_eq!(error_of(&mut skipped, 0, 4096), EINVAL);
     // An alias means the same export.
     let mut alias = haggling();
     contexts(&mut alias, opt::SET_META_CONTEXT, "alias", &BOTH);
