@@ -1,4 +1,4 @@
-//! The one binary: `tandem adm`, `tandem daemon`, `tandem status`, `tandem demo`.
+//! The one binary: `tandem adm`, `tandem daemon`, `tandem status`, `tandem probe`, `tandem demo`.
 //!
 //! Reading order: [`run`] chooses by the name it was called by; `words` lists what `adm` knows, `arguments` reads
 //! drbdadm's odd syntax, `adm` does the work. The daemon is spoken to through its control socket only; metadata of disks
@@ -16,6 +16,8 @@ mod device;
 mod failure;
 mod invocation;
 mod output;
+mod place;
+mod probe;
 mod status;
 mod tandem;
 mod words;

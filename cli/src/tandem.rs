@@ -11,7 +11,7 @@ use crate::failure::{CANNOT_RUN, Failure, Outcome, USAGE};
 use crate::invocation::Invocation;
 use crate::output::err;
 use crate::status::human::View;
-use crate::{adm, black_box, demo, status};
+use crate::{adm, black_box, demo, probe, status};
 
 /// A replicated block device in userspace: every write goes to two nodes, and when one dies the other has it.
 #[derive(Debug, Parser)]
@@ -76,6 +76,11 @@ enum Words {
         /// Keep showing it.
         #[arg(long)]
         watch: bool,
+    },
+    /// Connect to an export as a client would: size, flags, block sizes, contexts, one read; or what is wrong, in words.
+    Probe {
+        /// nbd://HOST[:PORT]/EXPORT, nbd+unix:///EXPORT?socket=PATH, or RESOURCE[/VOLUME] on this node.
+        target: String,
     },
     /// Write the last events and effects of a resource to a file, for a report of a bug: no user data, no secrets.
     BlackBox {
@@ -177,6 +182,7 @@ fn top_level(mut invocation: Invocation, arguments: Vec<OsString>) -> u8 {
         Words::BlackBox { resource, file } => {
             black_box::run(&invocation, &resource, file.as_deref())
         }
+        Words::Probe { target } => probe::run(&invocation, &target),
         Words::Demo(options) => return demo::run(&invocation, &options),
     };
     match done {

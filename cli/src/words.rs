@@ -35,6 +35,7 @@ pub(crate) enum Action {
     Dstate,
     Status,
     Proc,
+    Probe,
     Invalidate,
     InvalidateRemote,
     Outdate,
@@ -233,6 +234,13 @@ pub(crate) const WORDS: &[Word] = &[
         Scope::None,
         &[],
         "the text of /proc/drbd",
+    ),
+    word(
+        "probe",
+        Action::Probe,
+        Scope::Any,
+        &[],
+        "connect to an export as a client would; URI, or RES[/VOL] on this node",
     ),
     word(
         "invalidate",

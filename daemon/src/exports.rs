@@ -419,10 +419,14 @@ fn export_info(published: &Published, volume: u16, facts: ExportFacts) -> Export
         access: Access::ReadWrite,
         features: Features {
             trim: facts.discard,
+            fast_zero: true,
             ..Features::all()
         },
         block_sizes: sizes.unwrap_or(BlockSizes::SECTORS),
         unaligned: Unaligned::Served,
+        contexts: crate::nbd::CONTEXTS
+            .map(|(_, name)| name.to_owned())
+            .to_vec(),
     }
 }
 

@@ -255,6 +255,26 @@ impl FakeEngine {
 }
 
 impl Engine for FakeEngine {
+    fn sync_extents(
+        &self,
+        _: VolumeNumber,
+        range: std::ops::Range<u64>,
+        _: usize,
+    ) -> Vec<tandem_replicator::SyncExtent> {
+        vec![tandem_replicator::SyncExtent {
+            length: range.end - range.start,
+            out_of_sync: true,
+        }]
+    }
+
+    fn reads_locally(&self, _: VolumeNumber) -> bool {
+        true
+    }
+
+    fn zeroes_are_short(&self, _: VolumeNumber) -> bool {
+        true
+    }
+
     fn new(options: ResourceOptions) -> FakeEngine {
         let volumes = options.volumes.into_iter().map(|volume| {
             let state = Volume {

@@ -3,15 +3,16 @@
 //! Invariants: a client that was adopted is announced as Opened and, once, as Released; Released comes after the answer to its last
 //! request; every request of the session gets exactly one reply.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod parts;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tandem_nbd_server as nbd;
-use tandem_replicator::{
-    Event, Fua, Operation, Request, RequestError, RequestId, Unmap, VolumeNumber,
-};
+use tandem_replicator::{Event, Request, RequestError, RequestId, VolumeNumber};
 
 use crate::disk::pool::{Block, Pool};
 use crate::socket::{ReadBuffer, SendQueue, Stream};
@@ -19,15 +20,42 @@ use crate::socket::{ReadBuffer, SendQueue, Stream};
 /// Clients of one resource. Linux opens a handful of connections, qemu one; the bound keeps buffers finite.
 pub(crate) const CLIENTS_MAX: usize = 64;
 
-/// Longest read or write handed to the engine: the largest payload of the replication link (nbd.md 6.1).
-const DATA_BYTES_MAX: u32 = 1 << 20;
-
-/// Longest discard or zeroing handed to the engine: below the link's 128 MiB, and few enough activity-log extents (8) that even the
-/// smallest log holds several.
-const RANGE_BYTES_MAX: u32 = 32 << 20;
-
 /// Reads of one client in one turn.
 const READS_PER_TURN: usize = 8;
+
+/// How long a client that has ended, or was let go, may take nothing of the replies that wait for it: whoever waits for the device
+/// must not wait for a client that never reads. Less than a demotion waits for clients (3 s), and than the daemon's end does.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
+
+/// How long it may take in all: a client that reads a byte now and then does not hold the device either.
+const FAREWELL_MAX: Duration = Duration::from_secs(30);
+
+/// Inquiries that one turn looks at: one may cost about 0.1 ms (16384 extents), and a turn must stay far below 50 ms.
+const INQUIRIES_PER_TURN: usize = 64;
+
+/// What clients may ask about ranges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Topic {
+    /// Holes of the backing file.
+    Allocation,
+    /// Set bits of the bitmap.
+    OutOfSync,
+}
+
+/// The metadata contexts of every export, in the order of [`nbd::ExportInfo::contexts`] (nbd.md 9).
+pub(crate) const CONTEXTS: [(Topic, &str); 2] = [
+    (Topic::Allocation, "base:allocation"),
+    (Topic::OutOfSync, "x-tandem:out-of-sync"),
+];
+
+/// A request that needs an answer from elsewhere before, or instead of, the engine's work.
+#[derive(Debug)]
+pub(crate) struct Inquiry {
+    client: u64,
+    handle: nbd::Handle,
+    pub(crate) volume: VolumeNumber,
+    pub(crate) kind: nbd::RequestKind,
+}
 
 /// A client that has finished its handshake, on its way to the loop.
 #[derive(Debug)]
@@ -56,7 +84,30 @@ struct Client {
     direct: Option<(Block, usize)>,
     /// The socket is of no more use; only answers of the engine are awaited.
     broken: bool,
-    ended: bool,
+    /// Nothing more is read from it.
+    farewell: Option<Farewell>,
+}
+
+/// The end of a client, as long as replies wait for it.
+#[derive(Clone, Copy, Debug)]
+struct Farewell {
+    begun: Instant,
+    /// When it last took something, or had nothing to take.
+    moved: Instant,
+}
+
+impl Farewell {
+    fn new(now: Instant) -> Farewell {
+        Farewell {
+            begun: now,
+            moved: now,
+        }
+    }
+
+    /// When the client is dropped with what it has not taken.
+    fn deadline(&self) -> Instant {
+        (self.begun + FAREWELL_MAX).min(self.moved + SILENCE_MAX)
+    }
 }
 
 /// A request that the engine works on.
@@ -89,6 +140,10 @@ pub(crate) struct Clients {
     next_client: u64,
     next_request: u64,
     pieces: Vec<Bytes>,
+    inquiries: VecDeque<Inquiry>,
+    /// Inquiries that wait for a disk, by number.
+    asked: BTreeMap<u64, Inquiry>,
+    next_asked: u64,
 }
 
 impl Clients {
@@ -114,7 +169,7 @@ impl Clients {
             who: new.who,
             direct: None,
             broken: false,
-            ended: false,
+            farewell: None,
         };
         tracing::info!(client = %client.who, volume = client.volume.0, "client attached");
         let volume = client.volume;
@@ -146,14 +201,22 @@ impl Clients {
         }
     }
 
-    /// Lets the clients of a volume (or of all) go: nothing more is read, what is in flight is answered, then the connection ends.
+    /// Lets the clients of a volume (or of all) go: nothing more is read, what is in flight is answered, then the connection ends. A
+    /// client that does not take its answers is dropped ([`SILENCE_MAX`]).
     pub(crate) fn shut_down(&mut self, volume: Option<VolumeNumber>, text: &str) {
+        let now = Instant::now();
         for client in self.clients.values_mut() {
-            if volume.is_none_or(|volume| volume == client.volume) && !client.ended {
+            if volume.is_none_or(|volume| volume == client.volume) && client.farewell.is_none() {
                 client.session.shutdown(text);
-                client.ended = true;
+                client.farewell = Some(Farewell::new(now));
             }
         }
+    }
+
+    /// When a client has to be dropped, unless it takes its replies before.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        let clients = self.clients.values();
+        clients.filter_map(Client::deadline).min()
     }
 
     /// Answers a request of the engine.
@@ -210,9 +273,6 @@ impl Clients {
         handle: nbd::Handle,
         result: Result<Vec<Bytes>, RequestError>,
     ) {
-        let Some(client) = self.clients.get_mut(&client) else {
-            return;
-        };
         let result = match result {
             Ok(mut pieces) => Ok(match pieces.pop() {
                 None => nbd::Data::None,
@@ -223,6 +283,13 @@ impl Clients {
                 }
             }),
             Err(error) => Err(nbd_error(error)),
+        };
+        self.tell(client, handle, result);
+    }
+
+    fn tell(&mut self, client: u64, handle: nbd::Handle, result: Result<nbd::Data, nbd::NbdError>) {
+        let Some(client) = self.clients.get_mut(&client) else {
+            return;
         };
         if let Err(misuse) = client.session.reply(handle, result) {
             tracing::error!(client = %client.who, %misuse, "a reply did not fit its request");
@@ -247,20 +314,85 @@ impl Clients {
                 requests.push((*number, volume, request));
             });
         }
-        for (client, volume, request) in requests {
-            self.start(client, volume, request, events);
+        for (client, volume, nbd::Request { handle, kind }) in requests {
+            let inquiry = Inquiry {
+                client,
+                handle,
+                volume,
+                kind,
+            };
+            match &inquiry.kind {
+                nbd::RequestKind::Cache { .. }
+                | nbd::RequestKind::BlockStatus { .. }
+                | nbd::RequestKind::WriteZeroes {
+                    fast_zero: true, ..
+                } => self.inquiries.push_back(inquiry),
+                _ => self.start(inquiry, events),
+            }
         }
     }
 
-    fn start(
+    /// The next inquiries that nobody has looked at, as many as one turn bears.
+    pub(crate) fn inquiries(&mut self) -> Vec<Inquiry> {
+        let count = self.inquiries.len().min(INQUIRIES_PER_TURN);
+        self.inquiries.drain(..count).collect()
+    }
+
+    /// Whether some are left for another turn.
+    pub(crate) fn has_inquiries(&self) -> bool {
+        !self.inquiries.is_empty()
+    }
+
+    /// Keeps an inquiry until what it asks for is known; the number finds it again.
+    pub(crate) fn await_status(&mut self, inquiry: Inquiry) -> u64 {
+        self.next_asked += 1;
+        self.asked.insert(self.next_asked, inquiry);
+        self.next_asked
+    }
+
+    /// The inquiry of a number, unless it was answered otherwise.
+    pub(crate) fn status_inquiry(&mut self, number: u64) -> Option<Inquiry> {
+        self.asked.remove(&number)
+    }
+
+    /// Kept inquiries that wait no longer: their client ends, or their volume's disk is not what clients read any more. A disk that
+    /// hangs keeps neither.
+    pub(crate) fn given_up(
         &mut self,
-        client: u64,
-        volume: VolumeNumber,
-        request: nbd::Request,
-        events: &mut Vec<Event>,
-    ) {
-        let handle = request.handle;
-        let mut operations = cut(request.kind);
+        reads_locally: impl Fn(VolumeNumber) -> bool,
+    ) -> Vec<Inquiry> {
+        let clients = &self.clients;
+        let waits = |inquiry: &Inquiry| {
+            let stays = clients
+                .get(&inquiry.client)
+                .is_some_and(|client| client.farewell.is_none() && !client.broken);
+            stays && reads_locally(inquiry.volume)
+        };
+        let asked = self.asked.iter();
+        let given_up: Vec<u64> = asked
+            .filter(|(_, inquiry)| !waits(inquiry))
+            .map(|(number, _)| *number)
+            .collect();
+        given_up
+            .into_iter()
+            .filter_map(|number| self.asked.remove(&number))
+            .collect()
+    }
+
+    /// Answers an inquiry without the engine.
+    pub(crate) fn answer(&mut self, inquiry: &Inquiry, result: Result<nbd::Data, nbd::NbdError>) {
+        self.tell(inquiry.client, inquiry.handle, result);
+    }
+
+    /// Hands a request to the engine.
+    pub(crate) fn start(&mut self, inquiry: Inquiry, events: &mut Vec<Event>) {
+        let Inquiry {
+            client,
+            handle,
+            volume,
+            kind,
+        } = inquiry;
+        let mut operations = parts::cut(kind);
         let whole = operations.len() == 1;
         if !whole {
             let parent = Parent {
@@ -296,7 +428,7 @@ impl Clients {
         let pieces = &mut self.pieces;
         self.clients.retain(|_, client| {
             client.flush(context, pieces);
-            let gone = (client.ended || client.broken)
+            let gone = (client.farewell.is_some() || client.broken)
                 && client.session.in_flight() == 0
                 && (client.broken || client.out.is_empty());
             if gone {
@@ -320,7 +452,7 @@ impl Client {
     ) {
         for _ in 0..READS_PER_TURN {
             self.events(&mut request);
-            if self.ended || self.out.bytes() >= nbd::UNSENT_BYTES_MAX {
+            if self.farewell.is_some() || self.out.bytes() >= nbd::UNSENT_BYTES_MAX {
                 return;
             }
             self.begin_direct(pool);
@@ -358,13 +490,27 @@ impl Client {
         context.waker().wake_by_ref();
     }
 
+    fn moved(&mut self) {
+        if let Some(farewell) = &mut self.farewell {
+            farewell.moved = Instant::now();
+        }
+    }
+
+    /// When it is dropped, if replies wait for it at its end.
+    fn deadline(&self) -> Option<Instant> {
+        let waits = !self.broken && !self.out.is_empty();
+        self.farewell
+            .filter(|_| waits)
+            .map(|farewell| farewell.deadline())
+    }
+
     fn events(&mut self, request: &mut impl FnMut(nbd::Request)) {
         while let Some(event) = self.session.next_event() {
             match event {
                 nbd::Event::Request(wanted) => request(wanted),
                 nbd::Event::Ended(end) => {
                     crate::exports::log_end(&self.who, &end);
-                    self.ended = true;
+                    self.farewell = Some(Farewell::new(Instant::now()));
                 }
                 // Both belong to the handshake, which is over.
                 nbd::Event::Query(_) | nbd::Event::Selected { .. } => {}
@@ -408,10 +554,29 @@ impl Client {
             return;
         }
         let was_full = self.out.bytes() >= nbd::UNSENT_BYTES_MAX;
-        if !self.out.is_empty()
-            && let Err(error) = self.out.flush(&self.stream, context)
+        if !self.out.is_empty() {
+            match self.out.flush(&self.stream, context) {
+                Ok(0) => {}
+                Ok(_) => self.moved(),
+                Err(error) => {
+                    tracing::info!(client = %self.who, %error, "a client takes no more replies");
+                    self.broken = true;
+                }
+            }
+        }
+        if self.out.is_empty() {
+            self.moved();
+        }
+        if self
+            .deadline()
+            .is_some_and(|deadline| deadline <= Instant::now())
         {
-            tracing::info!(client = %self.who, %error, "a client takes no more replies");
+            tracing::warn!(
+                client = %self.who,
+                bytes = self.out.bytes(),
+                "a client that was let go takes no replies: it is dropped with what it has not read"
+            );
+            self.out.clear();
             self.broken = true;
         }
         if was_full && self.out.bytes() < nbd::UNSENT_BYTES_MAX {
@@ -419,79 +584,6 @@ impl Client {
             context.waker().wake_by_ref();
         }
     }
-}
-
-fn fua_of(fua: bool) -> Fua {
-    if fua { Fua::Yes } else { Fua::No }
-}
-
-/// Cuts a request into what the engine takes: one part, unless it is long.
-fn cut(kind: nbd::RequestKind) -> Vec<Operation> {
-    match kind {
-        nbd::RequestKind::Flush => vec![Operation::Flush],
-        nbd::RequestKind::Read { offset, length } => parts(offset, length, DATA_BYTES_MAX)
-            .map(|(offset, _, length)| Operation::Read { offset, length })
-            .collect(),
-        nbd::RequestKind::Write {
-            offset,
-            payload,
-            fua,
-        } => {
-            let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
-            parts(offset, length, DATA_BYTES_MAX)
-                .map(|(offset, start, length)| Operation::Write {
-                    offset,
-                    data: payload.slice(start as usize..(start + length) as usize),
-                    fua: fua_of(fua),
-                })
-                .collect()
-        }
-        nbd::RequestKind::Trim {
-            offset,
-            length,
-            fua,
-        } => parts(offset, length, RANGE_BYTES_MAX)
-            .map(|(offset, _, length)| Operation::Discard {
-                offset,
-                length,
-                fua: fua_of(fua),
-            })
-            .collect(),
-        nbd::RequestKind::WriteZeroes {
-            offset,
-            length,
-            fua,
-            no_hole,
-            ..
-        } => {
-            let unmap = if no_hole { Unmap::No } else { Unmap::Allowed };
-            parts(offset, length, RANGE_BYTES_MAX)
-                .map(|(offset, _, length)| Operation::WriteZeroes {
-                    offset,
-                    length,
-                    fua: fua_of(fua),
-                    unmap,
-                })
-                .collect()
-        }
-    }
-}
-
-/// (offset, start within the request, length) of each part. Parts end at multiples of `limit` on the device.
-fn parts(offset: u64, length: u32, limit: u32) -> impl Iterator<Item = (u64, u32, u32)> {
-    let mut done = 0_u32;
-    std::iter::from_fn(move || {
-        let left = length - done;
-        if left == 0 {
-            return None;
-        }
-        let at = offset + u64::from(done);
-        // The remainder is below `limit`, so it fits.
-        let room = limit - u32::try_from(at % u64::from(limit)).unwrap_or(0);
-        let part = (at, done, left.min(room));
-        done += part.2;
-        Some(part)
-    })
 }
 
 fn nbd_error(error: RequestError) -> nbd::NbdError {
@@ -506,69 +598,4 @@ fn nbd_error(error: RequestError) -> nbd::NbdError {
         RequestError::ShuttingDown => (ErrorCode::Shutdown, "the resource is going down"),
     };
     nbd::NbdError::new(code, text)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn long_requests_are_cut_at_aligned_borders_and_lose_nothing() {
-        let payload: Bytes = (0..3 << 20_u32)
-            .map(|n| (n >> 9) as u8)
-            .collect::<Vec<u8>>()
-            .into();
-        let write = nbd::RequestKind::Write {
-            offset: 512,
-            payload: payload.clone(),
-            fua: true,
-        };
-        let operations = cut(write);
-        let mut at = 512;
-        let mut joined = Vec::new();
-        for operation in &operations {
-            let Operation::Write {
-                offset,
-                data,
-                fua: Fua::Yes,
-            } = operation
-            else {
-                panic!()
-            };
-            assert_eq!(*offset, at);
-            assert!(data.len() <= 1 << 20);
-            at += data.len() as u64;
-            joined.extend_from_slice(data);
-        }
-        assert_eq!(joined, payload);
-        assert_eq!(operations.len(), 4);
-    }
-
-    #[test]
-    fn the_longest_trim_is_cut_into_bounded_parts() {
-        let trim = nbd::RequestKind::Trim {
-            offset: 4096,
-            length: u32::MAX - 4095,
-            fua: false,
-        };
-        let operations = cut(trim);
-        assert_eq!(operations.len(), 128);
-        let total: u64 = operations
-            .iter()
-            .map(|operation| match operation {
-                Operation::Discard { length, .. } => u64::from(*length),
-                other => panic!("{other:?}"),
-            })
-            .sum();
-        assert_eq!(total, u64::from(u32::MAX - 4095));
-    }
-
-    #[test]
-    fn a_short_request_stays_whole() {
-        let read = nbd::RequestKind::Read {
-            offset: 4096,
-            length: 4096,
-        };
-        assert_eq!(cut(read).len(), 1);
-    }
 }

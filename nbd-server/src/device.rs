@@ -18,7 +18,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::error::{End, ErrorCode, NbdError};
 use crate::export::{Access, Directory, ExportInfo, ListedExport, Refusal};
-use crate::request::{Data, Request, RequestKind};
+use crate::request::{Data, Extent, Request, RequestKind};
 use crate::session::{Event, Purpose, Session};
 
 /// Bytes that one read from the socket may yield: a few small writes with their heads.
@@ -250,6 +250,18 @@ fn carry_out(device: &dyn BlockDevice, kind: RequestKind) -> Result<Data, NbdErr
             .write_at(offset, &payload)
             .and_then(|()| flush_if(fua)),
         RequestKind::Flush => device.flush(),
+        // There is nothing faster to read from.
+        RequestKind::Cache { .. } => Ok(()),
+        RequestKind::BlockStatus {
+            length, contexts, ..
+        } => {
+            // All of it is data, as far as this adapter knows.
+            let data = Extent {
+                length: u64::from(length),
+                flags: 0,
+            };
+            return Ok(Data::Status(vec![vec![data]; contexts.len()]));
+        }
         // A hint, and this adapter has no way to discard.
         RequestKind::Trim { fua, .. } => flush_if(fua),
         RequestKind::WriteZeroes {
@@ -296,5 +308,6 @@ pub fn plain_info(name: &str, size: u64, access: Access) -> ExportInfo {
         features: crate::Features::all(),
         block_sizes: crate::BlockSizes::SECTORS,
         unaligned: crate::Unaligned::Served,
+        contexts: vec!["base:allocation".to_owned()],
     }
 }

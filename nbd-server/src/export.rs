@@ -41,6 +41,8 @@ pub struct Features {
     pub fast_zero: bool,
     /// Completed writes and flushes of one connection hold for all (spec section 7).
     pub multi_conn: bool,
+    /// CACHE is served.
+    pub cache: bool,
     /// The backing device rotates.
     pub rotational: bool,
 }
@@ -56,6 +58,7 @@ impl Features {
             write_zeroes: true,
             fast_zero: false,
             multi_conn: true,
+            cache: true,
             rotational: false,
         }
     }
@@ -149,6 +152,8 @@ pub struct ExportInfo {
     pub block_sizes: BlockSizes,
     /// What becomes of odd requests.
     pub unaligned: Unaligned,
+    /// Names of the metadata contexts that clients may select, such as `base:allocation` (spec section 9).
+    pub contexts: Vec<String>,
 }
 
 impl ExportInfo {
@@ -172,6 +177,7 @@ impl ExportInfo {
             | set(writable && has.write_zeroes, f::SEND_WRITE_ZEROES)
             | set(structured, f::SEND_DF)
             | set(has.multi_conn, f::CAN_MULTI_CONN)
+            | set(has.cache, f::SEND_CACHE)
             | set(
                 writable && has.write_zeroes && has.fast_zero,
                 f::SEND_FAST_ZERO,

@@ -14,9 +14,11 @@
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 
 use bytes::{Buf, BufMut, Bytes};
 
+use crate::contexts::{ContextRequest, Selected, id_of};
 use crate::error::{End, Misuse, ProtocolError};
 use crate::export::{ExportInfo, ListedExport, Refusal, RefusalKind};
 use crate::input::Input;
@@ -39,6 +41,8 @@ pub(crate) struct Handshake {
     options: u32,
     /// Facts of the last successful INFO, until another option comes: GO must tell the same (spec 3.3).
     told: Option<(String, Box<ExportInfo>)>,
+    /// Metadata contexts of the last SET_META_CONTEXT.
+    selected: Option<Selected>,
 }
 
 #[derive(Debug)]
@@ -63,7 +67,7 @@ enum Pending {
     List,
     Info(InfoRequest),
     ExportName,
-    MetaContext { option: u32 },
+    MetaContext(ContextRequest),
 }
 
 /// Decoded data of INFO and GO.
@@ -85,6 +89,7 @@ impl Default for Handshake {
             replies: ReplyStyle::Simple,
             options: 0,
             told: None,
+            selected: None,
         }
     }
 }
@@ -136,7 +141,13 @@ impl Handshake {
                 info,
                 asked_block_sizes,
             } => {
-                let transmission = Transmission::new(info, self.replies, asked_block_sizes);
+                // Contexts hold for the export that they were selected for, and for no other.
+                let contexts = match self.selected.take() {
+                    Some(selected) if selected.export == info.name => selected.contexts,
+                    _ => Vec::new(),
+                };
+                let transmission =
+                    Transmission::new(info, self.replies, asked_block_sizes, contexts);
                 Step::Select(Box::new(transmission))
             }
             State::Failed(end) => Step::End(end),
@@ -212,6 +223,10 @@ impl Handshake {
         self.options += 1;
         counters.options += 1;
         input.skip(wire::OPTION_HEADER_LEN as u64);
+        if option == opt::SET_META_CONTEXT {
+            // It replaces an earlier one, also when it fails (spec 3.3).
+            self.selected = None;
+        }
         if length > crate::OPTION_DATA_MAX {
             self.told = None;
             self.state = State::Drain {
@@ -310,16 +325,18 @@ impl Handshake {
         }
     }
 
-    /// No context is offered: well-formed questions about known exports get an empty ACK (spec 3.3, section 9).
+    /// LIST and SET of metadata contexts (spec 3.3, section 9).
     fn meta_context(&mut self, option: u32, data: Bytes, output: &mut Output) -> Step {
         if self.replies == ReplyStyle::Simple {
             let text = "metadata contexts need STRUCTURED_REPLY first";
             return refuse(output, option, rep::ERR_INVALID, text);
         }
-        match meta_context_name(data) {
-            Ok(name) => {
-                self.ask_export(name, Purpose::MetaContext, Pending::MetaContext { option })
-            }
+        match ContextRequest::decode(option, data) {
+            Ok(request) => self.ask_export(
+                request.name.clone(),
+                Purpose::MetaContext,
+                Pending::MetaContext(request),
+            ),
             Err(text) => refuse(output, option, rep::ERR_INVALID, &text),
         }
     }
@@ -349,10 +366,10 @@ impl Handshake {
             (Pending::ExportName, Answer::Export(found)) => {
                 self.answer_export_name(refuse_when(stopped, found), output);
             }
-            (Pending::MetaContext { option }, Answer::Export(found)) => {
+            (Pending::MetaContext(request), Answer::Export(found)) => {
                 match refuse_when(stopped, found) {
-                    Ok(_) => output.option_reply(option, rep::ACK, &[]),
-                    Err(refusal) => send_refusal(output, option, &refusal),
+                    Ok(info) => self.answer_contexts(&request, &info, output),
+                    Err(refusal) => send_refusal(output, request.option, &refusal),
                 }
             }
             (pending, _) => {
@@ -433,6 +450,32 @@ impl Handshake {
         }
     }
 
+    /// One META_CONTEXT reply per context, with its id for SET and 0 for LIST, then the ACK.
+    fn answer_contexts(
+        &mut self,
+        request: &ContextRequest,
+        info: &ExportInfo,
+        output: &mut Output,
+    ) {
+        let set = request.option == opt::SET_META_CONTEXT;
+        let contexts = request.choose(&info.contexts);
+        for place in &contexts {
+            let Some(name) = info.contexts.get(*place as usize) else {
+                continue;
+            };
+            let id = if set { id_of(*place) } else { 0 };
+            let parts = [&id.to_be_bytes()[..], name.as_bytes()];
+            output.option_reply(request.option, rep::META_CONTEXT, &parts);
+        }
+        output.option_reply(request.option, rep::ACK, &[]);
+        if set {
+            self.selected = Some(Selected {
+                export: info.name.clone(),
+                contexts,
+            });
+        }
+    }
+
     fn answer_export_name(&mut self, found: Result<Box<ExportInfo>, Refusal>, output: &mut Output) {
         match found {
             Ok(info) => {
@@ -485,26 +528,7 @@ impl InfoRequest {
     }
 }
 
-/// u32 name length, name, u32 count, count x (u32 length, query): every length is checked against what is there.
-fn meta_context_name(mut data: Bytes) -> Result<String, String> {
-    let name = string_with_length(&mut data)?;
-    let count = data.try_get_u32().map_err(|_| short())?;
-    for _ in 0..count {
-        let query = string_with_length(&mut data)?;
-        if !query.contains(':') {
-            let query = clip(&query, 80);
-            return Err(format!(
-                "metadata context query \"{query}\" has no namespace"
-            ));
-        }
-    }
-    if data.has_remaining() {
-        return Err(format!("{} bytes after the last query", data.remaining()));
-    }
-    Ok(name)
-}
-
-fn string_with_length(data: &mut Bytes) -> Result<String, String> {
+pub(crate) fn string_with_length(data: &mut Bytes) -> Result<String, String> {
     let length = data.try_get_u32().map_err(|_| short())? as usize;
     if length > data.remaining() {
         return Err(format!(
@@ -530,7 +554,7 @@ fn name_from(raw: &[u8]) -> Result<String, String> {
     }
 }
 
-fn short() -> String {
+pub(crate) fn short() -> String {
     "the option's data is too short".to_string()
 }
 

@@ -12,6 +12,8 @@ pub(crate) struct InFlight {
     pub(crate) command: u16,
     pub(crate) offset: u64,
     pub(crate) length: u32,
+    /// A BLOCK_STATUS that wants one extent.
+    pub(crate) one: bool,
 }
 
 /// Requests in flight, by slot; free slots are used again.

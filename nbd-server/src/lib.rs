@@ -12,9 +12,9 @@
 //!   socket ◄─ pieces ── Session::take_output ◄────────────────────────────────┘
 //! ```
 //!
-//! What is served: the fixed newstyle handshake with every option of the baseline, simple and structured replies,
-//! READ (with DF), WRITE, FLUSH, TRIM, WRITE_ZEROES, and FUA everywhere. What is refused by name: TLS, extended
-//! headers, CACHE, BLOCK_STATUS (no metadata context is offered) and RESIZE.
+//! What is served: the fixed newstyle handshake with every option of the baseline, metadata contexts, simple and
+//! structured replies, READ (with DF), WRITE, FLUSH, TRIM, WRITE_ZEROES, CACHE, BLOCK_STATUS, and FUA everywhere. What
+//! is refused by name: TLS, extended headers and RESIZE.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -22,6 +22,7 @@ extern crate alloc;
 #[cfg(feature = "std")]
 extern crate std;
 
+mod contexts;
 #[cfg(feature = "std")]
 pub mod device;
 mod error;
@@ -40,7 +41,7 @@ pub use export::{
     Access, BlockSizeError, BlockSizes, Directory, ExportInfo, Features, ListedExport, Refusal,
     RefusalKind, Unaligned,
 };
-pub use request::{Data, Handle, PayloadWanted, Request, RequestKind};
+pub use request::{Data, Extent, Handle, PayloadWanted, Request, RequestKind};
 pub use session::{Answer, Counters, Event, Limits, Phase, Purpose, Query, Session};
 
 /// TCP port registered for NBD (spec section 1).

@@ -85,9 +85,14 @@ impl Output {
 
     /// Head of a chunk that is the last of its reply (spec section 5).
     pub(crate) fn last_chunk(&mut self, kind: u16, cookie: u64, length: u32) {
+        self.chunk(wire::chunk::FLAG_DONE, kind, cookie, length);
+    }
+
+    /// Head of a chunk.
+    pub(crate) fn chunk(&mut self, flags: u16, kind: u16, cookie: u64, length: u32) {
         let head = self.head();
         head.put_u32(wire::STRUCTURED_REPLY_MAGIC);
-        head.put_u16(wire::chunk::FLAG_DONE);
+        head.put_u16(flags);
         head.put_u16(kind);
         head.put_u64(cookie);
         head.put_u32(length);

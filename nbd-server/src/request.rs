@@ -50,6 +50,24 @@ pub enum RequestKind {
     },
     /// Make durable every write that was replied to before.
     Flush,
+    /// The range will be read soon. A hint: success at once is always right.
+    Cache {
+        /// First byte.
+        offset: u64,
+        /// Up to 4 GiB - 1.
+        length: u32,
+    },
+    /// Tell what is known of a range; answer with [`Data::Status`].
+    BlockStatus {
+        /// First byte.
+        offset: u64,
+        /// Up to 4 GiB - 1. The answer may cover less of it, but something.
+        length: u32,
+        /// The client takes the first extent only.
+        one: bool,
+        /// The contexts that it selected: places in [`crate::ExportInfo::contexts`], ascending.
+        contexts: Vec<u32>,
+    },
     /// The range's content is no longer needed.
     Trim {
         /// First byte.
@@ -77,18 +95,30 @@ pub enum RequestKind {
 /// What a successful request yields.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Data {
-    /// Nothing: everything but READ.
+    /// Nothing: everything but READ and BLOCK_STATUS.
     None,
     /// The data of a READ.
     Bytes(Bytes),
     /// The data of a READ in several pieces, in order.
     Pieces(Vec<Bytes>),
+    /// The answer to a BLOCK_STATUS: for each context of the request, in its order, extents from the request's first
+    /// byte on, at least one that is not empty. The session joins equal neighbours and cuts what is too much.
+    Status(Vec<Vec<Extent>>),
+}
+
+/// What holds for a piece of the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Bytes.
+    pub length: u64,
+    /// Bits with the meaning of the context.
+    pub flags: u32,
 }
 
 impl Data {
     pub(crate) fn len(&self) -> u64 {
         match self {
-            Data::None => 0,
+            Data::None | Data::Status(_) => 0,
             Data::Bytes(bytes) => bytes.len() as u64,
             Data::Pieces(pieces) => pieces.iter().map(|piece| piece.len() as u64).sum(),
         }

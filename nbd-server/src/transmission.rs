@@ -3,7 +3,7 @@
 //! ```text
 //!             ┌───────────────────────────────────────────────┐
 //!             ▼                                               │
-//!  Header ── READ, FLUSH, TRIM, WRITE_ZEROES ──► Request ─────┤
+//!  Header ── READ, FLUSH, TRIM and so on ────────► Request ───┤
 //!    │ ├──── refused without payload ─► error reply ──────────┤
 //!    │ ├──── refused WRITE ─► Drain ─► error reply ───────────┤
 //!    │ └──── WRITE ─► Payload ─────────────► Request ─────────┘
@@ -14,15 +14,17 @@
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 
 use bytes::{BufMut, Bytes};
 
+use crate::contexts;
 use crate::error::{End, ErrorCode, Misuse, NbdError, ProtocolError};
 use crate::export::{Access, ExportInfo, Unaligned};
 use crate::in_flight::{InFlight, Slots};
 use crate::input::Input;
 use crate::output::{Output, clip};
-use crate::request::{Data, Handle, PayloadWanted, Request, RequestKind};
+use crate::request::{Data, Extent, Handle, PayloadWanted, Request, RequestKind};
 use crate::session::{Counters, Event, Limits, Step};
 use crate::wire::{self, RequestHeader, chunk, cmd, cmd_flag, command_name};
 
@@ -74,12 +76,19 @@ pub(crate) struct Transmission {
     replies: ReplyStyle,
     /// Offsets and lengths must be multiples of this.
     alignment: u64,
+    /// Metadata contexts that the client selected: places in the export's list.
+    contexts: Vec<u32>,
     state: State,
     slots: Slots,
 }
 
 impl Transmission {
-    pub(crate) fn new(info: Box<ExportInfo>, replies: ReplyStyle, asked_sizes: bool) -> Self {
+    pub(crate) fn new(
+        info: Box<ExportInfo>,
+        replies: ReplyStyle,
+        asked_sizes: bool,
+        contexts: Vec<u32>,
+    ) -> Self {
         let bound = asked_sizes || info.unaligned == Unaligned::Refused;
         let alignment = if bound {
             u64::from(info.block_sizes.minimum())
@@ -91,6 +100,7 @@ impl Transmission {
             info,
             replies,
             alignment,
+            contexts,
             state: State::Header,
             slots: Slots::default(),
         }
@@ -254,6 +264,7 @@ impl Transmission {
             command: header.command,
             offset: header.offset,
             length: header.length,
+            one: header.flags & cmd_flag::REQ_ONE != 0,
         });
         counters.requests += 1;
         Step::Event(Event::Request(Request { handle, kind }))
@@ -321,7 +332,10 @@ impl Transmission {
         self.check_range(header)?;
         if length == 0 {
             return match command {
-                cmd::READ => Err(NbdError::inval("READ of 0 bytes")),
+                cmd::READ | cmd::BLOCK_STATUS => {
+                    let text = format!("{} of 0 bytes", command_name(command));
+                    Err(NbdError::inval(text))
+                }
                 _ => Ok(Judged::Nothing),
             };
         }
@@ -331,6 +345,13 @@ impl Transmission {
                 offset,
                 payload: Bytes::new(),
                 fua,
+            },
+            cmd::CACHE => RequestKind::Cache { offset, length },
+            cmd::BLOCK_STATUS => RequestKind::BlockStatus {
+                offset,
+                length,
+                one: flags & cmd_flag::REQ_ONE != 0,
+                contexts: self.contexts.clone(),
             },
             cmd::TRIM => RequestKind::Trim {
                 offset,
@@ -360,6 +381,12 @@ impl Transmission {
             cmd::WRITE => true,
             cmd::TRIM => features.trim,
             cmd::WRITE_ZEROES => features.write_zeroes,
+            cmd::CACHE => features.cache,
+            cmd::BLOCK_STATUS if self.contexts.is_empty() => {
+                let text = "BLOCK_STATUS without a selected metadata context";
+                return Err(NbdError::inval(text));
+            }
+            cmd::BLOCK_STATUS => true,
             _ => false,
         };
         if served {
@@ -376,12 +403,13 @@ impl Transmission {
         let features = &self.info.features;
         // FUA means nothing where nothing is written. Where something is, it is never ignored.
         let fua = match command {
-            cmd::READ | cmd::FLUSH => cmd_flag::FUA,
+            cmd::READ | cmd::FLUSH | cmd::CACHE => cmd_flag::FUA,
             _ if features.fua => cmd_flag::FUA,
             _ => 0,
         };
         let own = match (command, self.replies) {
             (cmd::READ, ReplyStyle::Structured) => cmd_flag::DF,
+            (cmd::BLOCK_STATUS, _) => cmd_flag::REQ_ONE,
             (cmd::WRITE_ZEROES, _) if features.fast_zero => cmd_flag::NO_HOLE | cmd_flag::FAST_ZERO,
             (cmd::WRITE_ZEROES, _) => cmd_flag::NO_HOLE,
             _ => 0,
@@ -493,6 +521,12 @@ impl Transmission {
                 return Ok(());
             }
         };
+        if let Data::Status(lists) = data {
+            return self.reply_status(&request, &lists, output);
+        }
+        if request.command == cmd::BLOCK_STATUS {
+            return self.refuse_reply(&request, 1, 0, output);
+        }
         let expected = if request.command == cmd::READ {
             u64::from(request.length)
         } else {
@@ -500,15 +534,51 @@ impl Transmission {
         };
         let got = data.len();
         if got != expected {
-            let error = NbdError::io("the server lost its own data");
-            self.send_error(request.cookie, &error, output);
-            return Err(Misuse::WrongData {
-                command: request.command,
-                expected,
-                got,
-            });
+            return self.refuse_reply(&request, expected, got, output);
         }
         self.send_success(&request, data, output);
+        Ok(())
+    }
+
+    /// The caller's mistake: the client gets EIO.
+    fn refuse_reply(
+        &self,
+        request: &InFlight,
+        expected: u64,
+        got: u64,
+        output: &mut Output,
+    ) -> Result<(), Misuse> {
+        let error = NbdError::io("the server lost its own data");
+        self.send_error(request.cookie, &error, output);
+        Err(Misuse::WrongData {
+            command: request.command,
+            expected,
+            got,
+        })
+    }
+
+    /// One chunk per selected context (spec section 9).
+    fn reply_status(
+        &self,
+        request: &InFlight,
+        lists: &[Vec<Extent>],
+        output: &mut Output,
+    ) -> Result<(), Misuse> {
+        let tidied: Vec<Vec<(u32, u32)>> = lists
+            .iter()
+            .map(|extents| contexts::tidy(extents, request.length, request.one))
+            .collect();
+        let (expected, got) = (self.contexts.len() as u64, lists.len() as u64);
+        // A list that makes no progress would have the client ask for ever.
+        let stuck = tidied.iter().any(Vec::is_empty);
+        if request.command != cmd::BLOCK_STATUS || expected != got || stuck {
+            return self.refuse_reply(request, expected, got, output);
+        }
+        for (at, (place, extents)) in self.contexts.iter().zip(&tidied).enumerate() {
+            let last = at + 1 == tidied.len();
+            let flags = if last { chunk::FLAG_DONE } else { 0 };
+            contexts::send_chunk(output, flags, request.cookie, *place, extents);
+        }
         Ok(())
     }
 
@@ -522,7 +592,7 @@ impl Transmission {
             output.simple(0, request.cookie);
         }
         match data {
-            Data::None => {}
+            Data::None | Data::Status(_) => {}
             Data::Bytes(bytes) => output.payload(bytes),
             Data::Pieces(pieces) => pieces.into_iter().for_each(|piece| output.payload(piece)),
         }

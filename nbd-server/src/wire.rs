@@ -59,6 +59,8 @@ pub mod rep {
     pub const SERVER: u32 = 2;
     /// One fact about an export.
     pub const INFO: u32 = 3;
+    /// One metadata context: id and name.
+    pub const META_CONTEXT: u32 = 4;
     /// Unknown or unsupported option.
     pub const ERR_UNSUP: u32 = 0x8000_0001;
     /// Forbidden by the server's policy.
@@ -107,6 +109,8 @@ pub mod export_flag {
     pub const SEND_DF: u16 = 1 << 7;
     /// Several connections see one another's completed writes and flushes.
     pub const CAN_MULTI_CONN: u16 = 1 << 8;
+    /// CACHE is served.
+    pub const SEND_CACHE: u16 = 1 << 10;
     /// WRITE_ZEROES may ask to fail instead of being slow.
     pub const SEND_FAST_ZERO: u16 = 1 << 11;
 }
@@ -141,8 +145,18 @@ pub mod cmd_flag {
     pub const NO_HOLE: u16 = 1 << 1;
     /// READ in one chunk.
     pub const DF: u16 = 1 << 2;
+    /// BLOCK_STATUS with one extent.
+    pub const REQ_ONE: u16 = 1 << 3;
     /// WRITE_ZEROES only when fast.
     pub const FAST_ZERO: u16 = 1 << 4;
+}
+
+/// Flags of an extent of `base:allocation` (spec section 9).
+pub mod allocation {
+    /// Nothing is allocated.
+    pub const HOLE: u32 = 1 << 0;
+    /// Reads as zeroes.
+    pub const ZERO: u32 = 1 << 1;
 }
 
 /// Structured reply chunks (spec section 5).
@@ -151,6 +165,8 @@ pub mod chunk {
     pub const FLAG_DONE: u16 = 1 << 0;
     /// Offset and data.
     pub const OFFSET_DATA: u16 = 1;
+    /// Context id and extents.
+    pub const BLOCK_STATUS: u16 = 5;
     /// Error code and text.
     pub const ERROR: u16 = 0x8001;
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use common::{Client, SIZE, Seen, Table, context_data, info_data, option};
 use proptest::prelude::*;
 use tandem_nbd_server::wire::{RequestHeader, opt};
-use tandem_nbd_server::{Data, NbdError, Request, RequestKind};
+use tandem_nbd_server::{Data, Extent, NbdError, Request, RequestKind};
 
 fn some_option() -> impl Strategy<Value = Vec<u8>> {
     let name = prop_oneof![
@@ -19,7 +19,7 @@ fn some_option() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         3 => (prop_oneof![Just(opt::INFO), Just(opt::GO)], name.clone(), prop::collection::vec(0u16..5, 0..4))
             .prop_map(|(number, name, kinds)| option(number, &info_data(&name, &kinds))),
-        1 => (9u32..11, name.clone(), prop::collection::vec("[a-z:]{0,8}", 0..3)).prop_map(
+        1 => (9u32..11, name.clone(), prop::collection::vec(prop_oneof![Just("base:allocation".to_string()), "[a-z:]{0,8}"], 0..3)).prop_map(
             |(number, name, queries)| {
                 let queries: Vec<&str> = queries.iter().map(String::as_str).collect();
                 option(number, &context_data(&name, &queries))
@@ -81,6 +81,15 @@ fn result_of(request: &Request) -> Result<Data, NbdError> {
     match &request.kind {
         RequestKind::Read { offset, .. } if offset % 7 == 0 => Err(NbdError::io("a bad sector")),
         RequestKind::Read { length, .. } => Ok(Data::Bytes(vec![0xaa; *length as usize].into())),
+        RequestKind::BlockStatus {
+            length, contexts, ..
+        } => {
+            let data = Extent {
+                length: u64::from(*length),
+                flags: 0,
+            };
+            Ok(Data::Status(vec![vec![data]; contexts.len()]))
+        }
         _ => Ok(Data::None),
     }
 }
@@ -185,6 +194,8 @@ proptest! {
             let (offset, length) = match &request.kind {
                 RequestKind::Write { offset, payload, .. } => (*offset, payload.len() as u64),
                 RequestKind::Read { offset, length }
+                | RequestKind::Cache { offset, length }
+                | RequestKind::BlockStatus { offset, length, .. }
                 | RequestKind::Trim { offset, length, .. }
                 | RequestKind::WriteZeroes { offset, length, .. } => (*offset, u64::from(*length)),
                 RequestKind::Flush => (0, 1),

@@ -47,6 +47,10 @@ fn nbdinfo_sees_size_and_flags_of_a_primary() {
         "\"can_trim\": true",
         "\"can_zero\": true",
         "\"can_multi_conn\": true",
+        "\"can_cache\": true",
+        "\"can_fast_zero\": true",
+        "base:allocation",
+        "x-tandem:out-of-sync",
     ] {
         assert!(info.contains(fact), "{fact} is not in {info}");
     }

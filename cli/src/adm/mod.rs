@@ -187,6 +187,13 @@ fn dispatch(
         Action::HiddenCommands => return Ok(help::hidden()),
         Action::Status => return crate::status::adm::run(invocation, arguments),
         Action::Proc => return show::proc(invocation).map(|()| 0),
+        Action::Probe => {
+            let [target] = &arguments.targets[..] else {
+                help::of_word(invocation, word);
+                return Ok(USAGE);
+            };
+            return crate::probe::run(invocation, target).map(|()| 0);
+        }
         _ => {}
     }
     let configuration = Configuration::load(invocation, arguments)?;

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use crate::place::Place;
+
 const NBDMAGIC: u64 = 0x4e42_444d_4147_4943;
 const IHAVEOPT: u64 = 0x4948_4156_454f_5054;
 const OPTION_REPLY: u64 = 0x0003_e889_0455_65a9;
@@ -92,64 +94,10 @@ pub(crate) struct NbdClient {
     size: u64,
 }
 
-/// An export as an URI names it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Place {
-    unix: Option<String>,
-    address: String,
-    export: String,
-}
-
-/// Understands `nbd+unix:///EXPORT?socket=PATH` and `nbd://HOST[:PORT]/EXPORT`.
-fn parse_uri(uri: &str) -> Option<Place> {
-    if let Some(rest) = uri.strip_prefix("nbd+unix://") {
-        let (path, query) = rest.split_once('?')?;
-        let socket = query
-            .split('&')
-            .find_map(|pair| pair.strip_prefix("socket="))?;
-        return Some(Place {
-            unix: Some(decoded(socket)?),
-            address: String::new(),
-            export: decoded(path.trim_start_matches('/'))?,
-        });
-    }
-    let rest = uri.strip_prefix("nbd://")?;
-    let (address, export) = rest.split_once('/').unwrap_or((rest, ""));
-    let with_port = address.rsplit_once(':').is_some_and(|(_, port)| {
-        !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit())
-    });
-    Some(Place {
-        unix: None,
-        address: if with_port {
-            address.to_owned()
-        } else {
-            format!("{address}:10809")
-        },
-        export: decoded(export)?,
-    })
-}
-
-/// Undoes the percent signs of an URI.
-fn decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::new();
-    let mut rest = text.as_bytes();
-    while let Some((&byte, tail)) = rest.split_first() {
-        rest = tail;
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
-        }
-        let digits = std::str::from_utf8(rest.get(..2)?).ok()?;
-        bytes.push(u8::from_str_radix(digits, 16).ok()?);
-        rest = &rest[2..];
-    }
-    String::from_utf8(bytes).ok()
-}
-
 impl NbdClient {
     /// Connects to an export.
     pub(crate) fn connect(uri: &str) -> Result<NbdClient, NbdError> {
-        let place = parse_uri(uri).ok_or_else(|| NbdError::Uri(uri.to_owned()))?;
+        let place = Place::parse(uri).ok_or_else(|| NbdError::Uri(uri.to_owned()))?;
         let socket = match &place.unix {
             Some(path) => {
                 let stream = UnixStream::connect(path)?;
@@ -317,36 +265,5 @@ impl NbdClient {
         let head = self.request(DISCONNECT, 0, 0, 0);
         // A server that is gone needs no good-bye.
         let _ = self.socket.write_all(&head);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn both_kinds_of_uris_are_understood() {
-        let unix = parse_uri("nbd+unix:///r0/0?socket=/run/a%20b/nbd.sock");
-        let unix = unix.unwrap_or_else(|| panic!("not understood"));
-        assert_eq!(unix.unix.as_deref(), Some("/run/a b/nbd.sock"));
-        assert_eq!(unix.export, "r0/0");
-        let tcp = parse_uri("nbd://[::1]:1234/r0");
-        let tcp = tcp.unwrap_or_else(|| panic!("not understood"));
-        assert_eq!(
-            (tcp.address.as_str(), tcp.export.as_str()),
-            ("[::1]:1234", "r0")
-        );
-        let port = parse_uri("nbd://host/x").map(|place| place.address);
-        assert_eq!(port.as_deref(), Some("host:10809"));
-        assert_eq!(parse_uri("http://host/"), None);
-    }
-
-    proptest! {
-        #[test]
-        fn no_uri_makes_it_panic(text in "(nbd(\\+unix)?://)?\\PC{0,40}") {
-            let _ = parse_uri(&text);
-        }
     }
 }

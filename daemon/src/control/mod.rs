@@ -1,6 +1,7 @@
 //! The control socket: JSON lines between commands of an administrator and the daemon.
 
 pub mod client;
+mod idle;
 pub mod messages;
 pub(crate) mod server;
 

@@ -10,19 +10,27 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
+use super::idle::Idle;
 use super::messages::{
     Body, Call, CommandAnswer, DEADLINE_DEFAULT, DEADLINE_MAX, LINE_BYTES_MAX, Request, Response,
 };
 use crate::node::Node;
 
-/// Connections with commands at one time; further ones are told so and closed. Watches are counted apart.
+/// Connections with commands at one time. A further one takes the place of one that waits for its next request, or waits for a
+/// place. Watches are counted apart.
 const CONNECTIONS_MAX: usize = 64;
 
 /// Watches at one time.
 const WATCHES_MAX: usize = 256;
 
-/// Connections at one time that are being told that there is no place.
-const REFUSALS_MAX: usize = 64;
+/// Connections at one time that wait for a place, or are being told that there is none.
+const QUEUE_MAX: usize = 64;
+
+/// How long a connection waits for a place while all others are busy.
+const PLACE_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Pause between two looks for a connection that makes room.
+const PLACE_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a connection may stay without a request: a silent one must not keep an administrator out.
 const FIRST_REQUEST_PATIENCE: Duration = Duration::from_secs(10);
@@ -47,7 +55,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) async fn serve(node: Arc<Node>, listener: UnixListener) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let watches = Arc::new(Semaphore::new(WATCHES_MAX));
-    let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
+    let queue = Arc::new(Semaphore::new(QUEUE_MAX));
+    let idle = Idle::default();
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
@@ -57,19 +66,16 @@ pub(crate) async fn serve(node: Arc<Node>, listener: UnixListener) {
                     stream,
                     node: Arc::clone(&node),
                     watches: Arc::clone(&watches),
+                    idle: idle.clone(),
                 };
                 match permit {
                     Ok(permit) => {
                         tokio::spawn(connection.run(permit));
                     }
                     Err(_) => {
-                        tracing::info!(
-                            client = connection.who,
-                            "a control connection was refused: {CONNECTIONS_MAX} connections are open"
-                        );
                         // Beyond this limit they are closed without a word.
-                        if let Ok(place) = Arc::clone(&refusals).try_acquire_owned() {
-                            tokio::spawn(connection.no_place(place));
+                        if let Ok(queued) = Arc::clone(&queue).try_acquire_owned() {
+                            tokio::spawn(connection.wait_for_place(Arc::clone(&permits), queued));
                         }
                     }
                 }
@@ -93,11 +99,20 @@ fn who(stream: &UnixStream) -> String {
         )
 }
 
+/// What ends the wait of a connection.
+enum Next {
+    /// So many bytes; none is the end.
+    Input(usize),
+    /// It is closed, for this reason.
+    Leave(String),
+}
+
 struct Connection {
     who: String,
     stream: UnixStream,
     node: Arc<Node>,
     watches: Arc<Semaphore>,
+    idle: Idle,
 }
 
 impl Connection {
@@ -108,14 +123,32 @@ impl Connection {
         }
     }
 
-    async fn no_place(self, place: OwnedSemaphorePermit) {
+    /// Takes the first place that another connection leaves.
+    async fn wait_for_place(self, places: Arc<Semaphore>, queued: OwnedSemaphorePermit) {
+        let deadline = Instant::now() + PLACE_PATIENCE;
+        while Instant::now() < deadline {
+            self.idle.make_room(Instant::now());
+            let place = Arc::clone(&places).acquire_owned();
+            if let Ok(Ok(permit)) = tokio::time::timeout(PLACE_PAUSE, place).await {
+                drop(queued);
+                return self.run(permit).await;
+            }
+        }
+        tracing::info!(
+            client = self.who,
+            "a control connection was refused: {CONNECTIONS_MAX} connections are busy"
+        );
+        self.no_place(queued).await;
+    }
+
+    async fn no_place(self, queued: OwnedSemaphorePermit) {
         let text = format!(
-            "the daemon has {CONNECTIONS_MAX} connections of commands open, which is as many as it takes: end some of them \
-             (a tandem status --watch, say), and try again"
+            "the daemon works on the commands of {CONNECTIONS_MAX} connections, which is as many as it takes: end some of them \
+             (a tandem adm wait-connect, say), and try again"
         );
         // The client may be gone already.
         let _ = self.refuse(0, text).await;
-        drop(place);
+        drop(queued);
     }
 
     async fn serve(mut self, permit: OwnedSemaphorePermit) -> std::io::Result<()> {
@@ -152,25 +185,37 @@ impl Connection {
                     }
                 }
             }
-            let read = self.stream.read(&mut buffer);
-            let count = match until {
-                None => read.await?,
-                Some(until) => match tokio::time::timeout_at(until, read).await {
-                    Ok(count) => count?,
-                    Err(_) => {
-                        let waited = FIRST_REQUEST_PATIENCE.as_secs();
-                        tracing::info!(
-                            client = self.who,
-                            "a control connection is closed: no request within {waited} s"
-                        );
-                        let text = format!("no request within {waited} s");
-                        return self.refuse(0, text).await;
-                    }
-                },
-            };
-            match count {
-                0 => return Ok(()),
-                count => reader.push(buffer.get(..count).unwrap_or_default()),
+            match self.more(until, &mut buffer).await? {
+                Next::Input(0) => return Ok(()),
+                Next::Input(count) => reader.push(buffer.get(..count).unwrap_or_default()),
+                Next::Leave(text) => {
+                    tracing::info!(client = self.who, "a control connection is closed: {text}");
+                    drop(permit);
+                    return self.refuse(0, text).await;
+                }
+            }
+        }
+    }
+
+    /// Waits for the next request, as long as nobody else needs the place.
+    async fn more(&mut self, until: Option<Instant>, buffer: &mut [u8]) -> std::io::Result<Next> {
+        let mut rest = self.idle.rest(Instant::now());
+        let patience = async {
+            match until {
+                Some(until) => tokio::time::sleep_until(until).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            // What has been asked already is answered.
+            biased;
+            read = self.stream.read(buffer) => Ok(Next::Input(read?)),
+            _ = &mut rest.wanted => Ok(Next::Leave(
+                "others needed the place, and this connection had asked for nothing: connect again".to_owned(),
+            )),
+            () = patience => {
+                let waited = FIRST_REQUEST_PATIENCE.as_secs();
+                Ok(Next::Leave(format!("no request within {waited} s")))
             }
         }
     }

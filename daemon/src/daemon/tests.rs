@@ -578,21 +578,83 @@ fn last_answer(stream: UnixStream) -> String {
     answer
 }
 
+/// Sends a call and leaves its answer unread.
+fn ask(stream: &mut UnixStream, call: &Call, deadline: Duration) {
+    let deadline = u64::try_from(deadline.as_millis()).unwrap();
+    let request = serde_json::json!({"id": 1, "deadline_ms": deadline, "call": call});
+    stream.write_all(format!("{request}\n").as_bytes()).unwrap();
+}
+
 #[test]
-fn idle_control_connections_keep_nobody_out_for_long() {
+fn control_connections_that_rest_make_room_for_others() {
     let daemon = Daemon::start(false);
     let socket = daemon.places().control_socket();
-    let mut idle = Vec::new();
-    for _ in 0..70 {
-        idle.push(UnixStream::connect(&socket).unwrap());
+    // Some have asked once and stay, some have never said a word.
+    let mut resting = Vec::new();
+    for at in 0..64 {
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        stream.set_read_timeout(Some(WAIT)).unwrap();
+        if at % 2 == 0 {
+            ask(&mut stream, &Call::Version, WAIT);
+            BufReader::new(&stream)
+                .read_line(&mut String::new())
+                .unwrap();
+        }
+        resting.push(stream);
+    }
+    for _ in 0..3 {
+        assert_eq!(daemon.refused(secondary("r0", 0)).number, 158);
+    }
+    // Those that had waited longest were told.
+    assert!(last_answer(resting.remove(0)).contains("others needed the place"));
+    // The others are served as before.
+    let mut last = resting.pop().unwrap();
+    ask(&mut last, &Call::Version, WAIT);
+    let mut answer = String::new();
+    BufReader::new(&last).read_line(&mut answer).unwrap();
+    assert!(answer.contains("schema"), "{answer}");
+}
+
+#[test]
+fn while_all_connections_are_busy_a_further_one_is_told_so() {
+    let daemon = Daemon::start(false);
+    daemon.up("r0", 0);
+    let mut definition = daemon.definition("r1", 1);
+    definition.connection = serde_json::from_value(serde_json::json!({
+        "my_name": "alpha", "peer_name": "beta", "my_address": "127.0.0.1:0", "peer_address": "127.0.0.1:9",
+    }))
+    .unwrap();
+    let definition = Box::new(definition);
+    daemon.ok(Call::Configure { definition });
+    daemon.ok(Call::Connect {
+        resource: "r1".to_owned(),
+        discard_my_data: false,
+        tentative: false,
+    });
+    let wait = Call::Wait {
+        resource: "r1".to_owned(),
+        volume: None,
+        until: WaitFor::Connected,
+    };
+    let socket = daemon.places().control_socket();
+    let mut busy = Vec::new();
+    for _ in 0..64 {
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        ask(&mut stream, &wait, WAIT);
+        busy.push(stream);
     }
     let refused = daemon.refused(secondary("r0", 0));
     assert_eq!(refused.exit, 20);
-    let text = &refused.text;
-    assert!(text.contains("64 connections"), "{text}");
-    let first = idle.remove(0);
-    assert!(last_answer(first).contains("no request within 10 s"));
+    assert!(refused.text.contains("64 connections"), "{refused:?}");
+    drop(busy.pop());
     until(|| daemon.client().version().is_ok());
+}
+
+#[test]
+fn a_silent_control_connection_is_told_why_it_is_closed() {
+    let daemon = Daemon::start(false);
+    let silent = UnixStream::connect(daemon.places().control_socket()).unwrap();
+    assert!(last_answer(silent).contains("no request within 10 s"));
 }
 
 #[test]
@@ -638,4 +700,141 @@ fn silent_nbd_connections_keep_no_client_out() {
     disk.write_all(&[7; 4096]).unwrap();
     // Far less than the silent ones would be waited for.
     assert!(begun.elapsed() < Duration::from_secs(tandem_nbd_server::HANDSHAKE_SECONDS_MAX));
+}
+
+/// In transmission on `r0`, with the request head of a READ of `length` bytes sent `count` times and nothing read.
+fn client_that_reads_nothing(daemon: &Daemon, count: u64, length: u32) -> UnixStream {
+    let mut stream = UnixStream::connect(daemon.places().nbd_socket()).unwrap();
+    stream.set_read_timeout(Some(WAIT)).unwrap();
+    stream.set_write_timeout(Some(WAIT)).unwrap();
+    nbd::client::handshake(&mut stream, b"r0").unwrap();
+    for cookie in 0..count {
+        let header = tandem_nbd_server::wire::RequestHeader {
+            flags: 0,
+            command: tandem_nbd_server::wire::cmd::READ,
+            cookie,
+            offset: 0,
+            length,
+        };
+        stream.write_all(&header.encode()).unwrap();
+    }
+    stream
+}
+
+fn say_goodbye(stream: &mut UnixStream) {
+    let header = tandem_nbd_server::wire::RequestHeader {
+        flags: 0,
+        command: tandem_nbd_server::wire::cmd::DISC,
+        cookie: 0,
+        offset: 0,
+        length: 0,
+    };
+    stream.write_all(&header.encode()).unwrap();
+}
+
+fn clients_of(daemon: &Daemon) -> usize {
+    let status = daemon.client().status(Some("r0")).unwrap().unwrap();
+    status.resources[0].volumes[0].clients.len()
+}
+
+#[test]
+fn a_demotion_does_not_wait_for_a_client_that_left_without_reading_its_replies() {
+    let daemon = Daemon::start(false);
+    daemon.up("r0", 0);
+    daemon.primary("r0");
+    // Far more than a socket holds; it leaves politely and never reads.
+    let mut greedy = client_that_reads_nothing(&daemon, 16, 1 << 20);
+    say_goodbye(&mut greedy);
+    let mut good = nbd_client(&daemon.places().nbd_socket(), "r0").unwrap();
+    let mut other = nbd_client(&daemon.places().nbd_socket(), "r0").unwrap();
+    good.write_all(&[1; 4096]).unwrap();
+    other.read_exact(&mut [0; 4096]).unwrap();
+    assert_eq!(clients_of(&daemon), 3);
+    assert_eq!(daemon.refused(secondary("r0", 0)).number, -12);
+    drop((good, other));
+    until(|| clients_of(&daemon) == 1);
+    let begun = Instant::now();
+    daemon.ok(secondary("r0", 15_000));
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    drop(greedy);
+}
+
+#[test]
+fn the_end_waits_for_readers_but_not_for_a_client_that_never_reads() {
+    let daemon = Daemon::start(false);
+    daemon.up("r0", 0);
+    daemon.primary("r0");
+    let deaf = client_that_reads_nothing(&daemon, 16, 1 << 20);
+    let mut reader = client_that_reads_nothing(&daemon, 4, 1 << 20);
+    until(|| clients_of(&daemon) == 2);
+    // All of its requests are in: the first reply has begun.
+    let mut head = [0; 16];
+    reader.read_exact(&mut head).unwrap();
+    let control = daemon.client();
+    let begun = Instant::now();
+    daemon.ok(Call::Shutdown);
+    let mut rest = Vec::new();
+    reader.read_to_end(&mut rest).unwrap();
+    assert!(rest.len() >= 1 << 20, "a reply that had begun is finished");
+    let socket = daemon.places().control_socket();
+    until(|| !socket.exists());
+    assert!(begun.elapsed() < Duration::from_secs(15));
+    drop((deaf, control));
+}
+
+#[test]
+fn a_handshake_that_does_not_end_is_ended() {
+    let daemon = Daemon::start(false);
+    daemon.up("r0", 0);
+    let mut stream = UnixStream::connect(daemon.places().nbd_socket()).unwrap();
+    stream.set_read_timeout(Some(WAIT)).unwrap();
+    // Flags, and then the beginning of an option: it is not silent, so it is not dropped for others.
+    stream.write_all(&[0, 0, 0, 3]).unwrap();
+    stream.write_all(b"IHAV").unwrap();
+    let begun = Instant::now();
+    let mut greeting = Vec::new();
+    stream.read_to_end(&mut greeting).unwrap();
+    assert_eq!(greeting.len(), 18);
+    let seconds = begun.elapsed().as_secs_f32();
+    let deadline = tandem_nbd_server::HANDSHAKE_SECONDS_MAX as f32;
+    assert!(
+        (deadline - 1.0..deadline + 8.0).contains(&seconds),
+        "{seconds}"
+    );
+}
+
+/// A client that asks for far more at once than a session takes: no request is forgotten while others are answered at once.
+#[test]
+fn inquiries_beyond_the_limits_of_a_session_are_all_answered() {
+    const COUNT: u64 = 20_000;
+    let daemon = Daemon::start(false);
+    daemon.up("r0", 0);
+    daemon.primary("r0");
+    let mut stream = UnixStream::connect(daemon.places().nbd_socket()).unwrap();
+    stream.set_read_timeout(Some(WAIT)).unwrap();
+    stream.set_write_timeout(Some(WAIT)).unwrap();
+    nbd::client::handshake(&mut stream, b"r0").unwrap();
+    let mut requests = Vec::new();
+    for cookie in 0..COUNT {
+        let header = tandem_nbd_server::wire::RequestHeader {
+            flags: 0,
+            command: tandem_nbd_server::wire::cmd::CACHE,
+            cookie,
+            offset: 0,
+            length: 8 << 20,
+        };
+        requests.extend(header.encode());
+    }
+    let begun = Instant::now();
+    stream.write_all(&requests).unwrap();
+    let mut cookies = std::collections::BTreeSet::new();
+    for _ in 0..COUNT {
+        // What wakes the loop now and then for other reasons is no way to be served.
+        assert!(begun.elapsed() < WAIT, "{} answers", cookies.len());
+        let mut head = [0; 16];
+        stream.read_exact(&mut head).unwrap();
+        assert_eq!(head[..8], [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0]);
+        cookies.insert(head[8..].to_vec());
+    }
+    assert_eq!(cookies.len() as u64, COUNT);
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, OFlags};
+use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use tandem_replicator::{BackingInfo, MetaKind, OpenError};
 
 use super::pool::Pool;
@@ -57,6 +57,10 @@ pub(crate) struct Device {
     pub(crate) bytes: u64,
     pub(crate) logical_block: u32,
     pub(crate) discard: bool,
+    /// Holes can be made, at no cost that grows with their length.
+    pub(crate) fast_zero: bool,
+    /// The same file once more, without its lock: whoever looks at it never keeps it from being closed and opened again.
+    pub(crate) view: Option<Arc<File>>,
 }
 
 /// The devices of an attached volume.
@@ -353,17 +357,32 @@ fn describe(file: File, path: &str, is_block: bool, align: usize) -> io::Result<
         metadata.len()
     };
     let logical_block = logical_block(&file)?;
+    let fast_zero = if is_block {
+        queue_attribute(metadata.rdev(), "write_zeroes_max_bytes") > 0
+    } else {
+        makes_holes(&file, metadata.len())
+    };
     let discard = !is_block || queue_attribute(metadata.rdev(), "discard_max_bytes") > 0;
+    // Without /proc there is no such view, and nothing to be told about holes.
+    let view = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).ok();
     Ok(Device {
         path: path.to_owned(),
+        view: view.map(Arc::new),
         align,
         place,
         // A tail shorter than a sector cannot be addressed.
         bytes: bytes - bytes % u64::from(logical_block),
         logical_block,
         discard,
+        fast_zero,
         file,
     })
+}
+
+/// Whether a hole can be punched into a file: tried behind its end, where it changes nothing.
+fn makes_holes(file: &File, end: u64) -> bool {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(file, flags, end.next_multiple_of(4096), 4096).is_ok()
 }
 
 /// Logical block size: the device's own, 512 for a file.

@@ -11,6 +11,7 @@ mod inline;
     reason = "ioctls without words in rustix; each call has its proof"
 )]
 mod ioctl;
+pub(crate) mod layout;
 #[allow(unsafe_code, reason = "aligned memory; each use has its proof")]
 pub(crate) mod pool;
 #[allow(
@@ -21,6 +22,7 @@ mod ring;
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::task::Context;
@@ -33,6 +35,7 @@ use tandem_replicator::{
 
 use backing::{Backing, BackingPaths, Device, Where};
 use helper::Helper;
+use layout::{Looked, Piece};
 use pool::{Block, Pool, is_aligned};
 use ring::{Finished, Ring, Work};
 
@@ -44,6 +47,15 @@ const HELPERS_WITHOUT_RING: usize = 8;
 
 /// Longest single I/O in bytes that is accepted: the wire's largest discard (wire-protocol.md 10.1).
 const OPERATION_BYTES_MAX: u32 = 128 << 20;
+
+/// Looks that may wait for a disk. Whoever asks beyond them is told that all is data.
+const LOOKS_MAX: usize = 1024;
+
+/// Beyond so many looks no range is read ahead.
+const READ_AHEADS_MAX: usize = 16;
+
+/// What one hint reads at most.
+const READ_AHEAD_BYTES_MAX: u64 = 32 << 20;
 
 /// Which of the two event kinds answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +100,12 @@ pub(crate) struct Disks {
     backings: BTreeMap<VolumeNumber, Backing>,
     events: VecDeque<Event>,
     finished: Vec<Finished<Ticket>>,
+    /// Looks at layouts, apart from what the engine waits for.
+    looker: Helper<Looked>,
+    /// Looks that have not come back.
+    looks: usize,
+    /// Layouts that were asked for, with the askers' numbers.
+    layouts: Vec<(u64, Vec<Piece>)>,
 }
 
 impl Disks {
@@ -114,6 +132,9 @@ impl Disks {
             backings: BTreeMap::new(),
             events: VecDeque::new(),
             finished: Vec::new(),
+            looker: Helper::new(resource, 1)?,
+            looks: 0,
+            layouts: Vec::new(),
         })
     }
 
@@ -199,6 +220,61 @@ impl Disks {
             MetaOperation::Flush => DiskOperation::Flush,
         };
         self.start(token, Area::Meta, device, window, operation);
+    }
+
+    /// Finds out where the data and the holes of a range are; [`Disks::layouts`] tells. Without a disk, or with too much to find out
+    /// already, all is data.
+    pub(crate) fn layout(
+        &mut self,
+        asker: u64,
+        volume: VolumeNumber,
+        (start, length): (u64, u64),
+        limit: usize,
+    ) {
+        match self.seen(volume) {
+            Some(file) if self.looks < LOOKS_MAX => {
+                self.looks += 1;
+                self.looker.run(move || {
+                    Looked::Layout(asker, layout::pieces(&file, start, length, limit))
+                });
+            }
+            _ => self.layouts.push((
+                asker,
+                vec![Piece {
+                    length,
+                    hole: false,
+                }],
+            )),
+        }
+    }
+
+    /// Layouts that are known now.
+    pub(crate) fn layouts(&mut self) -> Vec<(u64, Vec<Piece>)> {
+        std::mem::take(&mut self.layouts)
+    }
+
+    /// Has the beginning of a range read into the cache, if there is one. A hint: where there is much to do, nothing is done.
+    pub(crate) fn read_ahead(&mut self, volume: VolumeNumber, start: u64, length: u64) {
+        let cached = |backing: &Backing| backing.data.align == 1;
+        if self.looks < READ_AHEADS_MAX
+            && self.backings.get(&volume).is_some_and(cached)
+            && let Some(file) = self.seen(volume)
+        {
+            self.looks += 1;
+            self.looker.run(move || {
+                layout::read_ahead(&file, start, length.min(READ_AHEAD_BYTES_MAX));
+                Looked::ReadAhead
+            });
+        }
+    }
+
+    /// Whether zeroes cost the disk less than data of that length; `None` without a disk.
+    pub(crate) fn fast_zero(&self, volume: VolumeNumber) -> Option<bool> {
+        Some(self.backings.get(&volume)?.data.fast_zero)
+    }
+
+    fn seen(&self, volume: VolumeNumber) -> Option<Arc<File>> {
+        self.backings.get(&volume)?.data.view.clone()
     }
 
     fn refuse(&mut self, token: Token, area: Area, text: String) {
@@ -325,6 +401,12 @@ impl Disks {
         if self.ring.as_mut().is_some_and(|ring| ring.queued() > 0) {
             // Short transfers that go on, or a submission that the kernel put off: another turn submits them.
             context.waker().wake_by_ref();
+        }
+        while let std::task::Poll::Ready(looked) = self.looker.poll(context) {
+            self.looks -= 1;
+            if let Looked::Layout(asker, pieces) = looked {
+                self.layouts.push((asker, pieces));
+            }
         }
         while let std::task::Poll::Ready(helped) = self.helper.poll(context) {
             let event = match helped {

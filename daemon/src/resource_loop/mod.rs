@@ -3,10 +3,12 @@
 //! A turn collects everything that has happened, lets the engine handle it, hands all disk operations to the kernel with one call and
 //! writes once to each socket. Nothing in a turn waits.
 
+mod inquiries;
 mod spawn;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use std::time::{Duration, Instant};
 use tandem_replicator::status::ResourceStatus;
 use tandem_replicator::{
     Answer, Command, CommandId, Effect, Effects, Event, Level, NetOptions, Notification,
-    ResourceOptions, Time, Token, VolumeNumber,
+    ResourceOptions, SyncExtent, Time, Token, VolumeNumber,
 };
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
@@ -63,6 +65,17 @@ pub(crate) trait Engine: Sized {
     fn record(&mut self) {}
     /// Appends what was noted since the last call.
     fn take_tape(&mut self, _notes: &mut Vec<u8>) {}
+    /// What differs from the peer, at most `limit` extents.
+    fn sync_extents(
+        &self,
+        volume: VolumeNumber,
+        range: Range<u64>,
+        limit: usize,
+    ) -> Vec<SyncExtent>;
+    /// Whether what lies on the local disk is what clients read.
+    fn reads_locally(&self, volume: VolumeNumber) -> bool;
+    /// Whether zeroes cost the link a few bytes only.
+    fn zeroes_are_short(&self, volume: VolumeNumber) -> bool;
 }
 
 impl Engine for tandem_replicator::Resource {
@@ -88,6 +101,23 @@ impl Engine for tandem_replicator::Resource {
 
     fn take_tape(&mut self, notes: &mut Vec<u8>) {
         Self::take_tape(self, notes);
+    }
+
+    fn sync_extents(
+        &self,
+        volume: VolumeNumber,
+        range: Range<u64>,
+        limit: usize,
+    ) -> Vec<SyncExtent> {
+        Self::sync_extents(self, volume, range, limit)
+    }
+
+    fn reads_locally(&self, volume: VolumeNumber) -> bool {
+        Self::reads_locally(self, volume)
+    }
+
+    fn zeroes_are_short(&self, volume: VolumeNumber) -> bool {
+        Self::zeroes_are_short(self, volume)
     }
 }
 
@@ -295,6 +325,9 @@ impl<E: Engine> ResourceLoop<E> {
         self.clients
             .poll(context, &mut self.buffer, self.disks.pool(), &mut batch);
         self.disks.poll(context);
+        if self.inquire(&mut batch) {
+            context.waker().wake_by_ref();
+        }
         self.queue.extend(batch.drain(..));
         self.batch = batch;
         while let Some(event) = self.disks.next_event() {
@@ -679,7 +712,10 @@ impl<E: Engine> ResourceLoop<E> {
         let report = self.report_due().map_or(Time::NEVER, |due| {
             self.surroundings.now() + due.saturating_duration_since(Instant::now())
         });
-        let wanted = self.engine.next_deadline().min(report);
+        let farewell = self.clients.next_deadline().map_or(Time::NEVER, |due| {
+            self.surroundings.now() + due.saturating_duration_since(Instant::now())
+        });
+        let wanted = self.engine.next_deadline().min(report).min(farewell);
         if wanted != self.timer_at {
             self.timer_at = wanted;
             let ahead = wanted.since(Time(0));

@@ -43,6 +43,7 @@ pub(crate) mod flush;
 pub(crate) mod generation;
 pub(crate) mod handlers;
 pub(crate) mod handshake;
+pub mod inquiry;
 pub(crate) mod integrity;
 pub(crate) mod invariants;
 pub(crate) mod link;

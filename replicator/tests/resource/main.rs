@@ -11,6 +11,7 @@ mod detaching;
 mod disk;
 mod failovers;
 mod harness;
+mod inquiry;
 mod integrity;
 mod linking;
 mod liveness;

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use tandem_nbd_server::device::plain_info;
 use tandem_nbd_server::{
-    Access, Data, Directory, Event, ExportInfo, ListedExport, NbdError, Purpose, Refusal, Request,
-    RequestKind, Session,
+    Access, Data, Directory, Event, ExportInfo, Extent, ListedExport, NbdError, Purpose, Refusal,
+    Request, RequestKind, Session,
 };
 
 /// A whole NBD session: no bytes, cut anywhere, make it panic, hoard, or hand out a range beyond the export's end.
@@ -32,7 +32,12 @@ impl Directory for Table {
 
     fn find(&self, name: &str, _purpose: Purpose) -> Result<ExportInfo, Refusal> {
         match name {
-            "" | "disk" => Ok(plain_info("disk", SIZE, Access::ReadWrite)),
+            "" | "disk" => {
+                let mut info = plain_info("disk", SIZE, Access::ReadWrite);
+                info.features.fast_zero = true;
+                info.contexts.push("x-tandem:out-of-sync".into());
+                Ok(info)
+            }
             "rom" => Ok(plain_info("rom", SIZE, Access::ReadOnly)),
             _ => Err(Refusal::unknown("no such export")),
         }
@@ -48,12 +53,30 @@ fn answer(request: &Request) -> Result<Data, NbdError> {
         RequestKind::Write {
             offset, payload, ..
         } => (*offset, payload.len() as u64),
-        RequestKind::Trim { offset, length, .. }
+        RequestKind::BlockStatus {
+            offset,
+            length,
+            contexts,
+            ..
+        } => {
+            assert!(*length > 0 && offset + u64::from(*length) <= SIZE);
+            assert!(!contexts.is_empty() && contexts.iter().all(|place| *place < 2));
+            return Ok(Data::Status(vec![halves(*length); contexts.len()]));
+        }
+        RequestKind::Cache { offset, length }
+        | RequestKind::Trim { offset, length, .. }
         | RequestKind::WriteZeroes { offset, length, .. } => (*offset, u64::from(*length)),
         RequestKind::Flush => return Err(NbdError::io("flush failed")),
     };
     assert!(length > 0 && offset + length <= SIZE);
     Ok(Data::None)
+}
+
+/// A hole and data, as much of both as there is.
+fn halves(length: u32) -> Vec<Extent> {
+    let half = u64::from(length / 2);
+    let extent = |length, flags| Extent { length, flags };
+    vec![extent(half, 3), extent(u64::from(length) - half, 0)]
 }
 
 /// Replies to everything and returns the bytes for the client.

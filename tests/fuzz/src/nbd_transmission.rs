@@ -4,13 +4,14 @@ use bytes::Bytes;
 use tandem_nbd_server::device::plain_info;
 use tandem_nbd_server::wire::{IHAVEOPT, opt};
 use tandem_nbd_server::{
-    Access, Answer, Data, Event, Limits, NbdError, Request, RequestKind, Session,
+    Access, Answer, Data, Event, Extent, Limits, NbdError, Request, RequestKind, Session,
 };
 
 /// NBD requests after the handshake, with replies held back: the limits hold and nothing panics, also on the direct
 /// way of large payloads.
 ///
-/// The first byte says whether replies are structured and how long they are held back, the rest are requests.
+/// The first byte says whether replies are structured, whether a metadata context is selected, and how long replies are held back; the
+/// rest are requests.
 pub fn nbd_transmission(input: &[u8]) {
     let Some((mode, mut stream)) = input.split_first() else {
         return;
@@ -19,6 +20,12 @@ pub fn nbd_transmission(input: &[u8]) {
     session.feed(Bytes::from_static(&[0, 0, 0, 3]));
     if mode & 1 != 0 {
         session.feed(Bytes::from(option(opt::STRUCTURED_REPLY, &[])));
+    }
+    if mode & 4 != 0 {
+        let both = b"\0\0\0\x04disk\0\0\0\x02\0\0\0\x0fbase:allocation\0\0\0\x03x-y";
+        let one = b"\0\0\0\x04disk\0\0\0\x01\0\0\0\x0fbase:allocation";
+        let data: &[u8] = if mode & 8 != 0 { both } else { one };
+        session.feed(Bytes::from(option(opt::SET_META_CONTEXT, data)));
     }
     session.feed(Bytes::from(option(opt::GO, b"\0\0\0\x04disk\0\0")));
     let mut held: Vec<Request> = Vec::new();
@@ -87,6 +94,15 @@ fn answer(session: &mut Session, request: &Request) {
     let result = match &request.kind {
         RequestKind::Read { length, .. } => Ok(Data::Bytes(Bytes::from(vec![1; *length as usize]))),
         RequestKind::Flush => Err(NbdError::io("flush failed")),
+        RequestKind::BlockStatus {
+            length, contexts, ..
+        } => {
+            let data = Extent {
+                length: u64::from(*length),
+                flags: 0,
+            };
+            Ok(Data::Status(vec![vec![data]; contexts.len()]))
+        }
         _ => Ok(Data::None),
     };
     session

@@ -85,9 +85,7 @@ impl Resource {
         let flags = self.write_flags(id)?;
         let features = self.agreed_features();
         let integrity = self.own_integrity();
-        // A kernel expects a digest with P_ZEROES that the packet cannot have (wire-protocol.md 11 no. 17).
-        let tandem = self.connection.agreed.is_some_and(|agreed| agreed.tandem);
-        let plain_zeroes = integrity.is_some() && !tandem;
+        let short_zeroes = self.sends_short_zeroes();
         let write = self.requests.writes.get(&id)?;
         let volume = self.volumes.get_mut(&write.volume)?;
         let seq_num = volume.peer.next_sequence();
@@ -103,7 +101,7 @@ impl Resource {
             Body::Discard if features.contains(Features::TRIM) => {
                 Packet::Trim(range(flags.with(DpFlags::DISCARD)))
             }
-            Body::Zeroes(unmap) if features.contains(Features::WZEROES) && !plain_zeroes => {
+            Body::Zeroes(unmap) if short_zeroes => {
                 let flags = flags.with(DpFlags::ZEROES);
                 Packet::Zeroes(range(match unmap {
                     Unmap::Allowed => flags.with(DpFlags::DISCARD),
@@ -127,6 +125,14 @@ impl Resource {
             }
         };
         Some((write.volume, packet, write.length))
+    }
+
+    /// Whether zeroes go to the peer as a range instead of as data.
+    pub(crate) fn sends_short_zeroes(&self) -> bool {
+        // A kernel expects a digest with P_ZEROES that the packet cannot have (wire-protocol.md 11 no. 17).
+        let tandem = self.connection.agreed.is_some_and(|agreed| agreed.tandem);
+        let plain = self.own_integrity().is_some() && !tandem;
+        self.agreed_features().contains(Features::WZEROES) && !plain
     }
 
     fn agreed_features(&self) -> Features {
