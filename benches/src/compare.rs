@@ -3,11 +3,12 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::Failure;
-use crate::contenders::{Class, Contender, Medium, Running, Site};
+use crate::contenders::{self, Class, Contender, Medium, Running, Site};
 use crate::disks::{self, Tail};
 use crate::floor::{self, Floor};
 use crate::load::{self, Durations, Edge, Measured};
@@ -16,6 +17,9 @@ use crate::options::{Options, Placement};
 use crate::process::{Stop, Usage};
 use crate::report::{Line, Report, Round, Stage};
 use crate::rows::{Row, Span};
+
+/// How long each figure of the machine itself is measured at most.
+const FLOOR_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// Runs the comparison; what is being done is told to `progress`.
 ///
@@ -101,14 +105,16 @@ fn run_stage(
     };
     let durations = options.durations();
     progress(&format!("{:?}: the machine itself", site.medium));
-    measure_floors(&mut stage, site, rows, durations)?;
+    measure_floors(&mut stage, site, rows, durations, stop)?;
     let mut running = Vec::new();
     for contender in options.chosen_contenders() {
         progress(&format!("{:?}: starting {}", site.medium, contender.name()));
         match contender.start(site, stop) {
             Ok(started) => running.push(started),
             Err(Failure::Interrupted) => return Err(Failure::Interrupted),
-            Err(failure) => stage.absent.push(format!("{}: {failure}", contender.name())),
+            Err(failure) => stage
+                .absent
+                .push(format!("{}: {failure}", contender.name())),
         }
     }
     for row in rows {
@@ -174,9 +180,7 @@ fn measure(
     let each_of_all = 1.0 / measured.operations_in_all as f64;
     let servers = running.servers.iter().zip(at_end.iter().zip(&at_start));
     let cpu_us: Vec<(String, f64)> = servers
-        .map(|(server, (end, start))| {
-            (server.role.to_owned(), end.cpu_us_since(start) * each)
-        })
+        .map(|(server, (end, start))| (server.role.to_owned(), end.cpu_us_since(start) * each))
         .collect();
     Ok(Round {
         per_second: measured.per_second(),
@@ -200,24 +204,28 @@ fn measure_floors(
     site: &Site,
     rows: &[Row],
     durations: Durations,
+    stop: &Stop,
 ) -> Result<(), Failure> {
-    let time = durations.measured;
-    stage.floors.push(floor::ping_pong(time)?);
-    stage.floors.push(floor::stream(time)?);
-    let doing = format!("make a directory in {}", site.directory.display());
-    let dir = tempfile::TempDir::with_prefix_in("tandem-compare-", &site.directory)
-        .map_err(Failure::system(doing))?;
+    let time = durations.measured.min(FLOOR_TIME_MAX);
+    stage.floors.push(floor::ping_pong(time, stop)?);
+    stage.floors.push(floor::stream(time, stop)?);
+    let dir = contenders::temporary_directory(&site.directory)?;
     let file = dir.path().join("floor.img");
     disks::make(&file, Tail::None)?;
     for row in rows {
         // One job writes to a file: connections and extents make no difference there.
+        if stop.load(Ordering::Relaxed) {
+            return Err(Failure::Interrupted);
+        }
         if row.connections > 1 || row.span == Span::Scattered {
             continue;
         }
         match floor::file(&file, row, time) {
             Ok(floor) => stage.floors.push(floor),
             Err(failure) => {
-                stage.absent.push(format!("the file without a server: {failure}"));
+                stage
+                    .absent
+                    .push(format!("the file without a server: {failure}"));
                 break;
             }
         }
@@ -237,13 +245,18 @@ pub fn check_load(stop: &Stop) -> Result<Vec<(String, Floor, Floor)>, Failure> {
         tandem: None,
     };
     let running = Contender::Nbdkit.start(&site, stop)?;
-    let time = std::time::Duration::from_secs(2);
+    let time = Duration::from_secs(2);
     let durations = Durations {
         warm_up: time / 10,
         measured: time,
     };
     let mut found = Vec::new();
-    for name in ["write-4k-d1", "write-4k-d32", "read-4k-d32", "write-128k-d8"] {
+    for name in [
+        "write-4k-d1",
+        "write-4k-d32",
+        "read-4k-d32",
+        "write-128k-d8",
+    ] {
         let Some(row) = crate::rows::ROWS.iter().find(|row| row.name == name) else {
             continue;
         };
@@ -261,7 +274,7 @@ pub fn check_load(stop: &Stop) -> Result<Vec<(String, Floor, Floor)>, Failure> {
 fn fio_over_nbd(
     running: &Running,
     row: &Row,
-    time: std::time::Duration,
+    time: Duration,
 ) -> Result<serde_json::Value, Failure> {
     let pattern = match (row.kind, row.span) {
         (crate::rows::Kind::Read, _) => "randread",

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
@@ -12,6 +13,7 @@ use serde_json::Value;
 
 use crate::Failure;
 use crate::machine::is_installed;
+use crate::process::Stop;
 use crate::rows::{DEVICE_BYTES, Fua, HOT_BYTES, Kind, Row, Span};
 
 /// A figure of the machine.
@@ -53,8 +55,18 @@ pub fn file(path: &Path, row: &Row, time: Duration) -> Result<Floor, Failure> {
     };
     let mut command = Command::new("fio");
     command
-        .args(["--name=floor", "--output-format=json", "--ioengine=io_uring", "--direct=1"])
-        .args(["--time_based", "--norandommap", "--rwmixread=70", "--randrepeat=1"])
+        .args([
+            "--name=floor",
+            "--output-format=json",
+            "--ioengine=io_uring",
+            "--direct=1",
+        ])
+        .args([
+            "--time_based",
+            "--norandommap",
+            "--rwmixread=70",
+            "--randrepeat=1",
+        ])
         .arg(format!("--filename={}", path.display()))
         .arg(format!("--rw={pattern}"))
         .arg(format!("--bs={}", row.block_bytes))
@@ -68,7 +80,11 @@ pub fn file(path: &Path, row: &Row, time: Duration) -> Result<Floor, Failure> {
         command.arg(format!("--fdatasync={}", row.flush_every));
     }
     let report = fio(&mut command)?;
-    Ok(from_fio(&format!("file, {}", row.name), &report, row.block_bytes))
+    Ok(from_fio(
+        &format!("file, {}", row.name),
+        &report,
+        row.block_bytes,
+    ))
 }
 
 /// Runs fio with JSON output; its only job.
@@ -110,7 +126,7 @@ pub fn from_fio(name: &str, job: &Value, block_bytes: u32) -> Floor {
 ///
 /// # Errors
 /// Those of the sockets.
-pub fn ping_pong(time: Duration) -> Result<Floor, Failure> {
+pub fn ping_pong(time: Duration, stop: &Stop) -> Result<Floor, Failure> {
     const THERE: usize = 4096 + 28;
     const BACK: usize = 16;
     let (mut near, mut far) = loopback_pair()?;
@@ -123,7 +139,7 @@ pub fn ping_pong(time: Duration) -> Result<Floor, Failure> {
     let (there, mut back) = ([7; THERE], [0; BACK]);
     let start = Instant::now();
     let mut turns = 0u64;
-    while start.elapsed() < time {
+    while start.elapsed() < time && !stop.load(Ordering::Relaxed) {
         let begun = Instant::now();
         near.write_all(&there).map_err(failed())?;
         near.read_exact(&mut back).map_err(failed())?;
@@ -146,7 +162,7 @@ pub fn ping_pong(time: Duration) -> Result<Floor, Failure> {
 ///
 /// # Errors
 /// Those of the sockets.
-pub fn stream(time: Duration) -> Result<Floor, Failure> {
+pub fn stream(time: Duration, stop: &Stop) -> Result<Floor, Failure> {
     const PIECE: usize = 128 << 10;
     let (mut near, mut far) = loopback_pair()?;
     let sink = std::thread::spawn(move || {
@@ -156,7 +172,7 @@ pub fn stream(time: Duration) -> Result<Floor, Failure> {
     let piece = vec![7; PIECE];
     let start = Instant::now();
     let mut pieces = 0u64;
-    while start.elapsed() < time {
+    while start.elapsed() < time && !stop.load(Ordering::Relaxed) {
         near.write_all(&piece)
             .map_err(Failure::system("stream over loopback"))?;
         pieces += 1;
@@ -196,10 +212,10 @@ mod tests {
 
     #[test]
     fn loopback_answers_and_streams() {
-        let time = Duration::from_millis(30);
-        let pong = ping_pong(time).unwrap();
+        let (time, stop) = (Duration::from_millis(30), Stop::default());
+        let pong = ping_pong(time, &stop).unwrap();
         assert!(pong.per_second > 10.0 && pong.p50_us > 0.1 && pong.p99_us >= pong.p50_us);
-        assert!(stream(time).unwrap().mb_per_second > 1.0);
+        assert!(stream(time, &stop).unwrap().mb_per_second > 1.0);
     }
 
     #[test]
@@ -209,7 +225,10 @@ mod tests {
             "write": {"iops": 2000.0, "clat_ns": {"percentile": {"50.000000": 5000, "99.000000": 9000}}},
         });
         let floor = from_fio("x", &job, 4096);
-        assert_eq!((floor.per_second, floor.p50_us, floor.p99_us), (2000.0, 5.0, 9.0));
+        assert_eq!(
+            (floor.per_second, floor.p50_us, floor.p99_us),
+            (2000.0, 5.0, 9.0)
+        );
         assert!((floor.mb_per_second - 8.192).abs() < 1e-9);
     }
 }

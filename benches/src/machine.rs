@@ -150,7 +150,10 @@ fn memory_mib() -> u64 {
 fn commit() -> String {
     let source = env!("CARGO_MANIFEST_DIR");
     let git = |words: &[&str]| {
-        let output = Command::new("git").args(["-C", source]).args(words).output();
+        let output = Command::new("git")
+            .args(["-C", source])
+            .args(words)
+            .output();
         let output = output.ok().filter(|output| output.status.success())?;
         Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };

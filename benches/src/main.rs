@@ -83,7 +83,11 @@ fn list() {
         say(&format!("{:<20} {}{quick}\n", row.name, row.words()));
     }
     for contender in CONTENDERS {
-        say(&format!("{:<20} {:?}\n", contender.name(), contender.class()));
+        say(&format!(
+            "{:<20} {:?}\n",
+            contender.name(),
+            contender.class()
+        ));
     }
 }
 

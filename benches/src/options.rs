@@ -122,7 +122,9 @@ impl Options {
     /// The time of each row.
     pub fn durations(&self) -> Durations {
         let normal = if self.quick { 300 } else { 2000 };
-        let measured = self.seconds_per_row.unwrap_or(Duration::from_millis(normal));
+        let measured = self
+            .seconds_per_row
+            .unwrap_or(Duration::from_millis(normal));
         Durations {
             warm_up: measured / 6,
             measured,
@@ -132,7 +134,10 @@ impl Options {
     /// The chosen rows.
     pub fn chosen_rows(&self) -> Vec<Row> {
         let chosen = |row: &&Row| {
-            let named = self.rows.iter().any(|part| row.name.contains(part.as_str()));
+            let named = self
+                .rows
+                .iter()
+                .any(|part| row.name.contains(part.as_str()));
             (self.rows.is_empty() || named) && (row.quick || !self.quick)
         };
         ROWS.iter().filter(chosen).copied().collect()
@@ -141,8 +146,11 @@ impl Options {
     /// The chosen contenders.
     pub fn chosen_contenders(&self) -> Vec<Contender> {
         let chosen = |contender: &&Contender| {
+            if self.contenders.is_empty() {
+                return contender.is_quick() || !self.quick;
+            }
             let name = contender.name();
-            self.contenders.is_empty() || self.contenders.iter().any(|part| name.contains(part))
+            self.contenders.iter().any(|part| name.contains(part))
         };
         CONTENDERS.iter().filter(chosen).copied().collect()
     }
@@ -169,6 +177,7 @@ impl Options {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::contenders::FarSide;
 
     fn parsed(words: &[&str]) -> Result<Options, clap::Error> {
         let all = ["tandem-benches", "compare"].iter().chain(words);
@@ -186,9 +195,20 @@ mod tests {
         assert_eq!(options.rounds(), 2);
         assert_eq!(options.media(), [Medium::Tmpfs]);
         assert_eq!(options.durations().measured, Duration::from_millis(300));
+        assert!(
+            !options
+                .chosen_contenders()
+                .contains(&Contender::Quorum(FarSide::QemuNbd))
+        );
         assert_eq!(
             names(&options),
-            ["write-4k-d1", "write-4k-d32", "write-4k-d1-fua", "write-128k-d8", "read-4k-d32"]
+            [
+                "write-4k-d1",
+                "write-4k-d32",
+                "write-4k-d1-fua",
+                "write-128k-d8",
+                "read-4k-d32"
+            ]
         );
     }
 
@@ -205,16 +225,32 @@ mod tests {
     #[test]
     fn rows_and_contenders_are_chosen_by_parts_of_their_names() {
         let options = parsed(&["--rows", "cold,128k", "--contenders", "tandem-C,quorum"]).unwrap();
-        let expected = ["write-4k-d1-cold", "write-4k-d32-cold", "write-128k-d8", "read-128k-d8"];
+        let expected = [
+            "write-4k-d1-cold",
+            "write-4k-d32-cold",
+            "write-128k-d8",
+            "read-128k-d8",
+        ];
         assert_eq!(names(&options), expected);
-        let contenders: Vec<String> =
-            options.chosen_contenders().iter().map(|contender| contender.name()).collect();
+        let contenders: Vec<String> = options
+            .chosen_contenders()
+            .iter()
+            .map(|contender| contender.name())
+            .collect();
         assert_eq!(contenders, ["quorum+nbdkit", "quorum+qemu-nbd", "tandem-C"]);
     }
 
     #[test]
     fn figures_of_the_options_override_those_of_quick() {
-        let words = ["--quick", "--rounds", "7", "--seconds-per-row", "0.05", "--medium", "disk"];
+        let words = [
+            "--quick",
+            "--rounds",
+            "7",
+            "--seconds-per-row",
+            "0.05",
+            "--medium",
+            "disk",
+        ];
         let options = parsed(&words).unwrap();
         assert_eq!((options.rounds(), options.media()), (7, vec![Medium::Disk]));
         assert_eq!(options.durations().measured, Duration::from_millis(50));

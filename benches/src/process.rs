@@ -133,7 +133,9 @@ impl Usage {
         }
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
-        let written = io.lines().find_map(|line| line.strip_prefix("write_bytes: "));
+        let written = io
+            .lines()
+            .find_map(|line| line.strip_prefix("write_bytes: "));
         Usage {
             threads,
             ticks: stat_ticks(&stat).unwrap_or_default(),

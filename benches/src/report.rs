@@ -17,6 +17,12 @@ use crate::stats::{SPREAD_PERCENT_MAX, Summary};
 /// the delayed acknowledgement of Linux takes 40 ms.
 const STALL_US: f64 = 35_000.0;
 
+const LEGEND: &str = "
+CPU: of all servers of a line together, user and system; load: of the generator itself, which is not in the former. Loopback: what the
+loopback interface carried meanwhile, that of other programs included. Meta: blocks that Tandem's two nodes wrote to activity log and
+bitmap. Best peer: of quorum and mirror, the fastest for the speed, the most frugal for the CPU. Plain servers replicate nothing.
+";
+
 /// A run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -188,9 +194,9 @@ impl Stage {
             .fold(f64::INFINITY, f64::min);
         for line in self.lines.iter_mut().filter(of_row) {
             line.stalled = line.replicates
-                && line.summary.is_some_and(|summary| {
-                    summary.p99_us > STALL_US && plain_p99 < STALL_US / 2.0
-                });
+                && line
+                    .summary
+                    .is_some_and(|summary| summary.p99_us > STALL_US && plain_p99 < STALL_US / 2.0);
         }
         let peers = || {
             self.lines
@@ -202,7 +208,9 @@ impl Stage {
         let frugal = peers().map(|peer| peer.cpu_us).reduce(f64::min);
         for line in self.lines.iter_mut().filter(of_row) {
             if let (Class::Tandem, Some(summary)) = (line.class, &mut line.summary) {
-                let ratio = |own: f64, best: Option<f64>| best.filter(|best| *best > 0.0).map(|best| own / best);
+                let ratio = |own: f64, best: Option<f64>| {
+                    best.filter(|best| *best > 0.0).map(|best| own / best)
+                };
                 summary.speed_to_best_peer = ratio(summary.per_second.median, fastest);
                 summary.cpu_to_best_peer = ratio(summary.cpu_us, frugal);
             }
@@ -213,13 +221,26 @@ impl Stage {
         let mut table = Table::new();
         table.load_style(presets::ASCII_MARKDOWN);
         table.set_header([
-            "row", "contender", "op/s", "MB/s", "p50 µs", "p99 µs", "p99.9 µs", "CPU µs/op", "loopback B/op",
-            "meta/op", "spread %", "speed : best peer", "CPU : best peer", "",
+            "row",
+            "contender",
+            "op/s",
+            "MB/s",
+            "p50 µs",
+            "p99 µs",
+            "p99.9 µs",
+            "CPU µs/op",
+            "load µs/op",
+            "loopback B/op",
+            "meta/op",
+            "spread %",
+            "speed : best peer",
+            "CPU : best peer",
+            "",
         ]);
         for line in &self.lines {
             table.add_row(cells(line));
         }
-        for column in table.column_iter_mut().skip(2).take(11) {
+        for column in table.column_iter_mut().skip(2).take(12) {
             column.set_cell_alignment(CellAlignment::Right);
         }
         table
@@ -235,7 +256,13 @@ impl Stage {
         floors.load_style(presets::ASCII_MARKDOWN);
         floors.set_header(["what", "op/s", "MB/s", "p50 µs", "p99 µs"]);
         for floor in &self.floors {
-            let latency = |figure: f64| if figure > 0.0 { round(figure) } else { String::new() };
+            let latency = |figure: f64| {
+                if figure > 0.0 {
+                    round(figure)
+                } else {
+                    String::new()
+                }
+            };
             floors.add_row([
                 floor.name.clone(),
                 round(floor.per_second),
@@ -251,12 +278,20 @@ impl Stage {
         }
         for line in self.lines.iter().filter(|line| line.failure.is_some()) {
             let failure = line.failure.as_deref().unwrap_or_default();
-            let _ = writeln!(text, "{} failed in {}: {failure}", line.contender, line.row.name);
+            let _ = writeln!(
+                text,
+                "{} failed in {}: {failure}",
+                line.contender, line.row.name
+            );
         }
         let mut notes: Vec<String> = self
             .lines
             .iter()
-            .flat_map(|line| line.notes.iter().map(|note| format!("{}: {note}", line.contender)))
+            .flat_map(|line| {
+                line.notes
+                    .iter()
+                    .map(|note| format!("{}: {note}", line.contender))
+            })
             .collect();
         notes.sort();
         notes.dedup();
@@ -282,16 +317,12 @@ impl Report {
         let lines = || self.stages.iter().flat_map(|stage| &stage.lines);
         let noisy = lines().filter(|line| line.summary.is_some_and(|summary| summary.noisy));
         let (noisy, all) = (noisy.count(), lines().count());
-        let costs = lines().flat_map(|line| &line.rounds);
-        let cost = costs.map(|round| round.load_cpu_us).fold(0.0, f64::max);
-        // Writing to a string does not fail.
-        let _ = writeln!(
-            text,
-            "\nThe load generator itself took at most {} CPU µs for an operation, which is in no figure above.",
-            round(cost)
-        );
+        text.push_str(LEGEND);
         let _ = match (noisy, self.rounds) {
-            (_, 1) => writeln!(text, "One round has no spread: these figures are indications only."),
+            (_, 1) => writeln!(
+                text,
+                "One round has no spread: these figures are indications only."
+            ),
             (0, _) => writeln!(text, "No row spread by more than {SPREAD_PERCENT_MAX} %."),
             (noisy, _) => writeln!(
                 text,
@@ -333,8 +364,13 @@ fn cells(line: &Line) -> Vec<String> {
         round(summary.p99_us),
         round(summary.p999_us),
         round(summary.cpu_us),
+        round(line.median(|round| round.load_cpu_us)),
         round(line.median(|round| round.loopback_bytes)),
-        if line.class == Class::Tandem { format!("{metadata:.2}") } else { String::new() },
+        if line.class == Class::Tandem {
+            format!("{metadata:.2}")
+        } else {
+            String::new()
+        },
         format!("{:.0}", summary.spread_percent),
         ratio(summary.speed_to_best_peer),
         ratio(summary.cpu_to_best_peer),

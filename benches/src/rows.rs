@@ -82,20 +82,93 @@ const BASE: Row = Row {
 
 /// All rows, in the order of the table.
 pub const ROWS: &[Row] = &[
-    Row { name: "write-4k-d1", quick: true, ..BASE },
-    Row { name: "write-4k-d32", depth: 32, quick: true, ..BASE },
-    Row { name: "write-4k-d32-c4", depth: 32, connections: 4, ..BASE },
-    Row { name: "write-4k-d1-fua", fua: Fua::Yes, quick: true, ..BASE },
-    Row { name: "write-4k-d32-fua", depth: 32, fua: Fua::Yes, ..BASE },
-    Row { name: "write-4k-d1-flush8", flush_every: 8, ..BASE },
-    Row { name: "write-4k-d32-flush8", depth: 32, flush_every: 8, ..BASE },
-    Row { name: "write-4k-d1-cold", span: Span::Scattered, ..BASE },
-    Row { name: "write-4k-d32-cold", depth: 32, span: Span::Scattered, ..BASE },
-    Row { name: "write-128k-d8", block_bytes: 128 << 10, depth: 8, span: Span::Sequential, quick: true, ..BASE },
-    Row { name: "read-4k-d32", kind: Kind::Read, depth: 32, quick: true, ..BASE },
-    Row { name: "read-4k-d32-c4", kind: Kind::Read, depth: 32, connections: 4, ..BASE },
-    Row { name: "read-128k-d8", kind: Kind::Read, block_bytes: 128 << 10, depth: 8, span: Span::Sequential, ..BASE },
-    Row { name: "mixed-4k-d32", kind: Kind::Mixed, depth: 32, ..BASE },
+    Row {
+        name: "write-4k-d1",
+        quick: true,
+        ..BASE
+    },
+    Row {
+        name: "write-4k-d32",
+        depth: 32,
+        quick: true,
+        ..BASE
+    },
+    Row {
+        name: "write-4k-d32-c4",
+        depth: 32,
+        connections: 4,
+        ..BASE
+    },
+    Row {
+        name: "write-4k-d1-fua",
+        fua: Fua::Yes,
+        quick: true,
+        ..BASE
+    },
+    Row {
+        name: "write-4k-d32-fua",
+        depth: 32,
+        fua: Fua::Yes,
+        ..BASE
+    },
+    Row {
+        name: "write-4k-d1-flush8",
+        flush_every: 8,
+        ..BASE
+    },
+    Row {
+        name: "write-4k-d32-flush8",
+        depth: 32,
+        flush_every: 8,
+        ..BASE
+    },
+    Row {
+        name: "write-4k-d1-cold",
+        span: Span::Scattered,
+        ..BASE
+    },
+    Row {
+        name: "write-4k-d32-cold",
+        depth: 32,
+        span: Span::Scattered,
+        ..BASE
+    },
+    Row {
+        name: "write-128k-d8",
+        block_bytes: 128 << 10,
+        depth: 8,
+        span: Span::Sequential,
+        quick: true,
+        ..BASE
+    },
+    Row {
+        name: "read-4k-d32",
+        kind: Kind::Read,
+        depth: 32,
+        quick: true,
+        ..BASE
+    },
+    Row {
+        name: "read-4k-d32-c4",
+        kind: Kind::Read,
+        depth: 32,
+        connections: 4,
+        ..BASE
+    },
+    Row {
+        name: "read-128k-d8",
+        kind: Kind::Read,
+        block_bytes: 128 << 10,
+        depth: 8,
+        span: Span::Sequential,
+        ..BASE
+    },
+    Row {
+        name: "mixed-4k-d32",
+        kind: Kind::Mixed,
+        depth: 32,
+        ..BASE
+    },
 ];
 
 impl Row {
@@ -143,7 +216,13 @@ mod tests {
 
     #[test]
     fn a_row_says_in_words_what_it_does() {
-        let row = Row { depth: 32, fua: Fua::Yes, flush_every: 8, connections: 4, ..BASE };
+        let row = Row {
+            depth: 32,
+            fua: Fua::Yes,
+            flush_every: 8,
+            connections: 4,
+            ..BASE
+        };
         assert_eq!(
             row.words(),
             "4 KiB write, random in 64 MiB, depth 32 over 4 connections, FUA, a flush every 8 writes"

@@ -151,6 +151,14 @@ impl Contender {
         }
     }
 
+    /// Whether `--quick` has it: qemu-nbd is no good far side, and its rows are left to longer runs.
+    pub fn is_quick(self) -> bool {
+        !matches!(
+            self,
+            Contender::Quorum(FarSide::QemuNbd) | Contender::Mirror(FarSide::QemuNbd)
+        )
+    }
+
     /// The programs that it needs, with their Debian packages.
     fn programs(self) -> &'static [(&'static str, &'static str)] {
         const QEMU_NBD: (&str, &str) = ("qemu-nbd", "qemu-utils");
@@ -182,9 +190,7 @@ impl Contender {
                 });
             }
         }
-        let doing = format!("make a directory in {}", site.directory.display());
-        let dir = TempDir::with_prefix_in("tandem-compare-", &site.directory)
-            .map_err(Failure::system(doing))?;
+        let dir = temporary_directory(&site.directory)?;
         match self {
             Contender::Tandem(protocol) => tandem::start(protocol, site, dir, stop),
             peer => peers::start(peer, site, dir, stop),
@@ -196,11 +202,7 @@ impl Running {
     /// Its counters now.
     pub fn counters(&self) -> Counters {
         Counters {
-            metadata_writes: self
-                .nodes
-                .iter()
-                .map(tandem::Node::metadata_writes)
-                .sum(),
+            metadata_writes: self.nodes.iter().map(tandem::Node::metadata_writes).sum(),
         }
     }
 
@@ -208,6 +210,16 @@ impl Running {
     pub fn logs(&self) -> String {
         logs_in(self._dir.path())
     }
+}
+
+/// A directory that goes when it is dropped; its name has the id of this process, so that a leftover can be told from one in use.
+///
+/// # Errors
+/// Those of the filesystem.
+pub(crate) fn temporary_directory(parent: &Path) -> Result<TempDir, Failure> {
+    let doing = format!("make a directory in {}", parent.display());
+    let prefix = format!("tandem-compare-{}-", std::process::id());
+    TempDir::with_prefix_in(prefix, parent).map_err(Failure::system(doing))
 }
 
 /// Last lines of every log below a contender's directory.
@@ -233,8 +245,10 @@ mod tests {
 
     #[test]
     fn contenders_have_names_of_their_own() {
-        let names: std::collections::BTreeSet<_> =
-            CONTENDERS.iter().map(|contender| contender.name()).collect();
+        let names: std::collections::BTreeSet<_> = CONTENDERS
+            .iter()
+            .map(|contender| contender.name())
+            .collect();
         assert_eq!(names.len(), CONTENDERS.len());
         assert!(names.contains("quorum+nbdkit") && names.contains("tandem-C"));
     }

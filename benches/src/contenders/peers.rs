@@ -67,7 +67,8 @@ pub(super) fn start(
             }
         }
         Contender::Tandem(_) => {
-            let text = String::from("a Tandem pair is no peer of itself; this is a bug of the harness");
+            let text =
+                String::from("a Tandem pair is no peer of itself; this is a bug of the harness");
             return Err(Failure::Unexpected(text));
         }
     }
@@ -77,7 +78,8 @@ pub(super) fn start(
 impl Running {
     fn note_page_cache(&mut self, site: &Site, who: &str) {
         if site.medium == Medium::Disk {
-            let text = format!("{who} knows no O_DIRECT: its writes end in the page cache until a flush");
+            let text =
+                format!("{who} knows no O_DIRECT: its writes end in the page cache until a flush");
             self.notes.push(text);
         }
     }
@@ -122,7 +124,12 @@ fn nbdkit(file: &Path, endpoint: &Endpoint) -> Command {
 
 fn qemu_nbd(file: &Path, endpoint: &Endpoint, medium: Medium) -> Command {
     let mut command = bound_to_us("qemu-nbd");
-    command.args(["--persistent", "--shared=8", "--format=raw", "--export-name"]);
+    command.args([
+        "--persistent",
+        "--shared=8",
+        "--format=raw",
+        "--export-name",
+    ]);
     command.arg(&endpoint.export);
     match medium {
         // There every asynchronous request would be handed to a thread anyway.
@@ -171,7 +178,10 @@ fn storage_daemon(
         "both"
     } else {
         let socket = dir.join("monitor.sock");
-        let monitor = format!("socket,id=monitor,path={},server=on,wait=off", socket.display());
+        let monitor = format!(
+            "socket,id=monitor,path={},server=on,wait=off",
+            socket.display()
+        );
         command.arg("--chardev").arg(monitor);
         command.args(["--monitor", "chardev=monitor"]);
         "near"

@@ -21,7 +21,9 @@ impl Monitor {
     pub(super) fn connect(socket: &Path) -> Result<Monitor, Failure> {
         let failed = || Failure::system(format!("connect to the monitor {}", socket.display()));
         let stream = UnixStream::connect(socket).map_err(failed())?;
-        stream.set_read_timeout(Some(ANSWER_LIMIT)).map_err(failed())?;
+        stream
+            .set_read_timeout(Some(ANSWER_LIMIT))
+            .map_err(failed())?;
         let mut monitor = Monitor {
             stream: BufReader::new(stream),
         };

@@ -70,7 +70,9 @@ pub(super) fn start(
         {
             command.args(["--nbd-tcp", &address.to_string()]);
         }
-        running.servers.push(Server::start(command, node.name, &log)?);
+        running
+            .servers
+            .push(Server::start(command, node.name, &log)?);
     }
     bring_up(&nodes, running._dir.path(), stop)?;
     let served = || front.probe().ok();
@@ -158,7 +160,9 @@ impl Node {
     fn is_in(&self, connection: &str, disks: &str) -> bool {
         let says = |word: &str, wanted: &str| {
             let text = self.must(&[word, RESOURCE]).unwrap_or_default();
-            text.lines().next().is_some_and(|line| line.trim() == wanted)
+            text.lines()
+                .next()
+                .is_some_and(|line| line.trim() == wanted)
         };
         says("cstate", connection) && says("dstate", disks)
     }
@@ -172,7 +176,9 @@ impl Node {
 
 /// A counter of the only volume in the text of `/proc/drbd`; 0 when it is not there.
 fn proc_counter(text: &str, name: &str) -> u64 {
-    let line = text.lines().find(|line| line.trim_start().starts_with("ns:"));
+    let line = text
+        .lines()
+        .find(|line| line.trim_start().starts_with("ns:"));
     line.unwrap_or_default()
         .split_whitespace()
         .find_map(|word| word.strip_prefix(name)?.parse().ok())
@@ -187,7 +193,10 @@ mod tests {
     fn counters_are_read_from_the_text_of_proc() {
         let text = "version: 8.4.11-1 (api:1/proto:86-101)\n\n 0: cs:Connected ro:Primary/Secondary\n    \
             ns:648 nr:0 dw:0 dr:649 al:17 bm:4 lo:0 pe:3 ua:0 ap:0 ep:1 wo:f oos:0\n";
-        assert_eq!((proc_counter(text, "al:"), proc_counter(text, "bm:")), (17, 4));
+        assert_eq!(
+            (proc_counter(text, "al:"), proc_counter(text, "bm:")),
+            (17, 4)
+        );
         assert_eq!(proc_counter("", "al:"), 0);
     }
 }

@@ -146,7 +146,8 @@ fn negotiate(stream: &mut (impl Read + Write), export: &str) -> io::Result<u64> 
     loop {
         let mut head = [0; 20];
         stream.read_exact(&mut head)?;
-        let number = |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        let number =
+            |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
         let (kind, length) = (number(12), number(16) as usize);
         if length > REPLY_BYTES_MAX {
             return Err(io::Error::other("the server's reply is too long"));

@@ -122,7 +122,9 @@ mod tests {
     #[test]
     fn the_mix_is_seven_reads_for_three_writes() {
         let all = requests("mixed-4k-d32", 20_000);
-        let reads = all.iter().filter(|request| request.command == Command::Read);
+        let reads = all
+            .iter()
+            .filter(|request| request.command == Command::Read);
         let share = reads.count() as f64 / all.len() as f64;
         assert!((share - 0.7).abs() < 0.02, "{share}");
     }

@@ -50,7 +50,11 @@ fn every_row_is_answered_and_measured() {
         assert_eq!(measured.operations, measured.latency.len(), "{}", row.name);
         assert!(measured.operations_in_all >= measured.operations + u64::from(row.depth > 1));
         assert_eq!(measured.flushes > 0, row.flush_every > 0, "{}", row.name);
-        assert!(measured.seconds >= 0.06 && measured.own_cpu_us > 0.0, "{}", row.name);
+        assert!(
+            measured.seconds >= 0.06 && measured.own_cpu_us > 0.0,
+            "{}",
+            row.name
+        );
         assert!(measured.latency_us(99.9) >= measured.latency_us(50.0));
     }
 }
@@ -60,7 +64,10 @@ fn a_device_that_is_too_small_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let endpoint = server(dir.path(), 1 << 20);
     let failure = run(&endpoint, &ROWS[0], brief(), &running(), |_| {}).unwrap_err();
-    assert!(failure.to_string().contains("serves 1048576 bytes only"), "{failure}");
+    assert!(
+        failure.to_string().contains("serves 1048576 bytes only"),
+        "{failure}"
+    );
 }
 
 #[test]
@@ -69,7 +76,10 @@ fn an_export_that_nobody_serves_is_named() {
     let mut endpoint = server(dir.path(), 1 << 20);
     endpoint.export = String::from("other");
     let failure = endpoint.probe().unwrap_err().to_string();
-    assert!(failure.contains("/other?socket=") && failure.contains("refused"), "{failure}");
+    assert!(
+        failure.contains("/other?socket=") && failure.contains("refused"),
+        "{failure}"
+    );
 }
 
 #[test]

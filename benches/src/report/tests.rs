@@ -23,7 +23,9 @@ fn figures(per_second: f64, p99_us: f64, cpu_us: f64) -> Round {
 
 fn line(contender: Contender, rounds: &[(f64, f64, f64)]) -> Line {
     let mut line = Line::new(ROWS[0], contender, Vec::new());
-    let rounds = rounds.iter().map(|(speed, p99, cpu)| figures(*speed, *p99, *cpu));
+    let rounds = rounds
+        .iter()
+        .map(|(speed, p99, cpu)| figures(*speed, *p99, *cpu));
     line.rounds = rounds.collect();
     line
 }
@@ -62,7 +64,10 @@ fn tandem_is_compared_with_the_best_replicating_peer_only() {
         line(Contender::QemuNbd, &[(9000.0, 300.0, 5.0)]),
         line(QUORUM, &[(1000.0, 300.0, 40.0)]),
         line(Contender::Mirror(FarSide::Nbdkit), &[(500.0, 300.0, 20.0)]),
-        line(Contender::Tandem('C'), &[(3000.0, 300.0, 10.0), (3200.0, 300.0, 10.0)]),
+        line(
+            Contender::Tandem('C'),
+            &[(3000.0, 300.0, 10.0), (3200.0, 300.0, 10.0)],
+        ),
     ]);
     let summary = stage.lines[3].summary.unwrap();
     assert_eq!(summary.speed_to_best_peer, Some(3.1));
@@ -96,7 +101,11 @@ fn a_noisy_run_is_called_noisy_in_words() {
     let quiet = [(1000.0, 300.0, 10.0), (1100.0, 300.0, 10.0)];
     let noisy = [(1000.0, 300.0, 10.0), (1900.0, 300.0, 10.0)];
     let words = |rounds| report(stage(vec![line(Contender::Tandem('C'), rounds)])).words();
-    assert!(words(&noisy).contains("NOISY: 1 of 1 lines"), "{}", words(&noisy));
+    assert!(
+        words(&noisy).contains("NOISY: 1 of 1 lines"),
+        "{}",
+        words(&noisy)
+    );
     assert!(!words(&quiet).contains("NOISY"), "{}", words(&quiet));
 }
 
