@@ -11,6 +11,12 @@ pub const HOT_BYTES: u64 = 64 << 20;
 /// Bytes of one extent of the activity log (docs/spec/metadata.md, activity log).
 pub const EXTENT_BYTES: u64 = 4 << 20;
 
+/// Extents that Tandem's activity log keeps in a comparison: the least that is allowed.
+pub const AL_EXTENTS: u64 = 67;
+
+const _: () = assert!(DEVICE_BYTES / EXTENT_BYTES > AL_EXTENTS);
+const _: () = assert!(HOT_BYTES / EXTENT_BYTES < AL_EXTENTS);
+
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -211,7 +217,6 @@ mod tests {
             assert_eq!(DEVICE_BYTES % u64::from(row.block_bytes), 0, "{}", row.name);
             assert_eq!(row.depth % row.connections, 0, "{}", row.name);
         }
-        assert!(DEVICE_BYTES / EXTENT_BYTES > 67 && HOT_BYTES / EXTENT_BYTES < 67);
     }
 
     #[test]

@@ -11,14 +11,12 @@ use crate::Failure;
 use crate::disks::{self, Tail};
 use crate::load::Endpoint;
 use crate::process::{Server, Stop, wait_for};
+use crate::rows::AL_EXTENTS;
 
 /// The first word with which this program is `tandem`.
 pub const INNER_WORD: &str = "tandem";
 
 const RESOURCE: &str = "r0";
-
-/// Extents that the activity log keeps: less than the device has, so that a row can miss it each time.
-const AL_EXTENTS: u32 = 67;
 
 /// A node: its own root directory.
 #[derive(Clone, Debug)]
