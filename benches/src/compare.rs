@@ -233,7 +233,10 @@ fn measure_floors(
     Ok(())
 }
 
-/// Runs the generator and fio's nbd engine on one nbdkit in memory, in turn; the figures of both.
+/// Rounds of the check of the load.
+const CHECK_ROUNDS: u32 = 3;
+
+/// Runs the generator and fio's nbd engine on one nbdkit in memory, in turn; the best round of both.
 ///
 /// # Errors
 /// When fio, its engine or nbdkit is missing.
@@ -241,11 +244,11 @@ pub fn check_load(stop: &Stop) -> Result<Vec<(String, Floor, Floor)>, Failure> {
     let site = Site {
         medium: Medium::Tmpfs,
         directory: PathBuf::from("/dev/shm"),
-        client: crate::contenders::Client::Unix,
+        client: contenders::Client::Unix,
         tandem: None,
     };
     let running = Contender::Nbdkit.start(&site, stop)?;
-    let time = Duration::from_secs(2);
+    let time = Duration::from_secs(1);
     let durations = Durations {
         warm_up: time / 10,
         measured: time,
@@ -260,15 +263,25 @@ pub fn check_load(stop: &Stop) -> Result<Vec<(String, Floor, Floor)>, Failure> {
         let Some(row) = crate::rows::ROWS.iter().find(|row| row.name == name) else {
             continue;
         };
-        let ours = load::run(&running.endpoint, row, durations, stop, |_| {})?;
-        if stop.load(Ordering::Relaxed) {
-            return Err(Failure::Interrupted);
+        let (mut ours, mut theirs) = (None, None);
+        for _ in 0..CHECK_ROUNDS {
+            let measured = load::run(&running.endpoint, row, durations, stop, |_| {})?;
+            ours = better(ours, as_floor(&measured, row));
+            let job = fio_over_nbd(&running, row, time)?;
+            theirs = better(theirs, floor::from_fio("fio", &job, row.block_bytes));
         }
-        let job = fio_over_nbd(&running, row, time)?;
-        let theirs = floor::from_fio("fio", &job, row.block_bytes);
-        found.push((name.to_owned(), as_floor(&ours, row), theirs));
+        if let (Some(ours), Some(theirs)) = (ours, theirs) {
+            found.push((name.to_owned(), ours, theirs));
+        }
     }
     Ok(found)
+}
+
+fn better(best: Option<Floor>, new: Floor) -> Option<Floor> {
+    match best {
+        Some(best) if best.per_second >= new.per_second => Some(best),
+        _ => Some(new),
+    }
 }
 
 fn fio_over_nbd(

@@ -224,6 +224,7 @@ impl Stage {
             "row",
             "contender",
             "op/s",
+            "best round",
             "MB/s",
             "p50 µs",
             "p99 µs",
@@ -240,7 +241,7 @@ impl Stage {
         for line in &self.lines {
             table.add_row(cells(line));
         }
-        for column in table.column_iter_mut().skip(2).take(12) {
+        for column in table.column_iter_mut().skip(2).take(13) {
             column.set_cell_alignment(CellAlignment::Right);
         }
         table
@@ -359,6 +360,7 @@ fn cells(line: &Line) -> Vec<String> {
     let metadata = line.median(|round| round.metadata_writes);
     cells.extend([
         round(summary.per_second.median),
+        round(summary.per_second.max),
         round(line.median(|round| round.mb_per_second)),
         round(summary.p50_us),
         round(summary.p99_us),
