@@ -15,7 +15,7 @@
 //!   barrier ack (or, without a peer, its completion) retires it.
 //! - A write that is retired without success on both disks has its bits set before it is answered or forgotten.
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use bytes::{Bytes, BytesMut};
 
@@ -168,6 +168,8 @@ pub(crate) struct Requests {
     next: u64,
     clients: BTreeMap<RequestId, Client>,
     pub(crate) writes: BTreeMap<WriteId, Write>,
+    /// Writes that the peer has refused without having said why; some may be gone.
+    refused: BTreeSet<WriteId>,
     pub(crate) reads: BTreeMap<u64, super::reads::Read>,
     /// Requests that must wait, in order of arrival, by volume.
     held: BTreeMap<VolumeNumber, VecDeque<Request>>,

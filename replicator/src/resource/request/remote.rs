@@ -233,6 +233,9 @@ impl Resource {
                 Ack::Refused if write.stage == Stage::Answered => Remote::Failed,
                 Ack::Refused => Remote::Refused,
             };
+            if write.remote == Remote::Refused {
+                self.requests.refused.insert(id);
+            }
         }
         self.check_write(id);
         Ok(())

@@ -144,16 +144,14 @@ impl Resource {
     /// Refused writes whose reason is known are missed by the peer, whatever its disk is like when they are answered: under suspension
     /// that may be after its return.
     fn settle_refusals(&mut self) {
-        let refused: Vec<WriteId> = self
-            .requests
-            .writes
-            .iter()
-            .filter(|(_, write)| write.remote == Remote::Refused)
-            .filter(|(_, write)| self.refusal_explained(write.volume))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in refused {
-            if let Some(write) = self.requests.writes.get_mut(&id) {
+        for id in core::mem::take(&mut self.requests.refused) {
+            let open = self.requests.writes.get(&id);
+            let Some(write) = open.filter(|write| write.remote == Remote::Refused) else {
+                continue;
+            };
+            if !self.refusal_explained(write.volume) {
+                self.requests.refused.insert(id);
+            } else if let Some(write) = self.requests.writes.get_mut(&id) {
                 write.remote = Remote::Failed;
             }
         }
@@ -205,10 +203,10 @@ impl Resource {
     /// How long a refused write may wait for its explanation before the link is given up.
     pub(super) fn refusal_deadline(&self) -> Time {
         const PATIENCE: Duration = Duration::from_secs(6);
-        let refused = self
-            .requests
-            .writes
-            .values()
+        let writes = &self.requests.writes;
+        let refused = self.requests.refused.iter();
+        let refused = refused
+            .filter_map(|id| writes.get(id))
             .filter(|write| write.remote == Remote::Refused && write.stage != Stage::Answered);
         refused
             .map(|write| write.sent_at + PATIENCE)
