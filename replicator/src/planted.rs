@@ -4,6 +4,9 @@
 //! program that serves data is built with: without it [`Plant`] is empty, and asking it is a constant `false` that leaves no
 //! trace in the machine code.
 
+#[cfg(feature = "planted")]
+pub use crate::resource::plan::cut_points::PlanEnd;
+
 macro_rules! bugs {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
         /// A mistake.

@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tandem_replicator::Protocol;
+use tandem_tests::sim::campaign::run_traced;
 use tandem_tests::sim::{Spec, run};
 
 /// Threads of each test: two tests run beside each other.
@@ -18,6 +19,9 @@ const LATER: u64 = 2000;
 
 /// From here on disks hang and fill up, handlers fail, and persons type whatever there is to type.
 const ROUGH: u64 = 3000;
+
+/// From here on devices are small.
+const SMALL: u64 = 4000;
 
 fn seeds(protocol: Protocol, seeds: Range<u64>) {
     let next = AtomicU64::new(seeds.start);
@@ -73,11 +77,25 @@ fn histories_of_protocol_a_keep_their_promises() {
 }
 
 #[test]
-fn the_same_seed_gives_the_same_history() {
-    for seed in [3, 17, 40, LATER + 1, LATER + 7] {
-        let spec = Spec::new(seed, Protocol::C);
-        let [first, second] = [run(spec).unwrap(), run(spec).unwrap()];
-        assert_eq!(first.fingerprint, second.fingerprint, "seed {seed}");
-        assert_eq!(first.lines, second.lines, "seed {seed}");
+fn the_same_seed_gives_the_same_history_under_every_protocol() {
+    for protocol in [Protocol::A, Protocol::B, Protocol::C] {
+        for seed in [17, LATER + 7, ROUGH + 11, SMALL + 5] {
+            let spec = Spec::new(seed, protocol);
+            let [(first, story), (second, again)] = [run_traced(spec), run_traced(spec)];
+            let differs = story
+                .lines()
+                .zip(again.lines())
+                .find(|(one, two)| one != two);
+            assert_eq!(differs, None, "seed {seed} of protocol {protocol:?}");
+            assert!(story.lines().count() > 1000, "seed {seed}: {story}");
+            assert_eq!(first.unwrap(), second.unwrap(), "seed {seed}");
+        }
     }
+}
+
+#[test]
+fn another_seed_or_protocol_gives_another_history() {
+    let print = |seed, protocol| run(Spec::new(seed, protocol)).unwrap().fingerprint;
+    assert_ne!(print(17, Protocol::C), print(18, Protocol::C));
+    assert_ne!(print(17, Protocol::C), print(17, Protocol::A));
 }

@@ -9,6 +9,9 @@
 //! - The superblock is a snapshot of the moment its stage starts.
 //! - A plan that fails ends there: its continuation gets the error, the disk is detached, and plans behind it fail too.
 
+#[cfg(feature = "planted")]
+pub(crate) mod cut_points;
+
 use alloc::collections::{BTreeSet, VecDeque};
 use alloc::string::String;
 use alloc::vec;

@@ -56,7 +56,7 @@ struct Arguments {
     /// One cut of the first such story, as a failure prints it, with everything that happens (with --story).
     #[arg(long, conflicts_with_all = ["seed", "seeds", "swarm", "planted", "crash_points"])]
     cut: Option<Point>,
-    /// Leave out faults, commands and requests as long as something is still wrong (with --seed).
+    /// Leave out faults, commands and requests as long as it goes wrong in the same way (with --seed).
     #[arg(long, requires = "seed")]
     shrink: bool,
     /// Replay a daemon's black box: compare its effects, print the last 200 lines (all with --trace).

@@ -6,6 +6,7 @@
 //! flight included) are kept or lost, each by itself. Then the pair goes on in one of the ways of [`After`], and the oracle
 //! judges: nothing acknowledged is lost, replicas that call themselves UpToDate are equal.
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tandem_replicator::planted::{Plant, Planted};
@@ -16,7 +17,7 @@ use super::lab::{A, B, Lab};
 use super::network::MS;
 use super::node::{Keep, Part, VOLUME};
 pub use super::stories::STORIES;
-use super::world::CrashAt;
+use super::world::{CrashAt, CutPlace};
 use super::{Settings, World};
 
 /// Up to so many writes at stake every subset of them is tried: the bound of a complete search.
@@ -139,6 +140,8 @@ fn keep_of(words: &str) -> Option<Keep> {
 /// How a cut ended.
 #[derive(Clone, Copy, Debug)]
 pub struct Ended {
+    /// The step of a durable sequence that was cut; `None` where the I/O was part of none.
+    pub place: Option<CutPlace>,
     /// The story was over before: the power failed at its end.
     pub over: bool,
     /// Writes that could be kept or lost.
@@ -155,8 +158,10 @@ pub enum Depth {
 }
 
 /// What was searched.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Searched {
+    /// Steps of durable sequences that were cut.
+    pub places: BTreeSet<CutPlace>,
     /// I/Os that were cut.
     pub points: u32,
     /// Histories.
@@ -185,6 +190,7 @@ pub fn search(
             let first = cut(story, planted, Keep::These(0), io, *after)?;
             searched.runs += 1;
             (over, at_stake) = (first.over, first.at_stake);
+            searched.places.extend(first.place);
             let keeps = choices(story, at_stake, depth);
             for (number, keep) in keeps.into_iter().enumerate() {
                 let turn = number % afters.len() == index;
@@ -280,7 +286,11 @@ pub fn run(
         lab.world.stop_keeping(story.victim, Some(point.keep));
     }
     let at_stake = lab.world.crashed_with;
-    let ended = Ended { over, at_stake };
+    let ended = Ended {
+        place: lab.world.crashed_in.filter(|_| !over),
+        over,
+        at_stake,
+    };
     match go_on(&mut lab, story.victim, point.after) {
         Ok(()) => Ok(ended),
         Err(why) => {

@@ -1,5 +1,5 @@
-//! A shorter history that goes wrong as well: faults, commands and turns of the clients are left out as long as something is
-//! still wrong. What is left does what it did in the whole history, as far as dice go; its consequences may differ.
+//! A shorter history that goes wrong in the same way: faults, commands and turns of the clients are left out as long as the same
+//! rule is still broken. What is left does what it did in the whole history, as far as dice go; its consequences may differ.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -47,11 +47,12 @@ pub fn shrink(spec: Spec) -> Option<Shrunk> {
     Some(best)
 }
 
-/// Tries a history with more left out; keeps it if it goes wrong as well.
+/// Tries a history with more left out; keeps it if it goes wrong in the same way.
 fn keeps_failing(spec: Spec, best: &mut Shrunk, cuts: Cuts) -> bool {
     best.runs += 1;
     match run_cut(spec, &cuts) {
         Ok(_) => false,
+        Err(failure) if failure.kind() != best.failure.kind() => false,
         Err(failure) => {
             best.cuts = cuts;
             best.failure = failure;

@@ -1,6 +1,7 @@
 //! The stories that [`super::crash`] cuts at every I/O: each brings a pair somewhere, then lets one durable sequence happen.
 
-use tandem_replicator::{Command, Force, MetaKind, Protocol};
+use tandem_replicator::state::word::ConnState;
+use tandem_replicator::{Command, DiskOptions, Force, MetaKind, Protocol};
 
 use super::Settings;
 use super::crash::{ACT, Story};
@@ -79,6 +80,13 @@ fn degraded(settings: Settings) -> Lab {
     lab
 }
 
+/// The peer lacks most blocks.
+fn far_behind(settings: Settings) -> Lab {
+    let mut lab = degraded(settings);
+    lab.write(A, &[0, 1, 3, 4, 6, 7]);
+    lab
+}
+
 fn crashed(settings: Settings) -> Lab {
     let mut lab = busy(settings);
     lab.power_off(A);
@@ -129,6 +137,18 @@ fn fresh(settings: Settings) -> Lab {
     lab.wait("both are connected", |world| {
         world.nodes.iter().all(super::node::Node::is_connected)
     });
+    lab
+}
+
+/// A is Primary by force and wrote; B has new metadata and is down.
+fn alone_by_force(settings: Settings) -> Lab {
+    let mut lab = Lab::blank_of(settings);
+    lab.world.up(A);
+    lab.wait("A has its disk", |world| {
+        world.nodes[A].open_commands.is_empty()
+    });
+    lab.ok(A, primary(Force::Yes));
+    lab.write(A, &[0, 1]);
     lab
 }
 
@@ -324,6 +344,29 @@ fn detach(lab: &mut Lab, node: usize) {
     wait(lab, ACT);
 }
 
+/// Some of the bits that it cleared are in memory only.
+fn detach_the_target(lab: &mut Lab) {
+    lab.plug();
+    let synced = |lab: &Lab| lab.world.nodes[B].state().map(|state| state.conn);
+    for _ in 0..16_000 {
+        wait(lab, MS / 2);
+        if matches!(synced(lab), None | Some(ConnState::SyncTarget)) {
+            break;
+        }
+    }
+    wait(lab, 2 * MS);
+    let force = Force::No;
+    ask(
+        lab,
+        B,
+        Command::Detach {
+            volume: VOLUME,
+            force,
+        },
+    );
+    wait(lab, ACT);
+}
+
 fn invalidate(lab: &mut Lab) {
     lab.world.oracle.discard(B);
     ask(lab, B, Command::Invalidate { volume: VOLUME });
@@ -346,6 +389,33 @@ fn new_generation(lab: &mut Lab) {
     ask(lab, A, primary(Force::No));
     wait(lab, 300 * MS);
     write(lab, A, &[4]);
+    wait(lab, ACT);
+}
+
+fn join(lab: &mut Lab) {
+    lab.world.up(B);
+    wait(lab, 300 * MS);
+    write(lab, A, &[2]);
+    wait(lab, 2 * ACT);
+}
+
+/// A smaller activity log, then none, then one again, each under load.
+fn change_options(lab: &mut Lab) {
+    let old = lab.world.settings.disk_options.clone();
+    let changes = [(67, true), (67, false), (127, true)];
+    for (al_extents, al_updates) in changes {
+        write(lab, A, &[2, 3]);
+        let options = DiskOptions {
+            al_extents,
+            al_updates,
+            ..old.clone()
+        };
+        let volume = VOLUME;
+        ask(lab, A, Command::DiskOptions { volume, options });
+        wait(lab, MS);
+        write(lab, A, &[4]);
+        wait(lab, 500 * MS);
+    }
     wait(lab, ACT);
 }
 
@@ -433,6 +503,7 @@ pub const STORIES: &[Story] = stories! {
     "a decided split brain, the source": A, external, both_wrote, discard_and_connect;
     "a detach of the Primary": A, external, busy, |lab| detach(lab, A);
     "a detach of the Secondary": B, external, busy, |lab| detach(lab, B);
+    "a detach of the target of a resync": B, external, far_behind, detach_the_target;
     "writes without a disk, the peer": B, external, diskless, write_without_disk;
     "writes without a disk, the Primary": A, external, diskless, write_without_disk;
     "writes without a disk, elsewhere": B, wide, diskless, write_elsewhere_without_disk;
@@ -443,6 +514,10 @@ pub const STORIES: &[Story] = stories! {
     "an invalidate, the source": A, external, busy_and_idle, invalidate;
     "a skipped initial sync": A, external, fresh, new_generation;
     "a skipped initial sync, the peer": B, external, fresh, new_generation;
+    "a first full sync, the source": A, external, alone_by_force, join;
+    "a first full sync, the target": B, external, alone_by_force, join;
+    "other options of the disk": A, external, busy, change_options;
+    "other options of the disk without the peer": A, external, degraded, change_options;
     "an eviction from the activity log": A, large, full_log, evict;
 };
 

@@ -17,9 +17,9 @@ use super::black_box::Boxes;
 use super::dice::Dice;
 use super::network::MS;
 use super::person::Person;
-use super::world::World;
+use super::world::{CutPlace, World};
 use plan::{Plan, draw};
-pub use report::{Failure, Report, commit, replay};
+pub use report::{Failure, Report, commit, kind, replay};
 
 /// Histories before this one are those that found the first mistakes: they stay what they were, and nodes die at a time. From
 /// this one on they die at an I/O as well.
@@ -76,7 +76,7 @@ pub struct Cuts {
 /// # Errors
 /// What is wrong, with the last lines of the trace and the command that replays it.
 pub fn run(spec: Spec) -> Outcome {
-    carry_out(spec, Cuts::default(), None).0
+    Campaign::new(spec, Cuts::default()).play(spec)
 }
 
 /// As [`run`], with a black box of every process of both nodes.
@@ -84,9 +84,36 @@ pub fn run(spec: Spec) -> Outcome {
 /// # Errors
 /// As of [`run`].
 pub fn run_recorded(spec: Spec) -> (Outcome, Vec<Vec<u8>>) {
-    let mut boxes = Vec::new();
-    let (outcome, _) = carry_out(spec, Cuts::default(), Some(&mut boxes));
-    (outcome, boxes)
+    let mut campaign = Campaign::new(spec, Cuts::default());
+    for node in &mut campaign.world.nodes {
+        node.boxes = Some(Boxes::default());
+    }
+    let outcome = campaign.play(spec);
+    let nodes = campaign.world.nodes.iter_mut();
+    let boxes = nodes.filter_map(|node| node.boxes.as_mut());
+    (outcome, boxes.flat_map(Boxes::take).collect())
+}
+
+/// As [`run`], with everything that happened, in words.
+///
+/// # Errors
+/// As of [`run`].
+pub fn run_traced(spec: Spec) -> (Outcome, String) {
+    let mut campaign = Campaign::new(spec, Cuts::default());
+    campaign.world.trace.keep(usize::MAX);
+    let outcome = campaign.play(spec);
+    (outcome, campaign.world.trace.tail())
+}
+
+/// As [`run`], with the steps of durable sequences that either node took.
+///
+/// # Errors
+/// As of [`run`].
+pub fn run_watched(spec: Spec) -> (Outcome, BTreeSet<CutPlace>) {
+    let mut campaign = Campaign::new(spec, Cuts::default());
+    campaign.world.places = Some(BTreeSet::new());
+    let outcome = campaign.play(spec);
+    (outcome, campaign.world.places.take().unwrap_or_default())
 }
 
 /// Runs what is left of a campaign.
@@ -98,51 +125,14 @@ pub fn run_cut(spec: Spec, cuts: &Cuts) -> Outcome {
         live: false,
         ..spec
     };
-    let (_, dice) = carry_out(whole, Cuts::default(), None);
+    let mut campaign = Campaign::new(whole, Cuts::default());
+    // How it ends is known: only its dice are wanted.
+    let _ = campaign.play(whole);
     let cuts = Cuts {
-        dice,
+        dice: campaign.dice_at,
         ..cuts.clone()
     };
-    carry_out(spec, cuts, None).0
-}
-
-fn carry_out(spec: Spec, cuts: Cuts, boxes: Option<&mut Vec<Vec<u8>>>) -> (Outcome, Vec<Dice>) {
-    let plan = draw(spec);
-    let dice = Dice::new(spec.seed, "campaign");
-    let mut campaign = Campaign {
-        world: World::new(plan.settings.clone()),
-        person: Person::new(Dice::new(spec.seed, "person")),
-        plan,
-        dice,
-        sharp: Dice::new(spec.seed, "sharp"),
-        rough: Dice::new(spec.seed, "rough"),
-        report: Report::default(),
-        done: Vec::new(),
-        undo: Vec::new(),
-        dice_at: Vec::new(),
-        cuts,
-    };
-    campaign.world.clients.muted = campaign.cuts.turns.clone();
-    if boxes.is_some() {
-        for node in &mut campaign.world.nodes {
-            node.boxes = Some(Boxes::default());
-        }
-    }
-    let outcome = campaign.run();
-    if let Some(boxes) = boxes {
-        let nodes = campaign.world.nodes.iter_mut();
-        boxes.extend(
-            nodes
-                .filter_map(|node| node.boxes.as_mut())
-                .flat_map(Boxes::take),
-        );
-    }
-    let dice = std::mem::take(&mut campaign.dice_at);
-    let outcome = match outcome {
-        Ok(()) => Ok(campaign.finish()),
-        Err(why) => Err(campaign.explain(spec, &why)),
-    };
-    (outcome, dice)
+    Campaign::new(spec, cuts).play(spec)
 }
 
 /// Something to be taken back later.
@@ -172,6 +162,32 @@ struct Campaign {
 }
 
 impl Campaign {
+    fn new(spec: Spec, cuts: Cuts) -> Campaign {
+        let plan = draw(spec);
+        let mut campaign = Campaign {
+            world: World::new(plan.settings.clone()),
+            person: Person::new(Dice::new(spec.seed, "person")),
+            plan,
+            dice: Dice::new(spec.seed, "campaign"),
+            sharp: Dice::new(spec.seed, "sharp"),
+            rough: Dice::new(spec.seed, "rough"),
+            report: Report::default(),
+            done: Vec::new(),
+            undo: Vec::new(),
+            dice_at: Vec::new(),
+            cuts,
+        };
+        campaign.world.clients.muted = campaign.cuts.turns.clone();
+        campaign
+    }
+
+    fn play(&mut self, spec: Spec) -> Outcome {
+        match self.run() {
+            Ok(()) => Ok(self.finish()),
+            Err(why) => Err(self.explain(spec, &why)),
+        }
+    }
+
     fn run(&mut self) -> Result<(), String> {
         self.set_up()?;
         self.safety()?;

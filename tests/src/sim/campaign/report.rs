@@ -5,7 +5,7 @@ use crate::sim::network::MS;
 use crate::sim::trace::{name, state_words};
 
 /// How a run ended well.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// Hash of the whole trace.
     pub fingerprint: u64,
@@ -46,6 +46,31 @@ impl std::fmt::Display for Failure {
     }
 }
 
+impl Failure {
+    /// In which way it went wrong, without its numbers, nodes, states and contents: two failures of one kind break one rule.
+    #[must_use]
+    pub fn kind(&self) -> String {
+        kind(&self.why)
+    }
+}
+
+/// As [`Failure::kind`], of what it says.
+#[must_use]
+pub fn kind(why: &str) -> String {
+    let details = ["{", "(", "[", "sector ", "write "];
+    let end = details.iter().filter_map(|word| why.find(word)).min();
+    let text: String = why[..end.unwrap_or(why.len())]
+        .chars()
+        .filter(|letter| !letter.is_ascii_digit())
+        .collect();
+    let words = text.split_whitespace().map(|word| match word {
+        "A" | "B" => "a node",
+        "A:" | "B:" => "a node:",
+        word => word,
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
 impl Campaign {
     pub(super) fn states(&self) -> String {
         let words: Vec<_> = (0..2)
@@ -67,14 +92,14 @@ impl Campaign {
         words.join("; ")
     }
 
-    pub(super) fn finish(mut self) -> Report {
+    pub(super) fn finish(&mut self) -> Report {
         let counts = self.world.clients.counts;
         self.report.fingerprint = self.world.trace.fingerprint();
         self.report.requests = (counts.done, counts.failed, counts.lost);
         self.report.split_brains = self.person.decided;
         self.report.seconds = self.world.now / 1000 / MS;
         self.report.lines = self.world.trace.count();
-        self.report
+        self.report.clone()
     }
 
     pub(super) fn explain(&mut self, spec: Spec, why: &str) -> Failure {
@@ -155,4 +180,25 @@ pub fn commit() -> String {
     let text = git.output().ok().filter(|output| output.status.success());
     let text = text.and_then(|output| String::from_utf8(output.stdout).ok());
     text.map_or("unknown".to_owned(), |text| text.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::kind;
+
+    #[test]
+    fn failures_of_one_rule_are_of_one_kind_whatever_their_numbers() {
+        let [one, other] = [
+            "A was promoted alone: sector 57 holds zeroes (write 0 of sectors 0+0), which was overwritten by write 16",
+            "B was promoted alone: sector 3 holds write 9, which was never written there in this history (2)",
+        ];
+        assert_eq!(kind(one), kind(other));
+        let reordered = "A was promoted alone: reordered: write 7 of sectors 1+2 is there, but sector 4 lacks write 5";
+        assert_ne!(kind(one), kind(reordered));
+        let [one, other] = [
+            "node A: invariant: volume 0: a Primary alone has started no generation: { cs:WFConnection }",
+            "node B: invariant: volume 0: a bit of a page is counted twice: { cs:Connected }",
+        ];
+        assert_ne!(kind(one), kind(other));
+    }
 }

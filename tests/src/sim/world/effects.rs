@@ -6,7 +6,7 @@ use tandem_replicator::{
     Answer, CommandId, DiskOperation, Effect, Effects, Event, MetaOperation, Notification, Token,
 };
 
-use super::{What, World};
+use super::{CutPlace, CutStage, What, World};
 use crate::sim::network::{Host, MS, NetEvent};
 use crate::sim::node::Io;
 
@@ -196,6 +196,10 @@ impl World {
         if self.nodes[node].hangs(token) || self.dies_at(node, token) {
             return;
         }
+        if self.places.is_some() {
+            let place = self.cut_place(node, token);
+            self.places.iter_mut().for_each(|all| all.extend(place));
+        }
         if let Some(event) = self.nodes[node].complete(token, &mut self.disk_dice) {
             self.deliver(node, event);
         }
@@ -227,12 +231,37 @@ impl World {
             return false;
         }
         self.crash_at[node] = None;
+        self.crashed_in = self.cut_place(node, token);
         if crash.completed {
             let _ = self.nodes[node].complete(token, &mut self.disk_dice);
         }
         self.crashed_with = self.nodes[node].volatile_writes();
         self.stop_keeping(node, crash.power);
         true
+    }
+
+    /// Which step of which durable sequence this I/O is.
+    fn cut_place(&self, node: usize, token: Token) -> Option<CutPlace> {
+        let node = &self.nodes[node];
+        let end = node.engine.as_ref()?.plan_end_of(token)?;
+        let layout = node.layout().ok()?;
+        let stage = match node.io.get(&token)? {
+            Io::Data(DiskOperation::Flush, _) => CutStage::FlushData,
+            Io::Meta(MetaOperation::Flush, _) => CutStage::FlushMeta,
+            Io::Meta(MetaOperation::Write { offset, .. }, _) => {
+                let log = layout.activity_log_offset().0;
+                let log = log..log + layout.activity_log_len().0;
+                if *offset == layout.superblock_offset().0 {
+                    CutStage::Superblock
+                } else if log.contains(offset) {
+                    CutStage::ActivityLog
+                } else {
+                    CutStage::Bitmap
+                }
+            }
+            Io::Data(..) | Io::Meta(MetaOperation::Read { .. }, _) => return None,
+        };
+        Some(CutPlace { end, stage })
     }
 
     /// Data writes that were held go on.

@@ -5,9 +5,9 @@ mod checks;
 mod effects;
 mod persons;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use tandem_replicator::planted::Plant;
+use tandem_replicator::planted::{PlanEnd, Plant};
 use tandem_replicator::state::word::{DiskState, Role, State};
 use tandem_replicator::{DiskOptions, Effects, Event, NetOptions, Time, Token};
 
@@ -109,6 +109,10 @@ pub struct World {
     pub crash_at: [Option<CrashAt>; 2],
     /// Writes that the last of these crashes could keep or lose.
     pub crashed_with: u32,
+    /// What the last of these crashes cut, if that was a durable sequence.
+    pub crashed_in: Option<CutPlace>,
+    /// The I/Os of durable sequences that ended, if they are watched.
+    pub places: Option<BTreeSet<CutPlace>>,
 }
 
 /// A node dies when it writes.
@@ -122,6 +126,41 @@ pub struct CrashAt {
     pub power: Option<Keep>,
     /// The last one was completed, and its node did not hear of it.
     pub completed: bool,
+}
+
+/// An I/O of a durable sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CutPlace {
+    /// What follows the sequence.
+    pub end: PlanEnd,
+    /// What is done.
+    pub stage: CutStage,
+}
+
+/// What an I/O of a durable sequence does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CutStage {
+    /// Writes the superblock.
+    Superblock,
+    /// Writes a block of the activity log.
+    ActivityLog,
+    /// Writes pages of the bitmap.
+    Bitmap,
+    /// Flushes metadata.
+    FlushMeta,
+    /// Flushes data.
+    FlushData,
+}
+
+impl CutStage {
+    /// All of them.
+    pub const ALL: [CutStage; 5] = [
+        CutStage::Superblock,
+        CutStage::ActivityLog,
+        CutStage::Bitmap,
+        CutStage::FlushMeta,
+        CutStage::FlushData,
+    ];
 }
 
 impl World {
@@ -157,6 +196,8 @@ impl World {
             alone_since: [None; 2],
             crash_at: [None; 2],
             crashed_with: 0,
+            crashed_in: None,
+            places: None,
             settings,
         }
     }
