@@ -73,6 +73,11 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
     ),
     (
         Protocol::C,
+        800_656,
+        "a disk that was being attached when the peer was lost went on without what the peer alone had",
+    ),
+    (
+        Protocol::C,
         601_015,
         "a flush whose peer was lost while I/O was suspended was not answered when I/O was resumed",
     ),
@@ -348,6 +353,33 @@ fn a_disk_that_lacks_what_was_written_meanwhile_is_not_used_when_the_link_breaks
     lab.wait("the disk is let go", |world| {
         world.nodes[A].state().unwrap().disk == DiskState::Diskless
     });
+}
+
+#[test]
+fn a_disk_whose_peer_is_lost_while_it_is_being_read_is_not_used_without_what_the_peer_alone_has() {
+    let mut lab = Lab::start();
+    lab.ok(A, detach(Force::No));
+    lab.write(A, &[1]);
+    lab.world.nodes[A].hang = Some((IoFault::Meta, u32::MAX));
+    lab.world.command(A, ATTACH);
+    lab.wait("the superblock is being read", |world| {
+        !world.nodes[A].held.is_empty()
+    });
+    lab.world.let_go(A);
+    assert_eq!(lab.world.run_for(0), Ok(()));
+    lab.world.nodes[A].hang = Some((IoFault::Meta, u32::MAX));
+    // It was found good enough for a node that is connected; the rest of the metadata takes its time.
+    lab.wait("the bitmap is being read", |world| {
+        let state = world.nodes[A].state().unwrap();
+        state.disk == DiskState::Attaching && !world.nodes[A].held.is_empty()
+    });
+    lab.cut();
+    lab.world.let_go(A);
+    lab.wait("the disk is let go", |world| {
+        world.nodes[A].open_commands.is_empty()
+    });
+    let state = lab.world.nodes[A].state().unwrap();
+    assert_eq!(state.disk, DiskState::Diskless);
 }
 
 #[test]

@@ -31,7 +31,7 @@ use crate::bitmap::{Bitmap, NewBits, PAGE_BYTES, Urgency, bits_of_device, bits_t
 use crate::command::Answer;
 use crate::effect::{Effect, Level, MetaOperation};
 use crate::event::{BackingInfo, CommandId, IoError, MetaKind, OpenError, VolumeNumber};
-use crate::generations::Generations;
+use crate::generations::{Generations, Uuids};
 use crate::planted::Planted;
 use crate::state::effects::attach_states;
 use crate::state::word::{DiskState, Request, Role};
@@ -276,39 +276,13 @@ impl Resource {
         info: BackingInfo,
         (superblock, layout): (Superblock, Layout),
     ) -> Result<(), Answer> {
-        let ignore = self.planted(Planted::IgnoreExposedGeneration);
-        let name = self.name.clone();
+        let uuids = Backing::uuids_of(&superblock);
+        if let Some(answer) = self.attach_refusal(number, &uuids) {
+            return Err(answer);
+        }
         let Some(volume) = self.volumes.get_mut(&number) else {
             return Ok(());
         };
-        let uuids = Backing::uuids_of(&superblock);
-        if !ignore && volume.generations.refuses_attach(&volume.state, &uuids) {
-            let info = format!(
-                "the application last saw generation {:016X}, the disk has {:016X}",
-                volume.generations.exposed, uuids.current
-            );
-            return Err(Answer::failure(Failure::DataNotCurrent).with_info(info));
-        }
-        let peers = volume.peer.uuids.map(|peer| peer.set.current & !1);
-        let untold = volume.state.conn.is_connected() && peers == Some(uuids.current & !1);
-        if !ignore && volume.wrote_without_disk && untold {
-            let info = format!(
-                "since this disk was lost, the application has written to the peer's disk alone, and both seem to have the same \
-                 generation; try again; if it stays so, give this disk new metadata, and everything is copied: tandem adm create-md {name}"
-            );
-            return Err(Answer::failure(Failure::DataNotCurrent).with_info(info));
-        }
-        if !ignore && volume.wrote_without_disk && volume.generations.needs_the_peer(&volume.state)
-        {
-            let info = if volume.state.conn.is_connected() {
-                "since this disk was lost, the application has written to the peer's disk alone, which is not UpToDate any more; to go on \
-                 without those writes, stop the application, make this node Secondary, and attach again"
-            } else {
-                "since this disk was lost, the application has written to the peer's disk alone; connect first, then the disk is brought \
-                 up to date"
-            };
-            return Err(Answer::failure(Failure::DataNotCurrent).with_info(info));
-        }
         let last = superblock.la_size.0 * 512;
         let bytes = volume.attach_size(&superblock, &layout, &info)?;
         let on_disk = if last == 0 || superblock.flags.contains(Flags::FULL_SYNC) {
@@ -343,6 +317,44 @@ impl Resource {
             attach.chunks = chunks;
         }
         Ok(())
+    }
+
+    /// Why a disk with these generations may not be used now, if so: the application has seen, or written, what is not on it. Asked
+    /// when the superblock is read, and again when the disk is about to be used: the peer may be lost in between.
+    fn attach_refusal(&self, number: VolumeNumber, uuids: &Uuids) -> Option<Answer> {
+        let volume = self.volumes.get(&number)?;
+        if self.planted(Planted::IgnoreExposedGeneration) {
+            return None;
+        }
+        let refused = |info: String| Some(Answer::failure(Failure::DataNotCurrent).with_info(info));
+        if volume.generations.refuses_attach(&volume.state, uuids) {
+            return refused(format!(
+                "the application last saw generation {:016X}, the disk has {:016X}",
+                volume.generations.exposed, uuids.current
+            ));
+        }
+        if !volume.wrote_without_disk {
+            return None;
+        }
+        let name = &self.name;
+        let connected = volume.state.conn.is_connected();
+        let peers = volume.peer.uuids.map(|peer| peer.set.current & !1);
+        if connected && peers == Some(uuids.current & !1) {
+            return refused(format!(
+                "since this disk was lost, the application has written to the peer's disk alone, and both seem to have the same \
+                 generation; try again; if it stays so, give this disk new metadata, and everything is copied: tandem adm create-md {name}"
+            ));
+        }
+        if !volume.generations.needs_the_peer(&volume.state) {
+            return None;
+        }
+        refused(String::from(if connected {
+            "since this disk was lost, the application has written to the peer's disk alone, which is not UpToDate any more; to go on \
+             without those writes, stop the application, make this node Secondary, and attach again"
+        } else {
+            "since this disk was lost, the application has written to the peer's disk alone; connect first, then the disk is brought \
+             up to date"
+        }))
     }
 
     /// Keeps reads in flight; when all are done, goes on.
@@ -522,6 +534,14 @@ impl Resource {
 
     /// Steps 6 to 8.
     fn attach_try_state(&mut self, number: VolumeNumber) {
+        let uuids = self
+            .volumes
+            .get(&number)
+            .map(|volume| volume.generations.uuids);
+        if let Some(answer) = uuids.and_then(|uuids| self.attach_refusal(number, &uuids)) {
+            self.attach_failed(number, answer);
+            return;
+        }
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;
         };
