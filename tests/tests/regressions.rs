@@ -87,6 +87,11 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         "a refused write that was frozen by suspend-io kept the engine busy and cost every later connection; disk-options waited for it",
     ),
     (
+        Protocol::C,
+        900_295,
+        "the judge did not see that a resync had ended on a disk whose node died before it said so",
+    ),
+    (
         Protocol::B,
         720_277,
         "the judge forgot that a crashed Primary's cache keeps writes in any order once its peer had copied them",

@@ -255,6 +255,13 @@ impl Node {
         ])
     }
 
+    /// Whether its disk says that the data is UpToDate.
+    pub fn is_good_on_disk(&mut self) -> bool {
+        let good = Flags::CONSISTENT.with(Flags::WAS_UP_TO_DATE);
+        let block = self.layout().and_then(|layout| self.superblock(&layout));
+        block.is_ok_and(|(_, block)| block.flags.contains(good))
+    }
+
     /// Starts a process.
     pub fn start(&mut self, seed: u64, disk: &DiskOptions, plant: Plant) {
         self.boot += 1;

@@ -176,6 +176,17 @@ impl Oracle {
         Ok(())
     }
 
+    /// The process of a target died after the end of its resync was on its disk, and before it said so.
+    ///
+    /// # Errors
+    /// As for an end that it said.
+    pub fn stored_the_end(&mut self, node: usize, role: Role) -> Result<(), String> {
+        if self.views[node].promised.is_none() {
+            return Ok(());
+        }
+        self.adopted(node, role)
+    }
+
     fn may_adopt(&self, node: usize, promise: &Promise) -> Result<(), String> {
         let view = &self.views[node];
         if view.discard {

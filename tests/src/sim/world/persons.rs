@@ -108,12 +108,33 @@ impl World {
             self.oracle.rested(node);
         }
         self.alone_since[node] = None;
+        let role = self.nodes[node].state().map(|state| state.role);
         self.nodes[node].stop(&mut self.disk_dice, keep);
+        if let Some(role) = role.filter(|_| self.has_stored_the_end(node)) {
+            let judged = self.oracle.stored_the_end(node, role);
+            if let Err(why) = judged {
+                self.fail(why);
+            }
+        }
         self.net.hosts[node] = self.nodes[node].host;
         self.net.process_gone(self.now, node, power);
         self.clients.node_died(node, &mut self.oracle);
         self.oracle.died(node, power, &self.nodes[node]);
         self.take_net();
+    }
+
+    /// The disk of a target that has just died says that the resync from its peer has ended: it took over the current generation, and
+    /// remembers the sync UUID.
+    fn has_stored_the_end(&mut self, node: usize) -> bool {
+        let source = self.nodes[1 - node].status.as_ref();
+        let Some([current, sync, ..]) = source.and_then(|status| status.uuids) else {
+            return false;
+        };
+        let Some([own, _, newer, _]) = self.nodes[node].uuids_on_disk() else {
+            return false;
+        };
+        let same = |one: u64, other: u64| one & !1 == other & !1;
+        sync != 0 && same(own, current) && same(newer, sync) && self.nodes[node].is_good_on_disk()
     }
 
     /// `up`: attach, and connect once that is answered.
