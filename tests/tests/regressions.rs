@@ -78,6 +78,11 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
     ),
     (
         Protocol::C,
+        921_440,
+        "an activity log of another size forgot the extents of the former one before their bits were on disk",
+    ),
+    (
+        Protocol::C,
         601_015,
         "a flush whose peer was lost while I/O was suspended was not answered when I/O was resumed",
     ),

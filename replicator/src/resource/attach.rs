@@ -310,6 +310,7 @@ impl Resource {
             activity_log: ActivityLog::new(slots, 0),
             attached_as: None,
             primary_holds: 0,
+            log_replaced: false,
             meta_failed: false,
             read_failed: false,
         });

@@ -220,6 +220,13 @@ impl Resource {
         if self.planted(Planted::EvictBeforeBits) {
             stages.retain(|stage| matches!(stage, Stage::Meta(_)));
         }
+        if let Some(backing) = self
+            .volumes
+            .get_mut(&number)
+            .and_then(|at| at.backing.as_mut())
+        {
+            backing.log_replaced = false;
+        }
         self.enqueue(number, Lane::Log, stages, then);
     }
 
@@ -607,6 +614,14 @@ fn log_stages(
         .filter(|page| backing.bitmap.blocks_eviction(*page))
         .collect();
     let mut stages = Vec::new();
+    if backing.log_replaced {
+        // All extents of the former log leave with the first block of the new one.
+        stages.extend([
+            Stage::FlushData,
+            Stage::BitmapPages(Pages::AllChanged),
+            Stage::FlushMeta,
+        ]);
+    }
     let bits = !pages.is_empty();
     if bits {
         stages.push(Stage::BitmapPages(Pages::List(pages)));

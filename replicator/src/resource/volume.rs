@@ -167,6 +167,8 @@ pub(crate) struct Backing {
     /// Demotions (and attaches after a crash) whose bits are not yet on disk: as long as there are any, the primary
     /// flag stays on disk.
     pub(crate) primary_holds: u32,
+    /// The activity log is a new one, of which nothing is on disk: before it is, what the former one names must be durable.
+    pub(crate) log_replaced: bool,
     /// Metadata cannot be written any more: every plan fails.
     pub(crate) meta_failed: bool,
     /// An I/O on data failed, and it was a read: a bitmap that cannot be written at the detach asks for a full sync.

@@ -276,6 +276,7 @@ impl Resource {
             let number = backing.activity_log.next_number();
             backing.activity_log = ActivityLog::new(wanted, number);
             backing.activity_log.describe_all();
+            backing.log_replaced = true;
         }
         let all_set = backing.bitmap.is_all_set() && !connected;
         let flag = if updates {
