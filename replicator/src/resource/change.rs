@@ -53,6 +53,8 @@ pub(crate) enum Deferred {
     DiskGone(VolumeNumber),
     /// Requests that waited for others that overlap them have their intervals.
     IntervalsReady(VolumeNumber, Vec<u64>),
+    /// The handler local-io-error has ended, and what waited for it was done.
+    FailureTold(VolumeNumber),
     /// N1b of 3.3: a generation beside the one that the peer's disk may have.
     Branch(VolumeNumber),
     /// This node is not Primary any more: clients are told.

@@ -71,6 +71,7 @@ impl Resource {
                 Deferred::Receiver(Receiver::Restart) => self.receiver_restarts(),
                 Deferred::PeerDiskChanged(volume) => self.peer_disk_changed(volume),
                 Deferred::IntervalsReady(volume, ready) => self.intervals_ready(volume, ready),
+                Deferred::FailureTold(volume) => self.failure_told(volume),
                 Deferred::Branch(volume) => self.generation_of_the_only_disk(volume),
                 Deferred::DiskGone(volume) => {
                     self.disk_gone(volume);
@@ -223,6 +224,7 @@ impl Resource {
             .get_mut(&number)
             .and_then(|volume| volume.stalled.take());
         self.begin_draining(number);
+        self.deferred.push_front(Deferred::FailureTold(number));
         for work in stalled.unwrap_or_default().into_iter().rev() {
             self.deferred.push_front(work);
         }

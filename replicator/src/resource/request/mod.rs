@@ -168,6 +168,8 @@ pub(crate) struct Requests {
     next: u64,
     clients: BTreeMap<RequestId, Client>,
     pub(crate) writes: BTreeMap<WriteId, Write>,
+    /// Writes that wait until the peer has been told that the own disk has failed.
+    untold: Vec<WriteId>,
     /// Writes that the peer has refused without having said why; some may be gone.
     refused: BTreeSet<WriteId>,
     pub(crate) reads: BTreeMap<u64, super::reads::Read>,

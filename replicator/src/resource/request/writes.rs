@@ -87,11 +87,33 @@ impl Resource {
         })
     }
 
+    /// The disk has failed, and the peer is told once the handler local-io-error has ended.
+    fn failure_is_untold(&self, volume: VolumeNumber) -> bool {
+        self.volumes
+            .get(&volume)
+            .is_some_and(|volume| volume.stalled.is_some())
+    }
+
+    /// The peer was told that the disk has failed: writes that it alone has are marked there from here on.
+    pub(crate) fn failure_told(&mut self, number: VolumeNumber) {
+        for id in core::mem::take(&mut self.requests.untold) {
+            if self.requests.writes.contains_key(&id) {
+                self.start_write(id);
+            }
+        }
+        self.recheck_writes(number);
+    }
+
     /// The activity log covers the write: both legs start.
     pub(super) fn start_write(&mut self, id: WriteId) {
         let Some(volume) = self.requests.writes.get(&id).map(|write| write.volume) else {
             return;
         };
+        if self.failure_is_untold(volume) {
+            // The peer would take it for a write that this disk has, too.
+            self.requests.untold.push(id);
+            return;
+        }
         if !self.data_accessible(volume) {
             self.finish_write(id, Err(RequestError::Io));
             return;
@@ -196,6 +218,7 @@ impl Resource {
             || (write.local == Local::Pending && !self.planted(Planted::AnswerBeforeDisk))
             || !self.remote_settled(write)
             || !self.may_answer_writes(write.volume)
+            || (write.local != Local::Done && self.failure_is_untold(write.volume))
         {
             return;
         }
