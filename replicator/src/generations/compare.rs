@@ -51,6 +51,8 @@ pub struct Link {
     pub write_same: bool,
     /// Who yields.
     pub resolve_conflicts: ResolveConflicts,
+    /// The peer is a Tandem, too: rules count that a kernel does not have.
+    pub tandem: bool,
 }
 
 /// A set that turned out to lag behind what happened.
@@ -195,7 +197,8 @@ fn diverged(s: &Uuids, p: &Uuids, link: &Link) -> Comparison {
     if s.history.iter().any(|old| in_history(*old, p)) {
         return Comparison::of(SPLIT_BRAIN_UNKNOWN, 100);
     }
-    if knows_bitmap_of(s, p) || knows_bitmap_of(p, s) {
+    // A kernel refuses it as unrelated, whatever a person decides here: the advice has to fit.
+    if link.tandem && (knows_bitmap_of(s, p) || knows_bitmap_of(p, s)) {
         return Comparison::of(SPLIT_BRAIN_UNKNOWN, COMMON_BITMAP);
     }
     Comparison::of(UNRELATED, 100)

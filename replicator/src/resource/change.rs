@@ -249,7 +249,11 @@ impl Resource {
             let (was, is) = (old.conn.is_connected(), new.conn.is_connected());
             if end_unknown {
                 volume.end_unknown = true;
-            } else if is && new.pdsk >= state::DiskState::Inconsistent {
+            } else if is
+                && new.pdsk >= state::DiskState::Inconsistent
+                && new.disk >= state::DiskState::Inconsistent
+            {
+                // Both disks take part. One that is Negotiating has not been compared with the peer's: the link may break first.
                 volume.end_unknown = false;
             }
             if old.role == Role::Primary && new.role != Role::Primary {
@@ -299,9 +303,6 @@ impl Resource {
             .get(&number)
             .is_some_and(|volume| volume.end_unknown && volume.generations.uuids.bitmap != 0);
         if wanted && only_disk && new.disk == state::DiskState::UpToDate {
-            if let Some(volume) = self.volumes.get_mut(&number) {
-                volume.end_unknown = false;
-            }
             self.generation_is_due(number);
             self.deferred.push_back(Deferred::Branch(number));
         }

@@ -68,10 +68,12 @@ impl Resource {
         self.start_plan(number, vec![Stage::Superblock], Then::Generation);
     }
 
-    /// N1b of 3.3.
+    /// N1b of 3.3, unless another generation has begun since (a forced promotion).
     pub(super) fn generation_of_the_only_disk(&mut self, number: VolumeNumber) {
         let still = self.volumes.get(&number).is_some_and(|volume| {
-            volume.state.disk == DiskState::UpToDate && volume.backing.is_some()
+            volume.end_unknown
+                && volume.state.disk == DiskState::UpToDate
+                && volume.backing.is_some()
         });
         if !still {
             self.settle_generation(number);

@@ -340,6 +340,7 @@ impl Resource {
             protocol: agreed.version,
             write_same: agreed.features.contains(Features::WSAME),
             resolve_conflicts: self.resolve_conflicts(),
+            tandem: agreed.tandem,
         };
         let volume = self.volumes.get_mut(&number)?;
         let peer = volume.peer.uuids?;

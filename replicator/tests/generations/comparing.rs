@@ -56,6 +56,7 @@ fn every_comparison_of_the_specification_is_reproduced_on_both_nodes() {
                 .map_or(101, |rest| rest.trim_end_matches(')').parse().unwrap()),
             write_same: !notes.contains("no WRITE_SAME"),
             resolve_conflicts: ResolveConflicts::There,
+            tandem: false,
         };
         let primaries = notes.split('(').next().unwrap();
         let party = |cell: &str, name: char| Party {
@@ -110,7 +111,7 @@ proptest! {
         let b = Party { uuids: pick(4), crashed_primary: flags[2], role: role(flags[3]) };
         prop_assume!(!is_constructed(&a.uuids, &b.uuids));
         let side = if here { ResolveConflicts::Here } else { ResolveConflicts::There };
-        let link = Link { protocol, write_same, resolve_conflicts: side };
+        let link = Link { protocol, write_same, resolve_conflicts: side, tandem: write_same };
         let back = Link { resolve_conflicts: mirrored(side), ..link };
         let (one, other) = (compare(&a, &b, &link), compare(&b, &a, &back));
         prop_assert!(is_mirrored(one.hg, other.hg), "{:?} {:?}", one, other);

@@ -49,6 +49,7 @@ const LINK: Link = Link {
     protocol: 101,
     write_same: true,
     resolve_conflicts: ResolveConflicts::Here,
+    tandem: true,
 };
 
 fn secondary(uuids: Uuids) -> Party {

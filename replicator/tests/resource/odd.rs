@@ -4,8 +4,8 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use tandem_replicator::state::word::DiskState;
 use tandem_replicator::{
-    Command, DiskOperation, Effect, Force, Fua, NetOptions, Operation, RequestError, RequestId,
-    Unmap,
+    Command, DiskOperation, DiskOptions, Effect, Force, Fua, NetOptions, Operation, RequestError,
+    RequestId, Unmap,
 };
 
 use crate::harness::{VOLUME, World};
@@ -194,6 +194,43 @@ fn disks_with_large_sectors_get_whole_ones_here_and_there() {
         model[4608..5120].fill(2);
         model[100..9100].fill(3);
         both_hold(&world, 0, &model);
+    }
+}
+
+#[test]
+fn a_last_sector_that_the_device_cuts_short_keeps_what_a_write_leaves_out() {
+    let start = 1 << 20;
+    for cut in (512..4096).step_by(512) {
+        let mut world = World::pair();
+        world.nodes[B].logical_block = 4096;
+        for node in [A, B] {
+            let options = DiskOptions {
+                size: start + cut as u64,
+                ..DiskOptions::default()
+            };
+            world.ok(
+                node,
+                Command::DiskOptions {
+                    volume: VOLUME,
+                    options,
+                },
+            );
+        }
+        world.make_ready(&NetOptions::default());
+        assert_eq!(world.nodes[A].served, Some(start + cut as u64));
+        let mut model = vec![1; 4096 + cut];
+        world.write_ok(A, start - 4096, model.len(), 1);
+        // Its beginning, its end, its middle, and what reaches into it.
+        for (fill, offset, length) in [
+            (2, 4096, 100),
+            (3, 4096 + cut - 7, 7),
+            (4, 4096 + 200, 10),
+            (5, 4000, 200),
+        ] {
+            world.write_ok(A, start - 4096 + offset as u64, length, fill);
+            model[offset..offset + length].fill(fill);
+            both_hold(&world, start as usize - 4096, &model);
+        }
     }
 }
 

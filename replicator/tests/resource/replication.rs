@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tandem_replicator::state::word::{ConnState, DiskState};
 use tandem_replicator::{
-    Command, Effect, Force, Fua, Operation, Protocol, RequestError, RequestId, Unmap,
+    Command, DiskOperation, Effect, Force, Fua, Operation, Protocol, RequestError, RequestId, Unmap,
 };
 
 use crate::harness::{
@@ -14,6 +14,12 @@ use crate::harness::{
 
 const A: usize = 0;
 const B: usize = 1;
+
+/// P_NEG_ACK.
+const NEG_ACK: u16 = 0x19;
+
+/// P_BARRIER.
+const BARRIER: u16 = 0x03;
 
 fn same_data(world: &World) {
     let bytes = world.nodes[A].resource.status().volumes[0].bytes as usize;
@@ -504,6 +510,106 @@ fn a_write_that_the_peer_refused_before_a_suspension_waits_for_nobody_after_it()
     });
     same_data(&world);
     assert_eq!([A, B].map(|node| world.out_of_sync(node)), [0, 0]);
+}
+
+/// The disk of B fails a discard; its P_STATE has reached A, its P_NEG_ACK, changed as a kernel's (wire-protocol.md 11 no. 18), and what
+/// follows that on its socket have not.
+fn refused_without_a_length(world: &mut World, prepare: impl FnOnce(&mut World)) -> RequestId {
+    let operation = Operation::Discard {
+        offset: 8192,
+        length: 8192,
+        fua: Fua::No,
+    };
+    let discards = |effect: &Effect| {
+        matches!(
+            effect,
+            Effect::Disk {
+                operation: DiskOperation::Discard { .. },
+                ..
+            }
+        )
+    };
+    world.advance(Duration::from_secs(1));
+    let before = world.nodes[A].log.len();
+    world.fail(B, discards);
+    // An epoch that ends while the disk of B is being closed would cost the link, and that has everything marked.
+    world.hold(
+        A,
+        |effect| matches!(effect, Effect::Send { head, .. } if head[6..8] == BARRIER.to_be_bytes()),
+    );
+    let mut meta = None;
+    world.hold(B, move |effect| {
+        let Effect::Send { socket, head, .. } = effect else {
+            return false;
+        };
+        if head[6..8] == NEG_ACK.to_be_bytes() {
+            meta = Some(*socket);
+        }
+        meta == Some(*socket)
+    });
+    let id = world.request(A, operation);
+    prepare(world);
+    world.run_until("the peer has lost its disk", |world| {
+        world.state(A).pdsk == DiskState::Diskless
+    });
+    let mut changed = 0;
+    world.change_held(B, |effect| {
+        if let Effect::Send { head, .. } = effect
+            && head[6..8] == NEG_ACK.to_be_bytes()
+        {
+            let mut bytes = head.to_vec();
+            assert_eq!(bytes[32..36], 8192_u32.to_be_bytes());
+            bytes[32..36].fill(0);
+            *head = bytes.into();
+            changed += 1;
+        }
+    });
+    assert_eq!(changed, 1);
+    assert_eq!(world.held(A), 1);
+    world.release(A);
+    world.release(B);
+    world.heal_disk(B);
+    let lost = |line: &String| line.contains("Unconnected");
+    assert!(!world.nodes[A].log.iter().skip(before).any(lost));
+    id
+}
+
+#[test]
+fn a_discard_that_a_peer_without_a_disk_refuses_without_a_length_is_copied_later() {
+    for letter in [Protocol::A, Protocol::B, Protocol::C] {
+        let mut world = World::ready(&protocol(letter));
+        world.write_ok(A, 0, 65536, 1);
+        let id = refused_without_a_length(&mut world, |_| ());
+        world.run_until("it is answered", |world| answered(world, id));
+        assert!(world.reply(A, id).unwrap().is_ok());
+        assert!(world.out_of_sync(A) >= 8, "{letter:?}");
+        world.ok(B, Command::Attach { volume: VOLUME });
+        world.run_until("both are in sync", |world| {
+            world.state(A).pdsk == DiskState::UpToDate
+                && world.state(A).conn == ConnState::Connected
+        });
+        same_data(&world);
+    }
+}
+
+#[test]
+fn a_refusal_that_comes_after_its_reason_costs_no_link_while_io_is_suspended() {
+    let mut world = World::ready(&protocol(Protocol::C));
+    world.write_ok(A, 0, 65536, 1);
+    let id = refused_without_a_length(&mut world, |world| {
+        world.ok(A, Command::SuspendIo { volume: VOLUME });
+    });
+    for _ in 0..60 {
+        world.advance(Duration::from_secs(1));
+        assert_eq!(world.state(A).conn, ConnState::Connected);
+    }
+    let gave_up = |line: &String| line.contains("did not tell why");
+    assert!(!world.nodes[A].log.iter().any(gave_up));
+    assert!(!answered(&world, id));
+    world.ok(A, Command::ResumeIo { volume: VOLUME });
+    world.run_until("it is answered", |world| answered(world, id));
+    assert!(world.reply(A, id).unwrap().is_ok());
+    assert_eq!(world.out_of_sync(A), 8);
 }
 
 #[test]

@@ -73,6 +73,24 @@ fn a_split_brain_is_reported_and_leaves_both_alone() {
 }
 
 #[test]
+fn a_forced_promotion_of_a_disk_that_was_restarted_starts_one_generation() {
+    let mut world = World::ready(&NetOptions::default());
+    world.cut_network();
+    world.write_ok(0, 0, 4096, 1);
+    secondary(&mut world, 0);
+    world.ok(0, Command::Outdate { volume: VOLUME });
+    world.crash(0);
+    world.ok(0, Command::Attach { volume: VOLUME });
+    let [current, _, newer, older] = world.uuids(0);
+    let force = Force::Yes;
+    let volume = VOLUME;
+    world.ok(0, Command::Primary { volume, force });
+    let [_, bitmap, h1, h2] = world.uuids(0);
+    // A second one would push the oldest out of the history.
+    assert_eq!([bitmap & !1, h1, h2], [current & !1, newer, older]);
+}
+
+#[test]
 fn the_victim_that_is_named_by_a_person_becomes_the_target() {
     let net = NetOptions::default();
     for victim in 0..2 {

@@ -1,5 +1,7 @@
 //! First syncs, lost links, and packets lost with them.
 
+use tandem_replicator::state::word::DiskState;
+
 use super::*;
 
 #[test]
@@ -360,4 +362,54 @@ fn t43_source_missed_the_end_of_the_resync_and_restarts() {
         &["initial-split-brain", "split-brain"],
         &["initial-split-brain", "split-brain"],
     );
+}
+
+/// The same, but A knows: its disk goes and comes back while it is connected, and the link breaks before the two are compared.
+#[test]
+fn t43_source_missed_the_end_of_the_resync_and_its_disk_is_negotiating_when_the_link_breaks() {
+    let mut lab = Lab::start();
+    cut_with_writes(&mut lab, &[2, 6]);
+    lab.ok(A, SECONDARY);
+    // What the process saw last counts (S4): one that has not been Primary has seen it as a Secondary.
+    lab.world.stop(A, false);
+    lab.boot(A);
+    lab.connect(A, false);
+    lab.plug();
+    let conn = |world: &World, node: usize| world.nodes[node].state().map(|state| state.conn);
+    lab.wait("B has finished, and A has not heard of it", |world| {
+        let began = world.nodes[B].handlers.contains(&"after-resync-target");
+        began
+            && conn(world, A) == Some(ConnState::SyncSource)
+            && conn(world, B) == Some(ConnState::Connected)
+    });
+    lab.world.block([false, true]);
+    let force = Force::Yes;
+    let volume = VOLUME;
+    lab.ok(A, Command::Detach { volume, force });
+    lab.world.block([false; 2]);
+    lab.wait("A sees the disk of B", |world| {
+        let state = world.nodes[A].state().unwrap();
+        state.disk == DiskState::Diskless && state.pdsk == DiskState::UpToDate
+    });
+    lab.world.block([true; 2]);
+    lab.world.command(A, Command::Attach { volume });
+    lab.wait("the disk of A is negotiating", |world| {
+        world.nodes[A].state().unwrap().disk == DiskState::Negotiating
+    });
+    lab.cut();
+    lab.wait("the disk of A is attached", |world| {
+        world.nodes[A].state().unwrap().disk == DiskState::UpToDate
+    });
+    let current = |lab: &mut Lab, node: usize| lab.uuids(node)[0] & !1;
+    assert_eq!(current(&mut lab, A), current(&mut lab, B));
+    lab.ok(A, primary(Force::No));
+    lab.write(A, &[1]);
+    assert_ne!(current(&mut lab, A), current(&mut lab, B));
+    lab.ok(B, primary(Force::No));
+    lab.write(B, &[4]);
+    lab.plug();
+    lab.split();
+    for node in [A, B] {
+        assert!(lab.world.nodes[node].handlers.contains(&"split-brain"));
+    }
 }

@@ -189,7 +189,7 @@ impl Resource {
         let sector = edges.sector.min(length);
         // The last sector of a device may be cut short by its end.
         let end = offset + u64::from(length);
-        let tail = (end - 1) - (end - 1) % u64::from(sector);
+        let tail = (end - 1) - (end - 1) % u64::from(edges.sector);
         let mut spans: Vec<Span> = Vec::with_capacity(2);
         if edges.lead > 0 && trail > 0 && length <= 2 * sector {
             spans.push((offset, length));

@@ -211,7 +211,7 @@ impl Resource {
             write.volume == number && write.offset / 512 == ack.sector && write.epoch.is_some()
         });
         if what == Ack::Refused {
-            self.mark_refused(number, ack);
+            self.mark_refused(number, ack, known.then_some(id));
         }
         if !known {
             // Protocol A forgets a write at its barrier ack; a late refusal has marked its range all the same.
@@ -221,6 +221,8 @@ impl Resource {
                 Err("ack of an unknown write")
             };
         }
+        // The peer's state may have come first: it is on the other socket.
+        let explained = self.refusal_explained(number);
         if let Some(write) = self.requests.writes.get_mut(&id) {
             write.remote = match what {
                 Ack::Received if write.remote == Remote::Written => Remote::Written,
@@ -230,7 +232,7 @@ impl Resource {
                     write.in_sync = true;
                     Remote::Written
                 }
-                Ack::Refused if write.stage == Stage::Answered => Remote::Failed,
+                Ack::Refused if write.stage == Stage::Answered || explained => Remote::Failed,
                 Ack::Refused => Remote::Refused,
             };
             if write.remote == Remote::Refused {
@@ -241,10 +243,18 @@ impl Resource {
         Ok(())
     }
 
-    fn mark_refused(&mut self, number: VolumeNumber, ack: &BlockAck) {
-        let bytes = self.volumes.get(&number).map_or(0, |volume| volume.bytes);
-        let offset = ack.sector.saturating_mul(512).min(bytes);
-        let length = u64::from(ack.blksize).min(bytes - offset) as u32;
+    /// What the peer refused is out of sync. The write says where: a kernel without a disk gives no length with its refusal of a discard
+    /// or of zeroes (wire-protocol.md 11 no. 18). Only for one that is forgotten the acknowledgement has to do.
+    fn mark_refused(&mut self, number: VolumeNumber, ack: &BlockAck, known: Option<WriteId>) {
+        let write = known.and_then(|id| self.requests.writes.get(&id));
+        let (offset, length) = if let Some(write) = write {
+            (write.offset, write.length)
+        } else {
+            let bytes = self.volumes.get(&number).map_or(0, |volume| volume.bytes);
+            let offset = ack.sector.saturating_mul(512).min(bytes);
+            let length = u64::from(ack.blksize).min(bytes - offset);
+            (offset, u32::try_from(length).unwrap_or(u32::MAX))
+        };
         if length > 0 {
             self.mark_out_of_sync(number, offset, length);
         }
