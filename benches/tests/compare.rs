@@ -105,9 +105,9 @@ fn a_very_short_comparison_has_figures_of_tandem_and_leaves_nothing() {
         );
         // Each write crosses the link once.
         assert!(figure("loopback_bytes") > 4096.0, "{row}\n{words}");
-        // A row that misses the activity log writes it each time, on one node; one that hits it does not.
+        // A row that misses the activity log writes it about each time, on one node; one that hits it hardly ever does.
         assert_eq!(
-            figure("metadata_writes") > 0.9,
+            figure("metadata_writes") > 0.5,
             row.ends_with("cold"),
             "{row}\n{words}"
         );
