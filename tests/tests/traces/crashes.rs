@@ -201,7 +201,7 @@ fn t41_degraded_primary_crashes_and_reboots_alone() {
     lab.row_but(
         "stricter: nothing on the disk of A says whether B has this generation by now (N3c)",
         "primary",
-        "StandAlone Pri/Unk UpToDate/DUnknown [A2*, C*, A1*, H1] oos=0",
+        "StandAlone Pri/Unk UpToDate/DUnknown [A2*, C*, A1, H1] oos=0",
         "(down) [C, 0, H1, H2] oos=0",
     );
     // B lacks what is in the bitmap of A, whichever generation A has.

@@ -409,7 +409,8 @@ fn t43_source_missed_the_end_of_the_resync_and_its_disk_is_negotiating_when_the_
     lab.write(B, &[4]);
     lab.plug();
     lab.split();
-    for node in [A, B] {
-        assert!(lab.world.nodes[node].handlers.contains(&"split-brain"));
-    }
+    lab.wait("both are told of the split brain", |world| {
+        let told = |node: usize| world.nodes[node].handlers.contains(&"split-brain");
+        told(A) && told(B)
+    });
 }
