@@ -483,8 +483,22 @@ fn a_lost_peer_starts_a_generation_on_a_primary_only_and_only_once() {
         (
             "SyncSource Pri/Sec UpToDate/Inconsistent",
             "NetworkFailure Pri/Unk UpToDate/Inconsistent",
-            &alone,
+            &split,
             None,
+        ),
+        // It was cut before it had a bitmap UUID.
+        (
+            "WFBitMapS Pri/Sec UpToDate/Inconsistent",
+            "NetworkFailure Pri/Unk UpToDate/Inconsistent",
+            &alone,
+            Some(NewCurrentUuid),
+        ),
+        // A disk that comes back while the peer has none.
+        (
+            "Connected Pri/Sec Negotiating/Diskless",
+            "Connected Pri/Sec UpToDate/Diskless",
+            &alone,
+            Some(NewCurrentUuid),
         ),
         // The only disk that is left to a Primary.
         (

@@ -272,11 +272,11 @@ const DEFERRED: &[(Deferred, Applies)] = &[
         becomes(c, ConnState::WFBitMapS)
     }),
     (Deferred::NewCurrentUuid, |c, x| {
-        let alone = split_off(c, x) || primary_attached_alone(c, x);
+        let alone = split_off(c, x) || primary_goes_on_alone(c, x);
         (alone && !c.new.is_suspended()) || diskless_peer_promoted(c, x)
     }),
     (Deferred::NewCurrentPending, |c, x| {
-        (split_off(c, x) || primary_attached_alone(c, x)) && c.new.is_suspended()
+        (split_off(c, x) || primary_goes_on_alone(c, x)) && c.new.is_suspended()
     }),
     (Deferred::WriteBitmap, |c, _| {
         let peer_demoted = c.new.pdsk < DiskState::Inconsistent
@@ -397,17 +397,21 @@ fn split_off(change: &Change, context: &EffectContext) -> bool {
         && (change.new.role == Role::Primary || change.new.peer == Role::Primary)
 }
 
-/// As N3 (section 3.3): a Primary that had no disk gets it back while its peer is away. Its writes from now on are missing there, and
-/// invariant 11 wants a generation for them. (The kernel has none: it relies on the crashed-primary flag, which does not help when
-/// the peer is promoted meanwhile.)
-fn primary_attached_alone(change: &Change, context: &EffectContext) -> bool {
-    change.new.role == Role::Primary
-        && change.old.disk < DiskState::UpToDate
-        && change.new.disk == DiskState::UpToDate
-        && change.old.conn < ConnState::Connected
-        && change.new.conn < ConnState::Connected
-        && change.old.role == Role::Primary
+/// N3b (section 3.3): from now on a Primary's writes reach its own disk alone, whether it got its disk back while its peer has none or is
+/// away, or lost a peer whose disk was of no use yet. Invariant 11 wants a generation for them. (The kernel has none: it relies on the
+/// crashed-primary flag, which does not help when the peer is promoted meanwhile.)
+fn primary_goes_on_alone(change: &Change, context: &EffectContext) -> bool {
+    change.old.role == Role::Primary
+        && !is_primary_alone(&change.old)
+        && is_primary_alone(&change.new)
         && context.bitmap_uuid_is_zero
+}
+
+/// A Primary whose disk is the only one that gets its writes. A peer's disk that is Negotiating is about to be compared with this one.
+fn is_primary_alone(state: &State) -> bool {
+    state.role == Role::Primary
+        && state.disk == DiskState::UpToDate
+        && (state.conn < ConnState::Connected || state.pdsk < DiskState::Negotiating)
 }
 
 /// N2 (section 3.3): a diskless peer is promoted, or is Primary when this disk is attached, so that only this disk gets its writes.
