@@ -195,12 +195,15 @@ impl Resource {
             .as_ref()
             .and_then(|backing| backing.attached_as);
         let sent = report.sent;
+        // A disk that was offered is decided by the comparison: what the peer said before it saw the offer is no answer to it.
+        let awaited = volume.peer.uuids.is_none() && sent.disk >= DiskState::Negotiating;
         let change = |state: &mut State| {
             state.conn = conn;
             state.peer = sent.role;
             state.pdsk = report.disk;
             state.peer_isp = sent.aftr_isp || sent.user_isp;
-            let decided = matches!(conn, ConnState::Connected | ConnState::WFBitMapS);
+            let decided =
+                !awaited && matches!(conn, ConnState::Connected | ConnState::WFBitMapS);
             if let (DiskState::Negotiating, true, Some(attached)) = (state.disk, decided, attached)
             {
                 state.disk = attached.disk;
