@@ -202,8 +202,7 @@ impl Resource {
             state.peer = sent.role;
             state.pdsk = report.disk;
             state.peer_isp = sent.aftr_isp || sent.user_isp;
-            let decided =
-                !awaited && matches!(conn, ConnState::Connected | ConnState::WFBitMapS);
+            let decided = !awaited && matches!(conn, ConnState::Connected | ConnState::WFBitMapS);
             if let (DiskState::Negotiating, true, Some(attached)) = (state.disk, decided, attached)
             {
                 state.disk = attached.disk;
