@@ -66,7 +66,8 @@ impl Oracle {
             raise(writes, &mut promise.floor, id);
         }
         let other = &mut self.views[1 - node];
-        if peer && (self.protocol == Protocol::C || self.protocol == Protocol::B && !other.failed) {
+        let peer = peer && other.still_has(&writes[id as usize], self.protocol);
+        if peer {
             raise(writes, &mut other.live, id);
         }
         if self.protocol == Protocol::C {
@@ -105,7 +106,19 @@ impl Oracle {
 
     /// A flush was answered with an error.
     pub fn flush_failed(&mut self, node: usize) {
-        self.views[node].owes_error = false;
+        let tick = self.tick();
+        let view = &mut self.views[node];
+        view.owes_error = false;
+        if view.up_to_date || self.protocol == Protocol::C {
+            return;
+        }
+        // Under A and B this tells that the peer may lack what was on its way (docs/durability.md, "When a disk fails").
+        for (_, id) in std::mem::take(&mut view.unflushed) {
+            let write = &mut self.writes[id as usize];
+            if !write.remote_only {
+                write.cache_lost = Some(tick);
+            }
+        }
     }
 
     /// A flush was answered with success.

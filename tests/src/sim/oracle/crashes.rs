@@ -1,5 +1,7 @@
 //! What a node that dies, or loses its power, may have lost.
 
+use tandem_replicator::Protocol;
+
 use super::{NEVER_WRITTEN, Oracle};
 use crate::sim::node::Node;
 
@@ -34,6 +36,20 @@ impl Oracle {
         }
     }
 
+    /// This node has no good disk of its own and loses its peer, or the link to it: under A and B the answers to what it wrote before its
+    /// disk was lost promised no more than that (docs/durability.md, "When a disk fails"). What it wrote without a disk is on the peer's.
+    pub(super) fn lose_what_was_on_its_way(&mut self, node: usize) {
+        let mut client = std::mem::take(&mut self.views[node].client);
+        let kept = &self.views[1 - node].kept;
+        for (sector, id) in &mut client {
+            let floor = kept.get(sector).copied().unwrap_or(NEVER_WRITTEN);
+            if !self.writes[*id as usize].remote_only && self.writes[floor as usize].submitted < self.writes[*id as usize].submitted {
+                *id = floor;
+            }
+        }
+        self.views[node].client = client;
+    }
+
     /// A promotion that was cut short, or under which nobody wrote, leaves no trace that counts.
     fn forget_empty_history(&mut self, node: usize) {
         let history = self.views[node].history;
@@ -64,19 +80,28 @@ impl Oracle {
         if power {
             self.lose_the_last_copy(node, on);
         }
+        if self.protocol != Protocol::C && !self.views[1 - node].up_to_date {
+            // What its process had received and not written yet.
+            self.lose_what_was_on_its_way(1 - node);
+        }
         self.forget_empty_history(node);
+        let view = &mut self.views[node];
+        let unflushed = std::mem::take(&mut view.unflushed);
+        view.left_in_cache
+            .extend(unflushed.into_iter().map(|(_, id)| id));
         if power {
-            for (_, id) in &self.views[node].unflushed {
-                self.writes[*id as usize].cache_lost = Some(tick);
+            for id in std::mem::take(&mut view.left_in_cache) {
+                self.writes[id as usize].cache_lost = Some(tick);
             }
         }
         let view = &mut self.views[node];
+        view.died = tick;
         if power {
+            view.went_dark = tick;
             view.kept = view.durable.clone();
             view.lost_power = true;
         }
         view.live = view.kept.clone();
-        view.unflushed.clear();
         view.promised = None;
         view.up_to_date = false;
         view.finished = false;

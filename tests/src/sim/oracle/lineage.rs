@@ -1,5 +1,7 @@
 //! Histories: when one begins, who takes over that of another, and whether anything acknowledged is lost by that.
 
+use std::collections::BTreeSet;
+
 use tandem_replicator::Protocol;
 use tandem_replicator::state::word::{ConnState, DiskState, Role, State};
 
@@ -85,9 +87,14 @@ impl Oracle {
         if attaching && new.disk >= DiskState::Inconsistent && new.disk != DiskState::Negotiating {
             // An attach flushes what was found.
             view.durable = view.live.clone();
+            view.left_in_cache.clear();
         }
         if new.role == Role::Primary && new.conn.is_connected() && new.peer == Role::Primary {
             return Err(format!("{} is Primary and sees a Primary", name(node)));
+        }
+        let cut = old.conn.is_connected() && !new.conn.is_connected();
+        if cut && new.disk != DiskState::UpToDate && self.protocol == Protocol::A {
+            self.lose_what_was_on_its_way(node);
         }
         let becomes_source = |state: State| {
             matches!(
@@ -276,8 +283,10 @@ impl Oracle {
         let base = self.writes.len() as u64;
         let mut sectors = old.sectors.clone();
         let mut floor = view.live.clone();
+        let mut unsettled = BTreeSet::new();
         for (sector, versions) in &mut sectors {
             if busy.iter().any(|range| range.contains(sector)) {
+                unsettled.insert(*sector);
                 continue;
             }
             let content = on.data.content(*sector).clone();
@@ -297,6 +306,7 @@ impl Oracle {
         self.histories.push(History {
             parent: Some(parent),
             forked: tick,
+            unsettled,
             sectors,
             acknowledged: floor.clone(),
         });

@@ -84,6 +84,8 @@ struct History {
     parent: Option<Parent>,
     /// When it began.
     forked: u64,
+    /// Sectors into which received writes were still in flight when it began: nobody has waited for them, and they may never end.
+    unsettled: BTreeSet<u64>,
     sectors: BTreeMap<u64, Vec<Version>>,
     /// Youngest acknowledged write.
     acknowledged: Floor,
@@ -117,12 +119,30 @@ struct View {
     owes_error: bool,
     /// Acknowledged by this node and not flushed since: tick of the answer, write.
     unflushed: Vec<(u64, u64)>,
+    /// What was unflushed when its process was killed: in the cache of its disk until an attach has flushed it.
+    left_in_cache: Vec<u64>,
     /// Its own disk is UpToDate.
     up_to_date: bool,
     /// Its own disk failed, or it has none.
     failed: bool,
     /// It was the target of the resync that its peer may still be the source of, and has finished it.
     finished: bool,
+    /// When its process died last, and with it what was only in its memory.
+    died: u64,
+    /// When it lost its power last.
+    went_dark: u64,
+}
+
+impl View {
+    /// It had this write when it was answered by the other node, as far as the protocol wants: in memory under B, on disk under C.
+    /// The answer may have waited for the other node's own disk, and this one may have died meanwhile.
+    fn still_has(&self, write: &Write, protocol: Protocol) -> bool {
+        match protocol {
+            Protocol::A => false,
+            Protocol::B => !self.failed && self.died < write.submitted,
+            Protocol::C => self.went_dark < write.submitted,
+        }
+    }
 }
 
 /// The judge.
@@ -145,6 +165,7 @@ impl Oracle {
         let history = History {
             parent: None,
             forked: 0,
+            unsettled: BTreeSet::new(),
             sectors: BTreeMap::new(),
             acknowledged: Floor::new(),
         };
