@@ -340,7 +340,9 @@ impl Resource {
         let name = &self.name;
         let connected = volume.state.conn.is_connected();
         let peers = volume.peer.uuids.map(|peer| peer.set.current & !1);
-        if connected && peers == Some(uuids.current & !1) {
+        // A peer's disk that was invalidated meanwhile carries the generation, but not what was written.
+        let useful = volume.state.pdsk != DiskState::Inconsistent;
+        if connected && useful && peers == Some(uuids.current & !1) {
             return refused(format!(
                 "since this disk was lost, the application has written to the peer's disk alone, and both seem to have the same \
                  generation; try again; if it stays so, give this disk new metadata, and everything is copied: tandem adm create-md {name}"

@@ -315,7 +315,12 @@ impl Resource {
         outcome: Outcome,
     ) -> Outcome {
         let lacks = self.volumes.get(&number).is_some_and(|volume| {
-            volume.wrote_without_disk && volume.state.disk == DiskState::Negotiating
+            // Nobody has what was written if the peer's disk was invalidated: who attaches on a Secondary was told, and gives it up.
+            let given_up = report.disk == DiskState::Inconsistent
+                && !volume.generations.needs_the_peer(&volume.state);
+            volume.wrote_without_disk
+                && volume.state.disk == DiskState::Negotiating
+                && !given_up
         });
         if !lacks || self.planted(Planted::IgnoreExposedGeneration) {
             return outcome;

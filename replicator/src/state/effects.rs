@@ -327,11 +327,11 @@ const DEFERRED: &[(Deferred, Applies)] = &[
             && c.old.aftr_isp != c.new.aftr_isp;
         ended || resumed || unused
     }),
-    // 25, 26.
+    // 25, 26. A kernel does not tell the end of a resync that had only begun to start: its peer then takes this disk for what it was.
     (Deferred::SendState, |c, x| {
         let stop_sector = x.protocol >= 97 && x.protocol != 100;
         c.new.conn == ConnState::Connected
-            && ((c.old.disk < DiskState::UpToDate && c.old.conn >= ConnState::SyncSource)
+            && ((c.old.disk < DiskState::UpToDate && c.old.conn >= ConnState::StartingSyncS)
                 || (c.old.conn == ConnState::VerifyS && stop_sector))
     }),
     (Deferred::WriteBitmap, |c, _| {
