@@ -7,31 +7,34 @@ use crate::sim::node::Node;
 
 impl Oracle {
     /// The only good copy of what the other node's clients wrote was in the cache of this node, which lost power, since the
-    /// other node's own disk failed after it had answered: two failures, of which its next flush tells.
-    fn lose_the_last_copy(&mut self, node: usize, on: &Node) {
-        let kept = self.views[node].durable.clone();
-        let other = &self.views[1 - node];
-        if other.up_to_date {
+    /// other node's own disk failed after it had answered: two failures, of which its next flush tells. What survived by
+    /// chance is durable from here on; no later flush makes durable what is lost.
+    pub(super) fn lose_the_last_copy(&mut self, node: usize, on: &Node) {
+        if self.views[1 - node].up_to_date {
             return;
         }
-        let is_lost = other.unflushed.iter().any(|(_, id)| {
-            let write = &self.writes[*id as usize];
-            (write.first..write.first + write.sectors).any(|sector| {
-                other.client.get(&sector).is_some_and(|seen| seen == id)
-                    && self
-                        .allowed(other.history, sector, on.data.content(sector), *id)
-                        .is_err()
-            })
-        });
-        let other = &mut self.views[1 - node];
-        other.owes_error |= is_lost;
-        for (_, id) in &other.unflushed {
-            let write = &self.writes[*id as usize];
+        let same = self.same_history();
+        let unflushed = std::mem::take(&mut self.views[1 - node].unflushed);
+        for (_, id) in unflushed {
+            let write = &self.writes[id as usize];
             for sector in write.first..write.first + write.sectors {
-                if other.client.get(&sector).is_some_and(|seen| seen == id) {
-                    let floor = kept.get(&sector).copied().unwrap_or(NEVER_WRITTEN);
-                    other.client.insert(sector, floor);
+                let other = &self.views[1 - node];
+                if other.client.get(&sector).is_none_or(|seen| *seen != id) {
+                    continue;
                 }
+                let content = on.data.content(sector);
+                if same && self.allowed(other.history, sector, content, id).is_ok() {
+                    let view = &mut self.views[node];
+                    for floor in [&mut view.live, &mut view.kept, &mut view.durable] {
+                        floor.insert(sector, id);
+                    }
+                    continue;
+                }
+                let durable = &self.views[node].durable;
+                let floor = durable.get(&sector).copied().unwrap_or(NEVER_WRITTEN);
+                let other = &mut self.views[1 - node];
+                other.owes_error = true;
+                other.client.insert(sector, floor);
             }
         }
     }

@@ -83,9 +83,14 @@ impl Oracle {
             // What its process had received and not written yet never reaches this disk.
             view.live = view.kept.clone();
         }
+        if failed && new.role == Role::Primary && old.conn.is_connected() {
+            self.fail_after_the_peer(node, nodes);
+        }
         let attaching = matches!(old.disk, DiskState::Attaching | DiskState::Negotiating);
         if attaching && new.disk >= DiskState::Inconsistent && new.disk != DiskState::Negotiating {
+            self.find_at_attach(node, &nodes[node]);
             // An attach flushes what was found.
+            let view = &mut self.views[node];
             view.durable = view.live.clone();
             view.left_in_cache.clear();
         }
@@ -122,6 +127,34 @@ impl Oracle {
         Ok(())
     }
 
+    /// The disk of a Primary failed before it saw that its peer had lost power: the same two failures in the other order.
+    fn fail_after_the_peer(&mut self, node: usize, nodes: &[Node; 2]) {
+        let peer = 1 - node;
+        if self.views[peer].lost_power {
+            self.lose_the_last_copy(peer, &nodes[peer]);
+        }
+    }
+
+    /// A disk that failed after it had done a write, and before that was answered, has it all the same: what an attach
+    /// finds there must not be lost from then on.
+    fn find_at_attach(&mut self, node: usize, on: &Node) {
+        let view = &self.views[node];
+        let found: Vec<(u64, u64)> = view
+            .client
+            .iter()
+            .filter(|(sector, id)| {
+                let has = view.live.get(sector).copied().unwrap_or(NEVER_WRITTEN);
+                let content = on.data.content(**sector);
+                self.is_before(has, **id, view.history)
+                    && self.allowed(view.history, **sector, content, **id).is_ok()
+            })
+            .map(|(sector, id)| (*sector, *id))
+            .collect();
+        let view = &mut self.views[node];
+        view.live.extend(found.iter().copied());
+        view.kept.extend(found);
+    }
+
     /// This node begins to be the source of a resync.
     fn promise(&mut self, node: usize) {
         let view = &self.views[node];
@@ -151,7 +184,7 @@ impl Oracle {
             )
         })?;
         let source = &mut self.views[1 - node];
-        if source.lost_power && source.history == promise.history {
+        if promise.excused && source.lost_power && source.history == promise.history {
             // What a crashed Primary had not flushed is gone for good, and legally so.
             source.lost_power = false;
             self.histories[promise.history].acknowledged = promise.floor.clone();
