@@ -72,6 +72,15 @@ impl Oracle {
         }
         let view = &mut self.views[node];
         view.history = parent.history;
+        // What it began with is what its parent has.
+        view.durable.retain(|sector, id| {
+            let forgotten = self.writes[*id as usize].history == history;
+            match parent.floor.get(sector) {
+                Some(before) if forgotten => *id = *before,
+                _ => return !forgotten,
+            }
+            true
+        });
         view.live = parent.floor.clone();
         view.kept = parent.floor;
         view.lost_power |= parent.lost_power;
