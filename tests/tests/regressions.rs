@@ -136,6 +136,11 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         58,
         "a write without a local copy was answered before any disk had it",
     ),
+    (
+        Protocol::C,
+        956_966,
+        "a write that the failed disk lacked was answered before the peer knew, and after a restart of both that disk passed for current",
+    ),
 ];
 
 #[test]

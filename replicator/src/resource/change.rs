@@ -288,6 +288,7 @@ impl Resource {
             });
         }
         self.branch_if_the_end_is_unknown(number, &new);
+        self.watch_for_loss(number, &old, &new);
         self.queue_followers(number, &old, &new);
     }
 

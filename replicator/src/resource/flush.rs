@@ -232,9 +232,11 @@ impl Resource {
     }
 
     /// The link is lost: what the peer did not confirm it may lack; the local disk alone decides.
-    pub(super) fn flushes_connection_lost(&mut self) {
+    /// In `unconfirmed` volumes the peer may not know that this disk is gone, and may give up its data for that.
+    pub(super) fn flushes_connection_lost(&mut self, unconfirmed: &[VolumeNumber]) {
         for flush in self.flushes.values_mut() {
-            if flush.epoch.take().is_some() {
+            let unknown = flush.local != LocalPart::Done && unconfirmed.contains(&flush.volume);
+            if flush.epoch.take().is_some() || unknown {
                 flush.remote_failed = true;
             }
         }
@@ -263,7 +265,8 @@ impl Resource {
             return;
         }
         let (volume, local, remote_failed) = (flush.volume, flush.local, flush.remote_failed);
-        if !self.may_answer_writes(volume) {
+        let unconfirmed = local != LocalPart::Done && self.loss_is_unconfirmed(volume);
+        if !self.may_answer_writes(volume) || unconfirmed {
             return;
         }
         let durable_here = local == LocalPart::Done

@@ -79,13 +79,14 @@ impl Resource {
             self.settle_generation(number);
             return;
         }
+        self.tell_generation_once_durable(number);
         self.branch_generation(number);
-        if self
-            .volumes
-            .get(&number)
-            .is_some_and(|at| at.state.conn.is_connected())
-        {
-            self.send_uuids(number);
+    }
+
+    /// The peer takes the P_UUIDS of a new generation for the confirmation that no restart brings the former one back.
+    fn tell_generation_once_durable(&mut self, number: VolumeNumber) {
+        if let Some(volume) = self.volumes.get_mut(&number) {
+            volume.generation_untold = volume.state.conn.is_connected();
         }
     }
 
@@ -106,14 +107,8 @@ impl Resource {
             self.settle_generation(number);
             return;
         }
+        self.tell_generation_once_durable(number);
         self.new_current_uuid(number);
-        if self
-            .volumes
-            .get(&number)
-            .is_some_and(|at| at.state.conn.is_connected())
-        {
-            self.send_uuids(number);
-        }
     }
 
     /// The superblock of a generation is durable, or never will be because the disk is gone.
@@ -136,7 +131,11 @@ impl Resource {
         if due || volume.plans.has(Then::Generation) {
             return;
         }
-        if core::mem::take(&mut volume.generation_pending) {
+        let pending = core::mem::take(&mut volume.generation_pending);
+        if core::mem::take(&mut volume.generation_untold) {
+            self.send_uuids(number);
+        }
+        if pending {
             self.generation_durable(number);
         }
     }

@@ -503,7 +503,12 @@ impl Resource {
             flags: packet.flags,
         });
         let state = volume.state;
-        if volume.generations.refuses_peer_data(&state, &set) {
+        let refused = volume.generations.refuses_peer_data(&state, &set);
+        self.peer_told_generation(number);
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return Ok(());
+        };
+        if refused {
             let text = format!(
                 "this Primary has no disk and its application saw the data of generation {:016X}, the peer has {:016X}; attach the disk \
                  with that data, or stop the application and here type: tandem adm secondary {}",

@@ -513,6 +513,7 @@ impl Resource {
             if let Some(volume) = self.volumes.get_mut(&number) {
                 volume.peer.uuids = None;
                 volume.peer.discard_armed = false;
+                volume.generation_untold = false;
             }
         }
         self.requests_connection_lost();

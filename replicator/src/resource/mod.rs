@@ -48,6 +48,7 @@ pub(crate) mod integrity;
 pub(crate) mod invariants;
 pub(crate) mod link;
 pub(crate) mod liveness;
+pub(crate) mod lost_disk;
 pub(crate) mod opening;
 pub(crate) mod peer_io;
 pub(crate) mod plan;

@@ -5,6 +5,7 @@ use alloc::string::String;
 
 use tandem_metadata::{Flags, Layout, Superblock};
 
+use super::lost_disk::LostDisk;
 use super::plan::Plans;
 use super::{attach, bitmap_exchange, detach, flush, resync};
 use crate::activity_log::ActivityLog;
@@ -52,6 +53,10 @@ pub(crate) struct Volume {
     /// Writes were answered that the own disk does not have, because it was gone: cleared when a disk takes part again, as the target of
     /// a resync. A disk of the same generation may be older (state-machine.md 3.6).
     pub(crate) wrote_without_disk: bool,
+    /// The own disk was lost beside a good peer that has not confirmed to know it: nothing that only the peer has is answered.
+    pub(crate) lost_disk: Option<LostDisk>,
+    /// The peer is told of the generation that is on its way to the disk as soon as it is there.
+    pub(crate) generation_untold: bool,
     /// The peer was told to skip the initial sync, and its P_STATE does not say so yet.
     pub(crate) skip_untold: bool,
     /// Both disks were Inconsistent and the peer became Primary; cleared with the next processed P_STATE.
@@ -193,6 +198,8 @@ impl Volume {
             shown_by_peer: false,
             end_unknown: false,
             wrote_without_disk: false,
+            lost_disk: None,
+            generation_untold: false,
             skip_untold: false,
             consider_resync: false,
             grew_while_detached: false,

@@ -1,7 +1,12 @@
 //! Roles and disks of two connected nodes.
 
+use std::time::Duration;
+
+use bytes::Bytes;
 use tandem_replicator::state::word::{ConnState, DiskState, Role};
-use tandem_replicator::{Command, Effect, Force, NetOptions, Protocol};
+use tandem_replicator::{
+    Command, Effect, Force, NetOptions, Operation, Protocol, RequestError, RequestId,
+};
 
 use crate::harness::{VOLUME, World, protocol, writes_data, writes_superblock};
 
@@ -167,6 +172,53 @@ fn a_disk_error_of_the_primary_is_not_seen_by_its_clients() {
         world.state(0).disk == DiskState::Diskless
     });
     assert_eq!(&world.read_ok(0, 0, 8192)[4095..4097], &[1, 2]);
+}
+
+/// The disk of the Primary fails a write, and its peer cannot write its superblock so far.
+fn failed_beside_a_slow_superblock() -> (World, RequestId) {
+    let mut world = World::ready(&NetOptions::default());
+    world.write_ok(0, 0, 4096, 1);
+    let superblock = writes_superblock(&world.nodes[1].disk);
+    world.hold(1, superblock);
+    world.fail(0, |effect| matches!(effect, Effect::Disk { .. }));
+    let id = world.write(0, 4096, 4096, 2);
+    world.run_until("the Secondary knows", |world| {
+        world.state(1).pdsk <= DiskState::Failed
+    });
+    world.advance(Duration::from_secs(1));
+    assert_eq!(
+        world.reply(0, id),
+        None,
+        "a restart would bring the disk back"
+    );
+    (world, id)
+}
+
+#[test]
+fn what_a_failed_disk_lacks_is_answered_when_the_peer_s_generation_is_durable() {
+    let (mut world, id) = failed_beside_a_slow_superblock();
+    let flush = world.request(0, Operation::Flush);
+    world.advance(Duration::from_secs(1));
+    assert_eq!(world.reply(0, flush), None);
+    world.release(1);
+    world.run_until("the write and the flush are answered", |world| {
+        world.reply(0, id).is_some() && world.reply(0, flush).is_some()
+    });
+    assert_eq!(world.reply(0, id), Some(&Ok(Bytes::new())));
+    assert_eq!(world.reply(0, flush), Some(&Ok(Bytes::new())));
+    world.write_ok(0, 8192, 4096, 3);
+}
+
+#[test]
+fn what_a_failed_disk_lacks_is_an_error_if_the_peer_is_lost_before_it_confirms() {
+    let (mut world, id) = failed_beside_a_slow_superblock();
+    let flush = world.request(0, Operation::Flush);
+    world.cut_network();
+    world.run_until("both are answered", |world| {
+        world.reply(0, id).is_some() && world.reply(0, flush).is_some()
+    });
+    assert_eq!(world.reply(0, id), Some(&Err(RequestError::Io)));
+    assert_eq!(world.reply(0, flush), Some(&Err(RequestError::Io)));
 }
 
 #[test]

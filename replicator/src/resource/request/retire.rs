@@ -93,8 +93,10 @@ impl Resource {
             self.note_unflushed(id);
             self.fail_remote(id);
         }
+        let unconfirmed = self.losses_without_peer();
+        self.fail_unconfirmed(&unconfirmed);
         self.reads_connection_lost();
-        self.flushes_connection_lost();
+        self.flushes_connection_lost(&unconfirmed);
         self.settle_refusals();
         let volumes: Vec<VolumeNumber> = self.volumes.keys().copied().collect();
         for volume in volumes {
@@ -131,6 +133,20 @@ impl Resource {
         }
         if answered {
             self.retire_write(id);
+        }
+    }
+
+    /// The peer has what these writes left on its disk, and may not know that it is the only one.
+    fn fail_unconfirmed(&mut self, volumes: &[VolumeNumber]) {
+        let open = self.requests.writes.iter().filter(|(_, write)| {
+            volumes.contains(&write.volume)
+                && write.stage == Stage::Started
+                && write.local != Local::Done
+                && write.remote == Remote::Written
+        });
+        let open: Vec<WriteId> = open.map(|(id, _)| *id).collect();
+        for id in open {
+            self.fail_remote(id);
         }
     }
 
@@ -216,12 +232,15 @@ impl Resource {
 
     /// Next time that this part wants to be woken.
     pub(crate) fn data_deadline(&self) -> Time {
-        self.idle_epoch_deadline().min(self.refusal_deadline())
+        self.idle_epoch_deadline()
+            .min(self.refusal_deadline())
+            .min(self.loss_deadline())
     }
 
     /// Idle epochs are closed; refusals that nobody explains end the link.
     pub(crate) fn tick_data(&mut self) {
         self.close_idle_epoch();
+        self.tick_losses();
         if self.refusal_deadline() <= self.now {
             self.link_lost(
                 ConnState::NetworkFailure,

@@ -94,8 +94,14 @@ impl Resource {
             .is_some_and(|volume| volume.stalled.is_some())
     }
 
+    /// The peer's copy alone is no reason to answer: the peer is not told of the loss of this disk, or has not confirmed it.
+    fn loss_is_open(&self, volume: VolumeNumber) -> bool {
+        self.failure_is_untold(volume) || self.loss_is_unconfirmed(volume)
+    }
+
     /// The peer was told that the disk has failed: writes that it alone has are marked there from here on.
     pub(crate) fn failure_told(&mut self, number: VolumeNumber) {
+        self.loss_is_told(number);
         for id in core::mem::take(&mut self.requests.untold) {
             if self.requests.writes.contains_key(&id) {
                 self.start_write(id);
@@ -218,7 +224,7 @@ impl Resource {
             || (write.local == Local::Pending && !self.planted(Planted::AnswerBeforeDisk))
             || !self.remote_settled(write)
             || !self.may_answer_writes(write.volume)
-            || (write.local != Local::Done && self.failure_is_untold(write.volume))
+            || (write.local != Local::Done && self.loss_is_open(write.volume))
         {
             return;
         }

@@ -362,12 +362,17 @@ impl Resource {
 
     /// Whether the target of this source, in this state, may have a disk that is UpToDate in this node's generation: it has everything, and
     /// was not heard (T23), since every set bit may be of a block that was sent, or of a write on its way; or it had the same generation
-    /// before, and may have lost its power before it was told that it is a target (rules 36, 40, 41).
+    /// before, and may have lost its power before it was told that it is a target (rules 36, 40, 41); or the two are in sync.
     pub(crate) fn target_may_have_the_generation(
         &self,
         number: VolumeNumber,
         state: &State,
     ) -> bool {
+        if state.pdsk == DiskState::UpToDate {
+            // In sync, although this node's bitmap still counts: the peer's disk has it for certain.
+            let volume = self.volumes.get(&number);
+            return volume.is_some_and(|volume| volume.generations.uuids.bitmap != 0);
+        }
         let is_source = matches!(
             state.conn,
             ConnState::WFBitMapS | ConnState::SyncSource | ConnState::PausedSyncS

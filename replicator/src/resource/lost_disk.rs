@@ -1,0 +1,121 @@
+//! The disk of a Primary is lost beside a peer that has good data: when does the peer know, whatever happens to the two nodes?
+//!
+//! The peer is told with P_STATE and starts a data generation (N1 of state-machine.md 3.3), which it confirms with P_UUIDS. Until then
+//! the disk that was lost has the same generation as the peer's, and after a restart of both nodes it would pass for current: no write
+//! that this disk lacks is answered, and no flush that it did not take part in.
+//!
+//! ```text
+//!  disk lost ─► P_STATE ─► (peer: generation on its disk) ─► P_UUIDS ─► answers
+//!      └────────────────── link lost ──────────────────────────────► errors
+//! ```
+
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use super::Resource;
+use crate::event::VolumeNumber;
+use crate::generations::{Uuids, masked};
+use crate::state::word::{ConnState, DiskState, Role, State};
+use crate::time::Time;
+
+/// How long a peer that is no Tandem may take to confirm: nothing binds it to do so.
+const PATIENCE: Duration = Duration::from_secs(6);
+
+/// A loss that the peer has not confirmed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LostDisk {
+    /// The generation of the disk.
+    generation: u64,
+    /// Since when the peer could have known.
+    since: Time,
+}
+
+impl LostDisk {
+    /// These are the slots of a node that has gone on without that disk.
+    fn is_left_behind_by(&self, peer: &Uuids) -> bool {
+        let is_it = |uuid: &u64| masked(*uuid) == masked(self.generation);
+        !is_it(&peer.current) && (is_it(&peer.bitmap) || peer.history.iter().any(is_it))
+    }
+}
+
+impl Resource {
+    /// Looks whether a change of state is the loss of this disk, or its return.
+    pub(super) fn watch_for_loss(&mut self, number: VolumeNumber, old: &State, new: &State) {
+        let since = self.now;
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        let taken_part = |state: &State| state.disk >= DiskState::Inconsistent;
+        let lost = old.disk == DiskState::UpToDate && !taken_part(new);
+        let beside = new.conn.is_connected() && new.pdsk == DiskState::UpToDate;
+        if lost && beside && new.role == Role::Primary {
+            volume.lost_disk = Some(LostDisk {
+                generation: volume.generations.uuids.current,
+                since,
+            });
+            // A detach that both agreed to: the peer may have been faster than its answer.
+            self.peer_told_generation(number);
+        } else if taken_part(new) && !taken_part(old) {
+            volume.lost_disk = None;
+        }
+    }
+
+    /// Whether what the own disk lacks may not be answered.
+    pub(crate) fn loss_is_unconfirmed(&self, number: VolumeNumber) -> bool {
+        let volume = self.volumes.get(&number);
+        volume.is_some_and(|volume| volume.lost_disk.is_some())
+    }
+
+    /// P_UUIDS came: perhaps the confirmation.
+    pub(super) fn peer_told_generation(&mut self, number: VolumeNumber) {
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        let Some(peer) = volume.peer.uuids else {
+            return;
+        };
+        let confirmed = volume
+            .lost_disk
+            .take_if(|lost| lost.is_left_behind_by(&peer.set));
+        if confirmed.is_some() {
+            self.recheck_writes(number);
+            self.recheck_flushes();
+        }
+    }
+
+    /// The handler that comes before the message to the peer has ended.
+    pub(super) fn loss_is_told(&mut self, number: VolumeNumber) {
+        let since = self.now;
+        let volume = self.volumes.get_mut(&number);
+        if let Some(lost) = volume.and_then(|volume| volume.lost_disk.as_mut()) {
+            lost.since = since;
+        }
+    }
+
+    /// The link is lost: nobody will confirm it. Returns the volumes whose peer may not know.
+    pub(super) fn losses_without_peer(&mut self) -> Vec<VolumeNumber> {
+        let volumes = self.volumes.values_mut();
+        volumes
+            .filter_map(|volume| volume.lost_disk.take().map(|_| volume.number))
+            .collect()
+    }
+
+    /// When a peer that is no Tandem has had its time.
+    pub(super) fn loss_deadline(&self) -> Time {
+        if self.connection.agreed.is_none_or(|agreed| agreed.tandem) {
+            return Time::NEVER;
+        }
+        let lost = self.volumes.values().filter_map(|volume| volume.lost_disk);
+        lost.map(|lost| lost.since + PATIENCE)
+            .min()
+            .unwrap_or(Time::NEVER)
+    }
+
+    /// A peer that does not confirm is left.
+    pub(super) fn tick_losses(&mut self) {
+        if self.loss_deadline() <= self.now {
+            let text = "the peer did not tell in time that it goes on without this disk";
+            self.link_lost(ConnState::NetworkFailure, text);
+        }
+    }
+}
