@@ -141,6 +141,11 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         956_966,
         "a write that the failed disk lacked was answered before the peer knew, and after a restart of both that disk passed for current",
     ),
+    (
+        Protocol::C,
+        943_687,
+        "a Primary that was the target of a resync went on with the data that its promoted peer had changed",
+    ),
 ];
 
 #[test]

@@ -102,13 +102,19 @@ impl Resource {
     /// The application of a Primary without a disk sees the peer's data from now on, whichever of the two came first: the loss of the
     /// own disk, the promotion, or the P_UUIDS that told of the peer's generation (3.6).
     pub(super) fn expose_peer_data(&mut self, number: VolumeNumber) {
-        if let Some(volume) = self.volumes.get_mut(&number)
-            && let Some(peer) = &volume.peer.uuids
-            && volume.state.conn.is_connected()
-            && volume.state.role == Role::Primary
-            && volume.state.pdsk == DiskState::UpToDate
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        let state = volume.state;
+        if state.role != Role::Primary || state.disk == DiskState::UpToDate {
+            volume.shown_from_peer = None;
+        } else if let Some(peer) = &volume.peer.uuids
+            && state.conn.is_connected()
+            && state.pdsk == DiskState::UpToDate
         {
-            volume.generations.expose_peer(&volume.state, &peer.set);
+            volume.generations.expose_peer(&state, &peer.set);
+            let has_disk = state.disk >= DiskState::Inconsistent;
+            volume.shown_from_peer = has_disk.then_some(peer.set.current);
         }
     }
 

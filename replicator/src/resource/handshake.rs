@@ -503,22 +503,14 @@ impl Resource {
             flags: packet.flags,
         });
         let state = volume.state;
-        let refused = volume.generations.refuses_peer_data(&state, &set);
+        if let Some(text) = self.other_data_was_shown(number, &set) {
+            self.refuse_connection(&text);
+            return Ok(());
+        }
         self.peer_told_generation(number);
         let Some(volume) = self.volumes.get_mut(&number) else {
             return Ok(());
         };
-        if refused {
-            let text = format!(
-                "this Primary has no disk and its application saw the data of generation {:016X}, the peer has {:016X}; attach the disk \
-                 with that data, or stop the application and here type: tandem adm secondary {}",
-                masked(volume.generations.exposed),
-                masked(set.current),
-                self.name
-            );
-            self.refuse_connection(&text);
-            return Ok(());
-        }
         if volume
             .generations
             .may_skip_initial_sync(&state, version, packet.flags)
@@ -526,8 +518,32 @@ impl Resource {
             self.take_over_generation(number, &set);
         } else {
             volume.generations.expose_peer(&state, &set);
+            self.expose_peer_data(number);
         }
         Ok(())
+    }
+
+    /// Why the application of this Primary may not go on with the data of these slots: it has seen other data of the peer (3.6).
+    fn other_data_was_shown(&self, number: VolumeNumber, set: &Uuids) -> Option<String> {
+        let volume = self.volumes.get(&number)?;
+        let (state, name) = (&volume.state, &self.name);
+        let peer = masked(set.current);
+        if volume.generations.refuses_peer_data(state, set) {
+            let exposed = masked(volume.generations.exposed);
+            return Some(format!(
+                "this Primary has no disk and its application saw the data of generation {exposed:016X}, the peer has {peer:016X}; attach \
+                 the disk with that data, or stop the application and here type: tandem adm secondary {name}"
+            ));
+        }
+        let shown = masked(volume.shown_from_peer?);
+        let ignore = self.planted(Planted::IgnoreExposedGeneration);
+        if state.conn >= ConnState::Connected || shown == peer || ignore {
+            return None;
+        }
+        Some(format!(
+            "this Primary has no good disk and its application saw the peer's data of generation {shown:016X}, the peer has {peer:016X} \
+             now; stop the application and here type: tandem adm secondary {name}"
+        ))
     }
 
     /// The initial sync is skipped: the peer's generation is this node's too, and no block differs.

@@ -47,6 +47,9 @@ pub(crate) struct Volume {
     /// The link was lost while the peer, a Primary without a good disk, showed this disk's data to its application; cleared by the next
     /// connection.
     pub(crate) shown_by_peer: bool,
+    /// The peer's generation that this Primary's application sees, since the own disk is not good (the target of a resync): without a disk
+    /// the exposed-data UUID says it.
+    pub(crate) shown_from_peer: Option<u64>,
     /// The peer's disk may have this node's generation: the link, or that disk, was lost while the peer may have finished its resync from
     /// here, or this disk was attached with a bitmap UUID since. Cleared when the peer's disk is seen, and by another generation.
     pub(crate) end_unknown: bool,
@@ -196,6 +199,7 @@ impl Volume {
             generation_pending: false,
             unflushed_lost: false,
             shown_by_peer: false,
+            shown_from_peer: None,
             end_unknown: false,
             wrote_without_disk: false,
             lost_disk: None,

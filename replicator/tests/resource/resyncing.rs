@@ -190,6 +190,34 @@ fn the_application_writes_on_a_primary_target() {
 }
 
 #[test]
+fn a_primary_target_does_not_go_on_with_data_that_its_promoted_peer_has_changed() {
+    let net = protocol(Protocol::C);
+    let mut world = World::ready(&net);
+    slow(&mut world);
+    world.write_ok(0, 0, 65536, 9);
+    world.ok(0, Command::Invalidate { volume: VOLUME });
+    world.run_until("node 0 is target", |world| {
+        world.state(0).conn == ConnState::SyncTarget
+    });
+    assert_eq!(world.read_ok(0, 0, 512), Bytes::from(vec![9; 512]));
+    world.cut_network();
+    world.primary(1);
+    world.write_ok(1, 0, 512, 7);
+    world.ok(1, Command::Secondary { volume: VOLUME });
+    world.join();
+    world.run_until("node 0 refuses", |world| {
+        world.state(0).conn == ConnState::StandAlone
+    });
+    let told = world.nodes[0].resource.status().last_error;
+    assert!(told.is_some_and(|told| told.contains("tandem adm secondary")));
+    // Nobody sees the old data any more.
+    world.ok(0, Command::Secondary { volume: VOLUME });
+    world.connect(0, &net);
+    wait_synced(&mut world);
+    check_equal(&world);
+}
+
+#[test]
 fn invalidate_remote_copies_everything_to_the_peer() {
     let mut world = World::ready(&protocol(Protocol::C));
     world.write_ok(0, 5 * MIB, 65536, 9);

@@ -145,7 +145,12 @@ impl Person {
         else {
             return;
         };
-        let stuck = other.role == Role::Primary || self.attempts[node] > 4;
+        let engine = world.nodes[node].engine.as_ref();
+        let told = engine.and_then(|engine| engine.status().last_error);
+        // Its application has seen data that nobody has any more.
+        let refused =
+            told.is_some_and(|told| told.contains("no good disk and its application saw"));
+        let stuck = other.role == Role::Primary || self.attempts[node] > 4 || refused;
         let primary = state.role == Role::Primary;
         let empty = state.disk != DiskState::UpToDate && state.conn == ConnState::StandAlone;
         // Both copies were lost, one after the other: its own disk is taken back as it is, once nobody uses it.
