@@ -143,6 +143,11 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
     ),
     (
         Protocol::C,
+        934_833,
+        "an invalidated disk lost its power before it knew, and its peer forgot that it had everything to copy",
+    ),
+    (
+        Protocol::C,
         943_687,
         "a Primary that was the target of a resync went on with the data that its promoted peer had changed",
     ),

@@ -17,6 +17,13 @@ pub const UNRELATED: i32 = -1000;
 /// The rule that a kernel does not have: what it takes for unrelated data has a common ancestor, the generation from which one of the
 /// bitmaps counts. The bitmaps do not cover the difference.
 pub const COMMON_BITMAP: u8 = 101;
+
+/// Rules that a kernel does not have: the generations are the same, both bitmaps count, and only the peer has not stored the end of the
+/// resync that it was the source of. Its bitmap has nothing to count; the own one does.
+pub const BOTH_COUNT_SOURCE: u8 = 38;
+
+/// The mirror of [`BOTH_COUNT_SOURCE`].
+pub const BOTH_COUNT_TARGET: u8 = 39;
 /// hg: one of the nodes is too old for what would have to be done (protocol 91).
 pub const NEEDS_PROTOCOL_91: i32 = -1091;
 /// hg: rule 41 needs the WRITE_SAME feature, which came with that rule.
@@ -138,6 +145,25 @@ fn same_generation(own: &Party, peer: &Party, link: &Link) -> Comparison {
         } else {
             Comparison::of(-1, 37)
         };
+    }
+    if link.tandem && p.bitmap != 0 {
+        match (missed_end_of_resync(p, s), missed_end_of_resync(s, p)) {
+            (true, false) => {
+                return corrected(
+                    1,
+                    BOTH_COUNT_SOURCE,
+                    Correction::Peer(p.with_resync_finished()),
+                );
+            }
+            (false, true) => {
+                return corrected(
+                    -1,
+                    BOTH_COUNT_TARGET,
+                    Correction::Own(s.with_resync_finished()),
+                );
+            }
+            _ => {}
+        }
     }
     let own_primary = own.role == Role::Primary;
     let peer_primary = peer.role == Role::Primary;

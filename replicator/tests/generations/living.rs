@@ -84,6 +84,26 @@ fn a_resync_of_equal_generations_uses_a_random_sync_uuid() {
 }
 
 #[test]
+fn a_source_is_source_again_beside_a_former_source_that_has_not_stored_the_end() {
+    let mut former = generations("[c, t, p, q]");
+    let mut source = generations("[p, 0, q, 0]");
+    let announced = former.uuids;
+    let sync = former.start_as_source(0x5555_0000);
+    source.start_as_target(sync, Role::Secondary);
+    source.finish_as_target(&announced, Role::Secondary);
+    // The end of that resync is not on the former source's disk when its power goes, and neither is the start of the next one.
+    source.start_as_source(0x6666_0000);
+    assert_eq!(hg(&source, &former), (1, Some(38)));
+    assert_eq!(hg(&former, &source), (-1, Some(39)));
+    let kernel = Link {
+        tandem: false,
+        ..LINK
+    };
+    let with_kernel = compare(&secondary(source.uuids), &secondary(former.uuids), &kernel);
+    assert_eq!(with_kernel.hg, 0, "a kernel sees no difference");
+}
+
+#[test]
 fn the_first_sync_leaves_what_a_kernel_stored() {
     // The numbers are those of tests/golden/wire/01-initial-sync and its neighbours.
     let (current, sync) = (0x9C01_3372_6FBC_8A4D, 0x5035_1A0C_ADFD_1534);
