@@ -151,6 +151,11 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         943_687,
         "a Primary that was the target of a resync went on with the data that its promoted peer had changed",
     ),
+    (
+        Protocol::C,
+        958_591,
+        "the judge held a Primary whose disk had failed to what its peer had written after a promotion of its own",
+    ),
 ];
 
 #[test]

@@ -10,10 +10,10 @@ impl Oracle {
     /// other node's own disk failed after it had answered: two failures, of which its next flush tells. What survived by
     /// chance is durable from here on; no later flush makes durable what is lost.
     pub(super) fn lose_the_last_copy(&mut self, node: usize, on: &Node) {
-        if self.views[1 - node].up_to_date {
+        // A node that was promoted alone has gone its own way: what the other one's clients see there from then on is refused.
+        if self.views[1 - node].up_to_date || !self.same_history() {
             return;
         }
-        let same = self.same_history();
         let unflushed = std::mem::take(&mut self.views[1 - node].unflushed);
         for (_, id) in unflushed {
             let write = &self.writes[id as usize];
@@ -23,7 +23,7 @@ impl Oracle {
                     continue;
                 }
                 let content = on.data.content(sector);
-                if same && self.allowed(other.history, sector, content, id).is_ok() {
+                if self.allowed(other.history, sector, content, id).is_ok() {
                     let view = &mut self.views[node];
                     for floor in [&mut view.live, &mut view.kept, &mut view.durable] {
                         floor.insert(sector, id);
