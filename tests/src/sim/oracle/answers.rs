@@ -56,7 +56,9 @@ impl Oracle {
         let Some(state) = after else { return };
         let own = state.disk == DiskState::UpToDate;
         let connected = state.conn.is_connected();
-        let peer = connected && state.pdsk == DiskState::UpToDate;
+        // Frozen by suspend-io until the link was gone: without a disk of its own that has it, only the peer's can be meant.
+        let thawed = !own && !connected && self.same_history();
+        let peer = thawed || connected && state.pdsk == DiskState::UpToDate;
         let writes = &self.writes;
         raise(writes, &mut self.views[node].client, id);
         if own {
