@@ -14,8 +14,12 @@ impl Oracle {
             return;
         }
         let same = self.same_history();
-        let unflushed = std::mem::take(&mut self.views[1 - node].unflushed);
-        for (_, id) in unflushed {
+        let dark = self.views[node].went_dark;
+        let (lost, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.views[1 - node].unflushed)
+            .into_iter()
+            .partition(|(_, id)| self.writes[*id as usize].submitted < dark);
+        self.views[1 - node].unflushed = later;
+        for (_, id) in lost {
             let write = &self.writes[id as usize];
             for sector in write.first..write.first + write.sectors {
                 let other = &self.views[1 - node];
@@ -46,7 +50,9 @@ impl Oracle {
         let kept = &self.views[1 - node].kept;
         for (sector, id) in &mut client {
             let floor = kept.get(sector).copied().unwrap_or(NEVER_WRITTEN);
-            if !self.writes[*id as usize].remote_only && self.writes[floor as usize].submitted < self.writes[*id as usize].submitted {
+            if !self.writes[*id as usize].remote_only
+                && self.writes[floor as usize].submitted < self.writes[*id as usize].submitted
+            {
                 *id = floor;
             }
         }
@@ -90,6 +96,7 @@ impl Oracle {
     pub fn died(&mut self, node: usize, power: bool, on: &Node) {
         let tick = self.tick();
         if power {
+            self.views[node].went_dark = tick;
             self.lose_the_last_copy(node, on);
         }
         if self.protocol != Protocol::C && !self.views[1 - node].up_to_date {
@@ -108,8 +115,8 @@ impl Oracle {
         }
         let view = &mut self.views[node];
         view.died = tick;
+        view.client.clear();
         if power {
-            view.went_dark = tick;
             view.kept = view.durable.clone();
             view.lost_power = true;
         }

@@ -205,10 +205,11 @@ impl Oracle {
         view.live = promise.floor.clone();
         view.kept = promise.floor.clone();
         view.durable = promise.durable;
-        // A Primary that was the target goes on where its clients are.
-        let client = std::mem::take(&mut view.client);
-        view.client = promise.floor;
-        merge(&self.writes, &mut view.client, &client);
+        let client = std::mem::replace(&mut view.client, promise.floor);
+        if role == Role::Primary {
+            // It goes on where its clients are.
+            merge(&self.writes, &mut view.client, &client);
+        }
         view.lost_power = false;
         view.wrote = role == Role::Primary;
         view.discard = false;
