@@ -47,12 +47,16 @@ impl Oracle {
     /// disk was lost promised no more than that (docs/durability.md, "When a disk fails"). What it wrote without a disk is on the peer's.
     pub(super) fn lose_what_was_on_its_way(&mut self, node: usize) {
         let mut client = std::mem::take(&mut self.views[node].client);
+        let history = self.views[node].history;
         let kept = &self.views[1 - node].kept;
+        let acknowledged = &mut self.histories[history].acknowledged;
         for (sector, id) in &mut client {
             let floor = kept.get(sector).copied().unwrap_or(NEVER_WRITTEN);
-            if !self.writes[*id as usize].remote_only
-                && self.writes[floor as usize].submitted < self.writes[*id as usize].submitted
-            {
+            let write = &self.writes[*id as usize];
+            if !write.remote_only && self.writes[floor as usize].submitted < write.submitted {
+                if acknowledged.get(sector) == Some(id) {
+                    acknowledged.insert(*sector, floor);
+                }
                 *id = floor;
             }
         }
