@@ -105,6 +105,15 @@ impl Oracle {
         }
         if self.protocol != Protocol::C && !self.views[1 - node].up_to_date {
             // What its process had received and not written yet.
+            let view = &self.views[1 - node];
+            let same = self.same_history();
+            let is_lost = same
+                && view.client.iter().any(|(sector, id)| {
+                    let content = on.data.content(*sector);
+                    !self.writes[*id as usize].remote_only
+                        && self.allowed(view.history, *sector, content, *id).is_err()
+                });
+            self.views[1 - node].owes_error |= is_lost;
             self.lose_what_was_on_its_way(1 - node);
         }
         self.forget_empty_history(node);
