@@ -29,6 +29,8 @@ pub(crate) struct Detaching {
 #[derive(Debug)]
 pub(crate) struct Reconfiguring {
     volume: VolumeNumber,
+    /// What applies again if the new options cannot.
+    before: DiskOptions,
     written: bool,
 }
 
@@ -225,13 +227,14 @@ impl Resource {
             self.answer(id, answer);
             return;
         }
-        volume.options = options;
+        let before = core::mem::replace(&mut volume.options, options);
         if volume.backing.is_none() {
             self.answer(id, Answer::done());
             return;
         }
         let reconfiguring = Reconfiguring {
             volume: number,
+            before,
             written: false,
         };
         let log_changes = volume.log_slots_wanted() != volume.log_slots();
@@ -249,8 +252,8 @@ impl Resource {
         let Some(Running::Options(reconfiguring)) = self.commands.running.get(&id) else {
             return;
         };
-        let (number, written) = (reconfiguring.volume, reconfiguring.written);
-        if written {
+        let number = reconfiguring.volume;
+        if reconfiguring.written {
             return;
         }
         let Some(volume) = self.volumes.get_mut(&number) else {
@@ -269,7 +272,7 @@ impl Resource {
         if changes {
             if !backing.activity_log.is_quiet() {
                 if suspended {
-                    self.log_stays(id, number, slots);
+                    self.options_stay(id);
                 }
                 return;
             }
@@ -298,15 +301,17 @@ impl Resource {
         self.start_plan(number, stages, Then::Command(AfterPlan::OptionsWritten(id)));
     }
 
-    /// The writes in the log may wait for the end of a suspension as long as a person likes: the log keeps its size.
-    fn log_stays(&mut self, id: CommandId, number: VolumeNumber, slots: u16) {
-        if let Some(volume) = self.volumes.get_mut(&number) {
-            volume.options.al_extents = u32::from(slots);
+    /// The writes in the log may wait for the end of a suspension as long as a person likes: all options stay as they were.
+    fn options_stay(&mut self, id: CommandId) {
+        if let Some(Running::Options(reconfiguring)) = self.commands.running.remove(&id)
+            && let Some(volume) = self.volumes.get_mut(&reconfiguring.volume)
+        {
+            volume.options = reconfiguring.before;
             volume.io_holds.remove(&IoHold::Options);
         }
         let answer = Answer::failure(Failure::InvalidRequest)
             .with_info(
-                "al-extents cannot change while writes wait for the end of the suspension of I/O",
+                "al-extents cannot change while writes wait for the end of the suspension of I/O; nothing was changed",
             )
             .with_hint(format!("tandem adm resume-io {}", self.name));
         self.answer(id, answer);
