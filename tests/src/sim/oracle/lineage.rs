@@ -113,6 +113,12 @@ impl Oracle {
         if becomes_source(new) && !becomes_source(old) {
             self.promise(node);
         }
+        let without_resync =
+            old.conn == ConnState::WFReportParams && new.conn == ConnState::Connected;
+        if without_resync || becomes_source(new) {
+            // Its data were wanted after all: what a person gave up is for the connection that was meant.
+            self.views[node].discard = false;
+        }
         let forced = old.disk < DiskState::UpToDate && new.disk == DiskState::UpToDate;
         if new.role == Role::Primary && old.role != Role::Primary {
             return self.promoted(node, new, forced, tick, nodes);
