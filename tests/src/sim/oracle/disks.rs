@@ -138,6 +138,10 @@ impl Oracle {
         let tick = self.tick();
         let base = self.writes.len() as u64;
         self.writes.push(Write::found(tick, history));
+        // What is there may still be in the cache of the Primary, which may lose it with anything else that it has not flushed.
+        for view in self.views.iter_mut().filter(|view| view.wrote) {
+            view.unflushed.push((tick, base));
+        }
         for id in open {
             self.open.remove(&id);
             let write = &mut self.writes[id as usize];
