@@ -318,9 +318,7 @@ impl Resource {
             // Nobody has what was written if the peer's disk was invalidated: who attaches on a Secondary was told, and gives it up.
             let given_up = report.disk == DiskState::Inconsistent
                 && !volume.generations.needs_the_peer(&volume.state);
-            volume.wrote_without_disk
-                && volume.state.disk == DiskState::Negotiating
-                && !given_up
+            volume.wrote_without_disk && volume.state.disk == DiskState::Negotiating && !given_up
         });
         if !lacks || self.planted(Planted::IgnoreExposedGeneration) {
             return outcome;
