@@ -132,6 +132,11 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         "a write was answered from the copy of a peer whose data had been invalidated",
     ),
     (
+        Protocol::B,
+        994_421,
+        "a node was promoted while a write that its former Primary had answered still hung on the disk: reads did not see it",
+    ),
+    (
         Protocol::A,
         58,
         "a write without a local copy was answered before any disk had it",
@@ -430,6 +435,61 @@ fn a_peer_write_that_ends_after_the_link_is_lost_is_made_durable_too() {
     // Nothing is kept that was not flushed.
     lab.world.stop_keeping(B, Some(Keep::These(0)));
     assert_eq!(*lab.world.nodes[B].data.content(8), written);
+}
+
+/// A write of A, answered, is in the memory of B, whose disk does not write it.
+fn received_and_not_written(protocol: Protocol) -> Lab {
+    let mut settings = settings();
+    settings.net_options.protocol = protocol;
+    let mut lab = Lab::pair_of(settings);
+    lab.ok(A, primary(Force::No));
+    lab.world.nodes[B].hold_data_writes = Some(0);
+    lab.write(A, &[1]);
+    lab.wait("B has received it", |world| {
+        !world.nodes[B].sectors_in_flight().is_empty()
+    });
+    lab
+}
+
+/// In transient state: to be typed again later.
+const NOT_NOW: i32 = -18;
+
+#[test]
+fn a_promotion_waits_for_the_writes_that_came_from_the_former_primary() {
+    let mut lab = received_and_not_written(Protocol::B);
+    let written = lab.world.nodes[A].data.content(8).clone();
+    lab.power_off(A);
+    lab.wait("B notices", |world| !world.nodes[B].is_connected());
+    let promotion = lab.world.command(B, primary(Force::No));
+    let wait = lab.world.run_for(5_000_000_000);
+    assert_eq!(wait, Ok(()));
+    assert!(!lab.world.nodes[B].is_primary());
+    lab.world.release_writes(B);
+    lab.wait("B is Primary", |world| world.nodes[B].is_primary());
+    lab.wait("the promotion is answered", |world| {
+        world.nodes[B].answers.contains_key(&promotion)
+    });
+    assert!(lab.world.nodes[B].answers[&promotion].number > 0);
+    assert_eq!(*lab.world.nodes[B].data.content(8), written);
+    lab.write(B, &[2]);
+}
+
+#[test]
+fn a_promotion_that_waits_for_a_disk_that_hangs_ends_and_says_why() {
+    let mut lab = received_and_not_written(Protocol::B);
+    lab.power_off(A);
+    lab.wait("B notices", |world| !world.nodes[B].is_connected());
+    let promotion = lab.world.command(B, primary(Force::No));
+    lab.wait("the promotion is answered", |world| {
+        world.nodes[B].answers.contains_key(&promotion)
+    });
+    let answer = &lab.world.nodes[B].answers[&promotion];
+    assert_eq!(answer.number, NOT_NOW);
+    assert!(answer.info[0].starts_with("1 write received from the former Primary"));
+    assert!(answer.hint.is_some());
+    assert!(!lab.world.nodes[B].is_primary());
+    lab.world.release_writes(B);
+    lab.ok(B, primary(Force::No));
 }
 
 #[test]

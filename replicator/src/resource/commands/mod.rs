@@ -155,6 +155,7 @@ impl Resource {
         let waiting: Vec<CommandId> = self.commands.running.keys().copied().collect();
         for id in waiting {
             match self.commands.running.get(&id) {
+                Some(Running::Promote(_)) => self.step_promotion(id),
                 Some(Running::Demote(_)) => self.step_demotion(id),
                 Some(Running::Detach(_)) => self.step_detaching(id),
                 Some(Running::Options(_)) => self.step_reconfiguring(id),
