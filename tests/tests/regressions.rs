@@ -138,6 +138,11 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
     ),
     (
         Protocol::A,
+        955_731,
+        "a Primary let its disk go while the peer, whose disk hung, did not have what was answered; then that peer was killed",
+    ),
+    (
+        Protocol::A,
         58,
         "a write without a local copy was answered before any disk had it",
     ),
@@ -490,6 +495,34 @@ fn a_promotion_that_waits_for_a_disk_that_hangs_ends_and_says_why() {
     assert!(!lab.world.nodes[B].is_primary());
     lab.world.release_writes(B);
     lab.ok(B, primary(Force::No));
+}
+
+#[test]
+fn the_disk_of_a_primary_is_let_go_when_the_peer_has_what_was_answered() {
+    let mut lab = received_and_not_written(Protocol::A);
+    let written = lab.world.nodes[A].data.content(8).clone();
+    let detached = lab.world.command(A, detach(Force::No));
+    let wait = lab.world.run_for(5_000_000_000);
+    assert_eq!(wait, Ok(()));
+    assert!(lab.world.nodes[A].is_up_to_date());
+    lab.world.release_writes(B);
+    lab.wait("the detach is answered", |world| {
+        world.nodes[A].answers.contains_key(&detached)
+    });
+    assert!(lab.world.nodes[A].answers[&detached].number > 0);
+    lab.power_off(B);
+    assert_eq!(*lab.world.nodes[B].data.content(8), written);
+}
+
+#[test]
+fn the_disk_of_a_primary_stays_when_the_peer_does_not_confirm_what_was_answered() {
+    let mut lab = received_and_not_written(Protocol::A);
+    assert_eq!(lab.command(A, detach(Force::No)), NOT_NOW);
+    assert!(lab.world.nodes[A].is_up_to_date());
+    // Clients were held meanwhile, and go on.
+    lab.write(A, &[2]);
+    lab.world.release_writes(B);
+    lab.ok(A, detach(Force::No));
 }
 
 #[test]
