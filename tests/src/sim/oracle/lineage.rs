@@ -296,6 +296,12 @@ impl Oracle {
             return Ok(());
         }
         if !forced {
+            if !nodes[node].sectors_in_flight().is_empty() {
+                return Err(format!(
+                    "{} was promoted alone while writes that it had received were under way to its disk",
+                    name(node)
+                ));
+            }
             self.check_disk(node, &nodes[node])
                 .map_err(|why| format!("{} was promoted alone: {why}", name(node)))?;
             let own_cache = wrote && self.views[node].lost_power;
