@@ -99,7 +99,7 @@ impl Oracle {
         }
         let cut = old.conn.is_connected() && !new.conn.is_connected();
         if cut && new.disk != DiskState::UpToDate && self.protocol == Protocol::A {
-            self.lose_what_was_on_its_way(node);
+            self.lose_what_was_on_its_way(node, &nodes[1 - node]);
         }
         let becomes_source = |state: State| {
             matches!(
