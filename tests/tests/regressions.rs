@@ -143,6 +143,26 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
     ),
     (
         Protocol::A,
+        922_859,
+        "the judge held the next Primary to writes that had been lost with a disk and a link, in that order",
+    ),
+    (
+        Protocol::A,
+        991_803,
+        "the judge wanted such writes below those that were written without a disk afterwards",
+    ),
+    (
+        Protocol::A,
+        939_275,
+        "the judge took for durable what it had found in the cache of a Primary",
+    ),
+    (
+        Protocol::B,
+        946_661,
+        "the judge forgot what a node's own disk held when that node was Primary without it",
+    ),
+    (
+        Protocol::A,
         58,
         "a write without a local copy was answered before any disk had it",
     ),

@@ -79,6 +79,14 @@ impl Oracle {
         missing.collect()
     }
 
+    /// From here on this node has what its own disk holds, and not what it wrote, as a Primary without it, on its peer's.
+    pub(super) fn return_to_its_disk(&mut self, node: usize) {
+        let view = &mut self.views[node];
+        if let Some(history) = view.on_disk.take() {
+            view.history = history;
+        }
+    }
+
     /// A promotion that was cut short, or under which nobody wrote, leaves no trace that counts.
     fn forget_empty_history(&mut self, node: usize) {
         let history = self.views[node].history;
@@ -122,6 +130,7 @@ impl Oracle {
             // What its process had received and not written yet.
             self.lose_what_was_on_its_way(1 - node, on);
         }
+        self.return_to_its_disk(node);
         self.forget_empty_history(node);
         let view = &mut self.views[node];
         let unflushed = std::mem::take(&mut view.unflushed);

@@ -88,6 +88,10 @@ impl Oracle {
         }
         let attaching = matches!(old.disk, DiskState::Attaching | DiskState::Negotiating);
         if attaching && new.disk >= DiskState::Inconsistent && new.disk != DiskState::Negotiating {
+            let resync = new.conn.is_connected() && new.disk != DiskState::UpToDate;
+            if !resync {
+                self.return_to_its_disk(node);
+            }
             self.find_at_attach(node, &nodes[node]);
             // An attach flushes what was found.
             let view = &mut self.views[node];
@@ -202,6 +206,7 @@ impl Oracle {
         }
         let view = &mut self.views[node];
         view.history = promise.history;
+        view.on_disk = None;
         view.live = promise.floor.clone();
         view.kept = promise.floor.clone();
         view.durable = promise.durable;
@@ -290,7 +295,11 @@ impl Oracle {
             } else if state.disk == DiskState::UpToDate {
                 self.views[node].client = self.views[node].live.clone();
             } else {
-                self.views[node].history = self.views[peer].history;
+                let peers = self.views[peer].history;
+                let own = std::mem::replace(&mut self.views[node].history, peers);
+                if own != peers {
+                    self.views[node].on_disk.get_or_insert(own);
+                }
                 self.views[node].client = self.views[peer].live.clone();
             }
             return Ok(());
