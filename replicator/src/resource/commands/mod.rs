@@ -52,6 +52,17 @@ pub(crate) enum Running {
     Elsewhere,
 }
 
+impl Running {
+    /// When it has to be looked at, whatever happens until then.
+    fn due(&self) -> Time {
+        match self {
+            Running::Promote(promotion) => promotion.retry_at(),
+            Running::Detach(detaching) => detaching.gives_up_at(),
+            _ => Time::NEVER,
+        }
+    }
+}
+
 /// Commands under way.
 #[derive(Debug, Default)]
 pub(crate) struct Commands {
@@ -155,6 +166,7 @@ impl Resource {
         let waiting: Vec<CommandId> = self.commands.running.keys().copied().collect();
         for id in waiting {
             match self.commands.running.get(&id) {
+                Some(Running::Promote(_)) => self.step_promotion(id),
                 Some(Running::Demote(_)) => self.step_demotion(id),
                 Some(Running::Detach(_)) => self.step_detaching(id),
                 Some(Running::Options(_)) => self.step_reconfiguring(id),
@@ -165,10 +177,7 @@ impl Resource {
     }
 
     pub(super) fn commands_deadline(&self) -> Time {
-        let deadlines = self.commands.running.values().map(|running| match running {
-            Running::Promote(promotion) => promotion.retry_at(),
-            _ => Time::NEVER,
-        });
+        let deadlines = self.commands.running.values().map(Running::due);
         deadlines.min().unwrap_or(Time::NEVER)
     }
 
@@ -178,13 +187,15 @@ impl Resource {
             .commands
             .running
             .iter()
-            .filter(|(_, running)| {
-                matches!(running, Running::Promote(promotion) if promotion.retry_at() <= now)
-            })
+            .filter(|(_, running)| running.due() <= now)
             .map(|(id, _)| *id)
             .collect();
         for id in due {
-            self.retry_promotion(id);
+            match self.commands.running.get(&id) {
+                Some(Running::Promote(_)) => self.retry_promotion(id),
+                Some(Running::Detach(_)) => self.give_up_detaching(id),
+                _ => {}
+            }
         }
     }
 }

@@ -74,7 +74,7 @@ impl Oracle {
             for missing in missing {
                 if self.shows_older(history, *sector, content, missing) {
                     return Err(format!(
-                        "reordered: {} is there, but sector {sector} lacks {}",
+                        "reordered: {} is there, but sector {sector} holds {content:?} and lacks {}",
                         self.describe(youngest),
                         self.describe(missing)
                     ));
@@ -138,9 +138,11 @@ impl Oracle {
         let tick = self.tick();
         let base = self.writes.len() as u64;
         self.writes.push(Write::found(tick, history));
-        // What is there may still be in the cache of the Primary, which may lose it with anything else that it has not flushed.
-        for view in self.views.iter_mut().filter(|view| view.wrote) {
-            view.unflushed.push((tick, base));
+        for (node, view) in nodes.iter().zip(&mut self.views) {
+            if node.is_primary() {
+                // It is in the cache of the Primary as any answered write: no flush has covered it so far.
+                view.unflushed.push((tick, base));
+            }
         }
         for id in open {
             self.open.remove(&id);

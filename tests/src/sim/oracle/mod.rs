@@ -103,6 +103,8 @@ struct Promise {
 #[derive(Clone, Debug, Default)]
 struct View {
     history: usize,
+    /// The history of what its own disk holds, while it goes on in that of its peer, as a Primary without a disk.
+    on_disk: Option<usize>,
     live: Floor,
     kept: Floor,
     durable: Floor,
