@@ -163,6 +163,7 @@ fn resync_report(resync: &ResyncStatus) -> ResyncReport {
         total: resync.total,
         left: resync.left,
         failed: resync.failed,
+        same: resync.same,
         percent: hundredths as f64 / 100.0,
         elapsed_ms: u64::try_from(resync.elapsed.as_millis()).unwrap_or(u64::MAX),
         rate_kib: resync.rate_kib,

@@ -90,6 +90,8 @@ pub struct ResyncStatus {
     pub left: u64,
     /// Blocks that failed.
     pub failed: u64,
+    /// Blocks that were not sent, since their checksums were equal (`csums-alg`).
+    pub same: u64,
     /// Since its start, pauses excluded.
     pub elapsed: Duration,
     /// Current rate in KiB/s.

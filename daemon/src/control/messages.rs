@@ -172,6 +172,28 @@ pub enum Call {
         #[serde(default)]
         volume: Option<u16>,
     },
+    /// Compare the disks of both nodes while applications go on.
+    Verify {
+        /// The resource.
+        resource: String,
+        /// The volume, or all.
+        #[serde(default)]
+        volume: Option<u16>,
+        /// The first sector; none: where the last verify stopped early.
+        #[serde(default)]
+        start: Option<u64>,
+        /// The sector behind the last; none: the end of the device.
+        #[serde(default)]
+        stop: Option<u64>,
+    },
+    /// End a verify that this node started.
+    VerifyStop {
+        /// The resource.
+        resource: String,
+        /// The volume, or all.
+        #[serde(default)]
+        volume: Option<u16>,
+    },
     /// Hold all I/O of applications.
     SuspendIo {
         /// The resource.
@@ -593,6 +615,9 @@ pub struct ResyncReport {
     pub left: u64,
     /// Blocks that failed.
     pub failed: u64,
+    /// Blocks that were not sent, since their checksums were equal (`csums-alg`).
+    #[serde(default)]
+    pub same: u64,
     /// Percent done, two decimals.
     pub percent: f64,
     /// Milliseconds since its start, pauses excluded.

@@ -70,7 +70,9 @@ impl Resource {
                 'd'
             },
             counters,
-            resync: self.resync_status(number),
+            resync: self
+                .resync_status(number)
+                .or_else(|| self.verify_status(number)),
         }
     }
 
