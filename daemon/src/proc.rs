@@ -214,6 +214,7 @@ pub(crate) mod tests {
             write_order: 'f',
             counters: CounterReport::default(),
             resync: None,
+            verified: None,
             clients: Vec::new(),
             nbd: Vec::new(),
         }

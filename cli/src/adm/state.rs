@@ -183,6 +183,12 @@ fn judge(run: &Run<'_>, target: &Target, answer: CommandAnswer) -> Outcome {
         for line in &answer.info {
             err(&format!("{}: {line}", target.view.name));
         }
+        if run.word.action == Action::Verify && !answer.info.is_empty() {
+            let status = run.invocation.adm("status");
+            err(&format!(
+                "next: {status}   # how far it is; at its end how many blocks differ, and what to type then"
+            ));
+        }
         return Ok(());
     }
     if run.word.action == Action::Handler {

@@ -411,6 +411,7 @@ mod tests {
                 ..CounterReport::default()
             },
             resync: None,
+            verified: None,
             clients: Vec::new(),
             nbd: Vec::new(),
         }

@@ -571,6 +571,9 @@ pub struct VolumeReport {
     pub counters: CounterReport,
     /// Progress of a resync or verify.
     pub resync: Option<ResyncReport>,
+    /// What came of the last verify since the volume was made.
+    #[serde(default)]
+    pub verified: Option<VerifiedReport>,
     /// Clients that hold it open: `pid 812 (qemu-img)` or an address.
     pub clients: Vec<String>,
     /// NBD URIs under which it is served now (empty unless Primary).
@@ -604,6 +607,19 @@ pub struct CounterReport {
     pub ep: u32,
     /// KiB out of sync.
     pub oos: u64,
+}
+
+/// What came of an online verify, in blocks of 4 KiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifiedReport {
+    /// Blocks that were looked at.
+    pub compared: u64,
+    /// Blocks among them that differ.
+    pub different: u64,
+    /// Blocks among them that the peer did not read: nothing is known of them.
+    pub skipped: u64,
+    /// The sector that the next verify starts at, if it did not reach the end of the device.
+    pub next_sector: Option<u64>,
 }
 
 /// Progress of a resync or verify, in blocks of 4 KiB.

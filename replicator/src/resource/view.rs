@@ -73,6 +73,7 @@ impl Resource {
             resync: self
                 .resync_status(number)
                 .or_else(|| self.verify_status(number)),
+            verified: volume.verified,
         }
     }
 

@@ -15,7 +15,7 @@ use crate::intervals::Intervals;
 use crate::options::{DiskOptions, VolumeOptions};
 use crate::state::rules::AttachResult;
 use crate::state::word::{DiskState, State};
-use crate::status::Counters;
+use crate::status::{Counters, VerifiedStatus};
 use crate::time::Time;
 
 /// A volume of the resource.
@@ -76,6 +76,8 @@ pub(crate) struct Volume {
     pub(crate) verify_wish: Option<verify::Wish>,
     /// The block where the next verify starts, unless it is told: where the last one was interrupted.
     pub(crate) verify_next: u64,
+    /// What came of the last verify.
+    pub(crate) verified: Option<VerifiedStatus>,
     /// What a verify that has ended leaves to be settled.
     pub(crate) verify_gone: verify::Gone,
     /// The exchange of bitmaps before a resync.
@@ -213,6 +215,7 @@ impl Volume {
             verify: None,
             verify_wish: None,
             verify_next: 0,
+            verified: None,
             verify_gone: verify::Gone::default(),
             exchange: bitmap_exchange::Exchange::default(),
             counters: Counters::default(),

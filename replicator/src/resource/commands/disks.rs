@@ -126,7 +126,7 @@ impl Resource {
         self.plain(id, volume, Request::disk(DiskState::Outdated));
     }
 
-    pub(super) fn plain(&mut self, id: CommandId, volume: VolumeNumber, wish: Request) {
+    fn plain(&mut self, id: CommandId, volume: VolumeNumber, wish: Request) {
         self.commands.running.insert(id, Running::Plain(volume));
         self.request_state(Some(volume), wish, Asker::Command(id));
     }
@@ -148,16 +148,7 @@ impl Resource {
             self.start_plan(number, vec![Stage::Superblock], then);
             return;
         }
-        let answer = match result {
-            StateResult::NoVerifyAlg => Answer::state(result)
-                .with_info("verify-alg has to be in the net section of both nodes")
-                .with_hint(format!(
-                    "tandem adm disconnect {0}; then: tandem adm connect {0} (after the change, on both nodes)",
-                    self.name
-                )),
-            result => Answer::state(result),
-        };
-        self.answer(id, answer);
+        self.answer(id, Answer::state(result));
     }
 
     pub(super) fn command_pause_sync(&mut self, id: CommandId, number: VolumeNumber) {

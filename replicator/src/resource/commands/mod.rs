@@ -45,6 +45,8 @@ pub(crate) enum Running {
     Options(disks::Reconfiguring),
     /// A change of state, and nothing else; what it changed is on disk before the answer.
     Plain(VolumeNumber),
+    /// `verify`: a change of state that is told.
+    Verify(VolumeNumber),
     /// `invalidate` and `invalidate-remote` without a connection.
     Rewrite(VolumeNumber),
     /// `connect` or `disconnect`.
@@ -126,6 +128,10 @@ impl Resource {
             Some(Running::Plain(volume)) => {
                 let volume = *volume;
                 self.plain_decided(id, volume, result);
+            }
+            Some(Running::Verify(volume)) => {
+                let volume = *volume;
+                self.verify_decided(id, volume, result);
             }
             Some(Running::Rewrite(volume)) => {
                 let volume = *volume;

@@ -2,9 +2,11 @@
 
 use alloc::format;
 
+use super::Running;
 use crate::command::Answer;
 use crate::event::{CommandId, VolumeNumber};
 use crate::resource::Resource;
+use crate::resource::change::Asker;
 use crate::resource::verify::Wish;
 use crate::state::word::{ConnState, DiskState, Request};
 use crate::state::{Failure, StateResult};
@@ -48,7 +50,15 @@ impl Resource {
         let stop = stop.map(|sector| sector.div_ceil(BLOCK_SECTORS));
         if state.conn == ConnState::VerifyS {
             self.move_verify_stop(number, stop);
-            self.answer(id, Answer::state(StateResult::NothingToDo));
+            let answer = Answer::state(StateResult::NothingToDo);
+            let answer = match self.verify_bounds(number) {
+                Some((_, end)) => answer.with_info(format!(
+                    "volume {}: an online verify is running already; it ends at sector {end} now",
+                    number.0
+                )),
+                None => answer,
+            };
+            self.answer(id, answer);
             return;
         }
         if !state.conn.is_resync() && !self.may_verify(number) {
@@ -61,7 +71,37 @@ impl Resource {
             let start = start.map(|sector| sector / BLOCK_SECTORS);
             volume.verify_wish = Some(Wish { start, stop });
         }
-        self.plain(id, number, Request::conn(ConnState::VerifyS));
+        self.commands.running.insert(id, Running::Verify(number));
+        let wish = Request::conn(ConnState::VerifyS);
+        self.request_state(Some(number), wish, Asker::Command(id));
+    }
+
+    /// The peer agreed, or not: what began is told, and what to set where there is no algorithm.
+    pub(super) fn verify_decided(
+        &mut self,
+        id: CommandId,
+        number: VolumeNumber,
+        result: StateResult,
+    ) {
+        let answer = Answer::state(result);
+        let answer = match (result, self.verify_bounds(number)) {
+            (StateResult::NoVerifyAlg, _) => answer
+                .with_info(
+                    "verify-alg (crc32c, sha1, ...) has to be in the net section on both nodes; it is agreed on when they connect",
+                )
+                .with_hint(format!(
+                    "tandem adm disconnect {0} && tandem adm adjust {0}   # once it is in both files; adjust the other node, too",
+                    self.name
+                )),
+            (result, Some((start, end))) if result.is_success() => answer.with_info(format!(
+                "volume {}: online verify began, from sector {start} to {end}", number.0
+            )),
+            (result, None) if result.is_success() => answer.with_info(format!(
+                "volume {}: nothing was compared, a disk is missing", number.0
+            )),
+            _ => answer,
+        };
+        self.answer(id, answer);
     }
 
     pub(super) fn command_verify_stop(&mut self, id: CommandId, number: VolumeNumber) {

@@ -31,7 +31,7 @@ use crate::planted::Planted;
 use crate::resync::controller::{Pace, Progress};
 use crate::state::Hardness;
 use crate::state::word::ConnState;
-use crate::status::ResyncStatus;
+use crate::status::{ResyncStatus, VerifiedStatus};
 use crate::time::Time;
 
 mod source;
@@ -210,6 +210,13 @@ impl Resource {
         };
         let position = verify.position();
         volume.verify_next = position.unwrap_or(0);
+        volume.verified = Some(VerifiedStatus {
+            compared: verify.total.saturating_sub(verify.left),
+            different: verify.found,
+            skipped: verify.skipped,
+            next_sector: position.map(|block| block * BLOCK_SECTORS),
+        });
+        self.status_changed = true;
         let range = verify.range.clone();
         self.tell_range(number, &range);
         if let Some(block) = position {

@@ -182,6 +182,18 @@ impl Resource {
         true
     }
 
+    /// The sectors that the verify of this node compares: where it is, and the one behind the last.
+    pub(in crate::resource) fn verify_bounds(&self, number: VolumeNumber) -> Option<(u64, u64)> {
+        let volume = self.volumes.get(&number)?;
+        match &volume.verify.as_ref()?.role {
+            super::Part::Source(source) => {
+                let end = (source.end * BLOCK_SECTORS).min(volume.bytes / 512);
+                Some((source.position() * BLOCK_SECTORS, end))
+            }
+            super::Part::Target(_) => None,
+        }
+    }
+
     /// `verify` again while it runs: only the end changes.
     pub(in crate::resource) fn move_verify_stop(
         &mut self,
@@ -390,8 +402,11 @@ impl Resource {
         let algorithm = self.verify_algorithm();
         let request = hashed.request;
         if self.verify_source(number).is_none() {
-            // A verify that this node gave up: its peer still wants an answer to each.
-            self.send_verdict(number, request.sector, request.blksize, Verdict::Equal);
+            // A verify that this node gave up, since a disk is gone. A kernel still wants an answer to each request; a Tandem
+            // would count a block as compared that was not.
+            if self.peer_is_kernel() {
+                self.send_verdict(number, request.sector, request.blksize, Verdict::Equal);
+            }
             return Ok(());
         }
         let hurry = self.planted(Planted::VerifyDuringWrite);

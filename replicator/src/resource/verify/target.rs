@@ -142,7 +142,8 @@ impl Resource {
         target.held.insert(block, Held { id, request, stage });
         target.blocks_by_id.insert(id, block);
         if begins {
-            verify.left = blocks - block;
+            verify.total = blocks - block;
+            verify.left = verify.total;
             verify.progress = Progress::new(now, verify.left);
         }
         let range = range_of(block, bytes);
