@@ -17,6 +17,7 @@ pub(crate) mod disks;
 pub(crate) mod down;
 pub(crate) mod generations;
 pub(crate) mod roles;
+pub(crate) mod verify;
 
 /// What follows a plan of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +45,8 @@ pub(crate) enum Running {
     Options(disks::Reconfiguring),
     /// A change of state, and nothing else; what it changed is on disk before the answer.
     Plain(VolumeNumber),
+    /// `verify`: a change of state that is told.
+    Verify(VolumeNumber),
     /// `invalidate` and `invalidate-remote` without a connection.
     Rewrite(VolumeNumber),
     /// `connect` or `disconnect`.
@@ -100,6 +103,12 @@ impl Resource {
             } => self.command_new_current_uuid(id, volume, clear_bitmap),
             Command::PauseSync { volume } => self.command_pause_sync(id, volume),
             Command::ResumeSync { volume } => self.command_resume_sync(id, volume),
+            Command::Verify {
+                volume,
+                start,
+                stop,
+            } => self.command_verify(id, volume, start, stop),
+            Command::VerifyStop { volume } => self.command_verify_stop(id, volume),
             Command::SuspendIo { volume } => self.command_suspend_io(id, volume),
             Command::ResumeIo { volume } => self.command_resume_io(id, volume),
             Command::DiskOptions { volume, options } => {
@@ -130,6 +139,10 @@ impl Resource {
             Some(Running::Plain(volume)) => {
                 let volume = *volume;
                 self.plain_decided(id, volume, result);
+            }
+            Some(Running::Verify(volume)) => {
+                let volume = *volume;
+                self.verify_decided(id, volume, result);
             }
             Some(Running::Rewrite(volume)) => {
                 let volume = *volume;
@@ -220,6 +233,8 @@ fn volume_of(command: &Command) -> Option<VolumeNumber> {
         | Command::NewCurrentUuid { volume, .. }
         | Command::PauseSync { volume }
         | Command::ResumeSync { volume }
+        | Command::Verify { volume, .. }
+        | Command::VerifyStop { volume }
         | Command::SuspendIo { volume }
         | Command::ResumeIo { volume }
         | Command::DiskOptions { volume, .. } => Some(*volume),
