@@ -1,7 +1,5 @@
 //! Histories: when one begins, who takes over that of another, and whether anything acknowledged is lost by that.
 
-use std::collections::BTreeSet;
-
 use tandem_replicator::Protocol;
 use tandem_replicator::state::word::{ConnState, DiskState, Role, State};
 
@@ -338,10 +336,8 @@ impl Oracle {
         let base = self.writes.len() as u64;
         let mut sectors = old.sectors.clone();
         let mut floor = view.live.clone();
-        let mut unsettled = BTreeSet::new();
         for (sector, versions) in &mut sectors {
             if busy.iter().any(|range| range.contains(sector)) {
-                unsettled.insert(*sector);
                 continue;
             }
             let content = on.data.content(*sector).clone();
@@ -361,7 +357,6 @@ impl Oracle {
         self.histories.push(History {
             parent: Some(parent),
             forked: tick,
-            unsettled,
             sectors,
             acknowledged: floor.clone(),
         });
