@@ -465,7 +465,7 @@ impl Client {
                     })
                 }
                 None if !self.session.wants_input() => return,
-                None => buffer.poll_read(&self.stream, context).map_ok(|bytes| {
+                None => buffer.poll_read(&mut self.stream, context).map_ok(|bytes| {
                     let end = bytes.is_empty();
                     self.session.feed(bytes);
                     end

@@ -353,7 +353,7 @@ fn poll_link(
         return None;
     }
     for _ in 0..READS_PER_TURN {
-        match buffer.poll_read(&link.stream, context) {
+        match buffer.poll_read(&mut link.stream, context) {
             Poll::Pending => return None,
             Poll::Ready(Ok(bytes)) if bytes.is_empty() => {
                 return Some(match link.phase {

@@ -2,10 +2,13 @@
 //! buffer.
 
 use std::collections::VecDeque;
+use std::future::Future;
 use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 /// Pieces handed to the system in one call; Linux takes 1024.
@@ -27,13 +30,6 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
-    fn poll_read_ready(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Stream::Tcp(stream) => stream.poll_read_ready(context),
-            Stream::Unix(stream) => stream.poll_read_ready(context),
-        }
-    }
-
     fn poll_write_ready(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Stream::Tcp(stream) => stream.poll_write_ready(context),
@@ -48,46 +44,35 @@ impl Stream {
         }
     }
 
-    fn try_read_buf(&self, buffer: &mut BytesMut) -> io::Result<usize> {
-        match self {
-            Stream::Tcp(stream) => stream.try_read_buf(buffer),
-            Stream::Unix(stream) => stream.try_read_buf(buffer),
-        }
-    }
-
-    fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Stream::Tcp(stream) => stream.try_read(buffer),
-            Stream::Unix(stream) => stream.try_read(buffer),
-        }
-    }
-
-    /// Reads into `buffer` as `read` does it, registering for a wake-up if nothing is there. `Ok(0)` is the end of the stream.
-    fn poll_io<R>(
-        &self,
+    /// Reads what is there into a slice; `Ok(0)` is the end of the stream. Registers for a wake-up if nothing is there.
+    pub(crate) fn poll_read_slice(
+        &mut self,
         context: &mut Context<'_>,
-        mut read: impl FnMut(&Stream) -> io::Result<R>,
-    ) -> Poll<io::Result<R>> {
+        slice: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        pin!(self.read(slice)).poll(context)
+    }
+}
+
+/// A read that leaves room has emptied the socket: tokio then waits for the next edge of readiness, and no system call is spent on
+/// finding nothing. The edge is counted from before the read, so what comes meanwhile is not missed.
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let stream = self.get_mut();
         loop {
-            match self.poll_read_ready(context) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Ready(Ok(())) => match read(self) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    other => return Poll::Ready(other),
-                },
+            let read = match stream {
+                Stream::Tcp(stream) => Pin::new(stream).poll_read(context, buffer),
+                Stream::Unix(stream) => Pin::new(stream).poll_read(context, buffer),
+            };
+            match read {
+                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => return other,
             }
         }
-    }
-
-    /// Reads what is there into a slice.
-    pub(crate) fn poll_read_slice(
-        &self,
-        context: &mut Context<'_>,
-        buffer: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
-        self.poll_io(context, |stream| stream.try_read(buffer))
     }
 }
 
@@ -101,14 +86,14 @@ impl ReadBuffer {
     /// Reads what is there; empty bytes are the end of the stream.
     pub(crate) fn poll_read(
         &mut self,
-        stream: &Stream,
+        stream: &mut Stream,
         context: &mut Context<'_>,
     ) -> Poll<io::Result<Bytes>> {
         if self.buffer.capacity() - self.buffer.len() < READ_ROOM_MIN {
             self.buffer.reserve(READ_BUFFER_BYTES);
         }
-        let buffer = &mut self.buffer;
-        match stream.poll_io(context, |stream| stream.try_read_buf(buffer)) {
+        let read = pin!(stream.read_buf(&mut self.buffer)).poll(context);
+        match read {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Ready(Ok(_)) => Poll::Ready(Ok(self.buffer.split().freeze())),
@@ -194,3 +179,6 @@ impl SendQueue {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -57,6 +57,16 @@ impl Resource {
         let Some(volume) = self.volumes.get(&number) else {
             return Ok(());
         };
+        let verified = volume.state.conn == ConnState::VerifyT
+            && volume.state.disk == DiskState::UpToDate
+            && sent.conn == ConnState::Connected
+            && sent.disk == DiskState::UpToDate;
+        if verified {
+            self.verify_source_ended(number);
+        }
+        let Some(volume) = self.volumes.get(&number) else {
+            return Ok(());
+        };
         let (own, skip_untold) = (volume.state, volume.skip_untold);
         if own.conn <= ConnState::TearDown {
             return Ok(());
@@ -314,14 +324,19 @@ impl Resource {
         report: &Report,
         outcome: Outcome,
     ) -> Outcome {
-        let lacks = self.volumes.get(&number).is_some_and(|volume| {
-            // Nobody has what was written if the peer's disk was invalidated: who attaches on a Secondary was told, and gives it up.
-            let given_up = report.disk == DiskState::Inconsistent
-                && !volume.generations.needs_the_peer(&volume.state);
-            volume.wrote_without_disk
-                && volume.state.disk == DiskState::Negotiating
-                && !given_up
-        });
+        let Some(volume) = self.volumes.get(&number) else {
+            return outcome;
+        };
+        let lacks = volume.wrote_without_disk && volume.state.disk == DiskState::Negotiating;
+        // Nobody has what was written if the peer's disk was invalidated: who attaches on a Secondary gives it up.
+        let given_up = report.disk == DiskState::Inconsistent
+            && !volume.generations.needs_the_peer(&volume.state);
+        if lacks && given_up {
+            let text = "this disk lacks what was written while it was gone, and the peer's disk, which had it, is Inconsistent: \
+                        those writes are lost";
+            self.log(Level::Warn, Some(number), String::from(text));
+            return outcome;
+        }
         if !lacks || self.planted(Planted::IgnoreExposedGeneration) {
             return outcome;
         }

@@ -281,3 +281,35 @@ fn no_metadata_is_touched_after_the_disk_is_closed() {
     });
     assert!(!touched);
 }
+
+#[test]
+fn options_that_a_suspension_forbids_leave_all_of_them_as_they_were() {
+    let mut world = primary_alone();
+    world.hold(0, writes_data);
+    let id = world.write(0, 0, 4096, 1);
+    world.ok(0, Command::SuspendIo { volume: VOLUME });
+    world.release(0);
+    let options = DiskOptions {
+        on_io_error: OnIoError::PassOn,
+        al_extents: 67,
+        ..DiskOptions::default()
+    };
+    let command = Command::DiskOptions {
+        volume: VOLUME,
+        options,
+    };
+    let answer = world.answer(0, command);
+    assert!(
+        answer
+            .info
+            .iter()
+            .any(|line| line.contains("nothing was changed"))
+    );
+    world.ok(0, Command::ResumeIo { volume: VOLUME });
+    assert!(world.reply(0, id).unwrap().is_ok());
+    world.fail(0, writes_data);
+    world.write(0, 0, 4096, 2);
+    world.run_until("the disk is detached, as it was configured", |world| {
+        world.state(0).disk == DiskState::Diskless
+    });
+}

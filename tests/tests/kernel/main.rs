@@ -14,4 +14,5 @@ mod refuse;
 mod resync;
 mod roles;
 mod soak;
+mod verify;
 mod volumes;

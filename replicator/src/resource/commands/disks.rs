@@ -2,6 +2,7 @@
 
 use alloc::format;
 use alloc::vec;
+use core::time::Duration;
 
 use tandem_metadata::Flags;
 
@@ -17,18 +18,34 @@ use crate::resource::plan::{Stage, Then};
 use crate::resource::volume::IoHold;
 use crate::state::word::{DiskState, Request, State};
 use crate::state::{Failure, Hardness, StateResult};
+use crate::time::Time;
+
+/// How long a detach waits for the peer to confirm what was answered.
+const CONFIRM_WAIT: Duration = Duration::from_secs(10);
 
 /// A graceful detach that has not been agreed to.
 #[derive(Debug)]
 pub(crate) struct Detaching {
     volume: VolumeNumber,
     asked: bool,
+    /// It waits for the peer to have durably what was answered, until this time.
+    confirms: Option<Time>,
+}
+
+impl Detaching {
+    /// When it has waited long enough for the peer.
+    pub(super) fn gives_up_at(&self) -> Time {
+        let waits = self.confirms.filter(|_| !self.asked);
+        waits.unwrap_or(Time::NEVER)
+    }
 }
 
 /// New options of a disk that wait for the activity log to become quiet.
 #[derive(Debug)]
 pub(crate) struct Reconfiguring {
     volume: VolumeNumber,
+    /// What applies again if the new options cannot.
+    before: DiskOptions,
     written: bool,
 }
 
@@ -58,6 +75,7 @@ impl Resource {
         let detaching = Detaching {
             volume: number,
             asked: false,
+            confirms: None,
         };
         self.commands.running.insert(id, Running::Detach(detaching));
     }
@@ -86,11 +104,44 @@ impl Resource {
         if !suspended && self.application_writes_in_flight(number) {
             return;
         }
+        if !suspended && self.writes_open(number) {
+            self.await_confirmation(id);
+            return;
+        }
         if let Some(Running::Detach(detaching)) = self.commands.running.get_mut(&id) {
             detaching.asked = true;
         }
         let wish = Request::disk(DiskState::Failed);
         self.request_state(Some(number), wish, Asker::Command(id));
+    }
+
+    /// The peer's copy is about to be the only one: it has to have what was answered before (under A and B it may still be on its way),
+    /// durably, as no later flush of this disk can make it.
+    fn await_confirmation(&mut self, id: CommandId) {
+        let until = self.now + CONFIRM_WAIT;
+        let Some(Running::Detach(detaching)) = self.commands.running.get_mut(&id) else {
+            return;
+        };
+        if detaching.confirms.is_none() {
+            detaching.confirms = Some(until);
+            self.close_epoch();
+        }
+    }
+
+    /// The peer has not confirmed in time: nothing is detached, and clients go on.
+    pub(super) fn give_up_detaching(&mut self, id: CommandId) {
+        let Some(Running::Detach(detaching)) = self.commands.running.get(&id) else {
+            return;
+        };
+        let number = detaching.volume;
+        if let Some(volume) = self.volumes.get_mut(&number) {
+            volume.io_holds.remove(&IoHold::Detach);
+        }
+        let name = &self.name;
+        let answer = Answer::state(StateResult::InTransientState)
+            .with_info("the peer has not confirmed all that was written: its disk, or the network, is slow or hangs")
+            .with_hint(format!("tandem adm detach {name} (again, when the peer has caught up)"));
+        self.answer(id, answer);
     }
 
     pub(super) fn detach_decided(&mut self, id: CommandId, result: StateResult) {
@@ -225,13 +276,14 @@ impl Resource {
             self.answer(id, answer);
             return;
         }
-        volume.options = options;
+        let before = core::mem::replace(&mut volume.options, options);
         if volume.backing.is_none() {
             self.answer(id, Answer::done());
             return;
         }
         let reconfiguring = Reconfiguring {
             volume: number,
+            before,
             written: false,
         };
         let log_changes = volume.log_slots_wanted() != volume.log_slots();
@@ -249,8 +301,8 @@ impl Resource {
         let Some(Running::Options(reconfiguring)) = self.commands.running.get(&id) else {
             return;
         };
-        let (number, written) = (reconfiguring.volume, reconfiguring.written);
-        if written {
+        let number = reconfiguring.volume;
+        if reconfiguring.written {
             return;
         }
         let Some(volume) = self.volumes.get_mut(&number) else {
@@ -269,7 +321,7 @@ impl Resource {
         if changes {
             if !backing.activity_log.is_quiet() {
                 if suspended {
-                    self.log_stays(id, number, slots);
+                    self.options_stay(id);
                 }
                 return;
             }
@@ -298,15 +350,17 @@ impl Resource {
         self.start_plan(number, stages, Then::Command(AfterPlan::OptionsWritten(id)));
     }
 
-    /// The writes in the log may wait for the end of a suspension as long as a person likes: the log keeps its size.
-    fn log_stays(&mut self, id: CommandId, number: VolumeNumber, slots: u16) {
-        if let Some(volume) = self.volumes.get_mut(&number) {
-            volume.options.al_extents = u32::from(slots);
+    /// The writes in the log may wait for the end of a suspension as long as a person likes: all options stay as they were.
+    fn options_stay(&mut self, id: CommandId) {
+        if let Some(Running::Options(reconfiguring)) = self.commands.running.remove(&id)
+            && let Some(volume) = self.volumes.get_mut(&reconfiguring.volume)
+        {
+            volume.options = reconfiguring.before;
             volume.io_holds.remove(&IoHold::Options);
         }
         let answer = Answer::failure(Failure::InvalidRequest)
             .with_info(
-                "al-extents cannot change while writes wait for the end of the suspension of I/O",
+                "al-extents cannot change while writes wait for the end of the suspension of I/O; nothing was changed",
             )
             .with_hint(format!("tandem adm resume-io {}", self.name));
         self.answer(id, answer);

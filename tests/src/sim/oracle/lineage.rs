@@ -1,7 +1,5 @@
 //! Histories: when one begins, who takes over that of another, and whether anything acknowledged is lost by that.
 
-use std::collections::BTreeSet;
-
 use tandem_replicator::Protocol;
 use tandem_replicator::state::word::{ConnState, DiskState, Role, State};
 
@@ -88,6 +86,10 @@ impl Oracle {
         }
         let attaching = matches!(old.disk, DiskState::Attaching | DiskState::Negotiating);
         if attaching && new.disk >= DiskState::Inconsistent && new.disk != DiskState::Negotiating {
+            let resync = new.conn.is_connected() && new.disk != DiskState::UpToDate;
+            if !resync {
+                self.return_to_its_disk(node);
+            }
             self.find_at_attach(node, &nodes[node]);
             // An attach flushes what was found.
             let view = &mut self.views[node];
@@ -99,7 +101,7 @@ impl Oracle {
         }
         let cut = old.conn.is_connected() && !new.conn.is_connected();
         if cut && new.disk != DiskState::UpToDate && self.protocol == Protocol::A {
-            self.lose_what_was_on_its_way(node);
+            self.lose_what_was_on_its_way(node, &nodes[1 - node]);
         }
         let becomes_source = |state: State| {
             matches!(
@@ -112,6 +114,12 @@ impl Oracle {
         };
         if becomes_source(new) && !becomes_source(old) {
             self.promise(node);
+        }
+        let without_resync =
+            old.conn == ConnState::WFReportParams && new.conn == ConnState::Connected;
+        if without_resync || becomes_source(new) {
+            // Its data were wanted after all: what a person gave up is for the connection that was meant.
+            self.views[node].discard = false;
         }
         let forced = old.disk < DiskState::UpToDate && new.disk == DiskState::UpToDate;
         if new.role == Role::Primary && old.role != Role::Primary {
@@ -202,13 +210,15 @@ impl Oracle {
         }
         let view = &mut self.views[node];
         view.history = promise.history;
+        view.on_disk = None;
         view.live = promise.floor.clone();
         view.kept = promise.floor.clone();
         view.durable = promise.durable;
-        // A Primary that was the target goes on where its clients are.
-        let client = std::mem::take(&mut view.client);
-        view.client = promise.floor;
-        merge(&self.writes, &mut view.client, &client);
+        let client = std::mem::replace(&mut view.client, promise.floor);
+        if role == Role::Primary {
+            // It goes on where its clients are.
+            merge(&self.writes, &mut view.client, &client);
+        }
         view.lost_power = false;
         view.wrote = role == Role::Primary;
         view.discard = false;
@@ -290,12 +300,22 @@ impl Oracle {
             } else if state.disk == DiskState::UpToDate {
                 self.views[node].client = self.views[node].live.clone();
             } else {
-                self.views[node].history = self.views[peer].history;
+                let peers = self.views[peer].history;
+                let own = std::mem::replace(&mut self.views[node].history, peers);
+                if own != peers {
+                    self.views[node].on_disk.get_or_insert(own);
+                }
                 self.views[node].client = self.views[peer].live.clone();
             }
             return Ok(());
         }
         if !forced {
+            if !nodes[node].sectors_in_flight().is_empty() {
+                return Err(format!(
+                    "{} was promoted alone while writes that it had received were under way to its disk",
+                    name(node)
+                ));
+            }
             self.check_disk(node, &nodes[node])
                 .map_err(|why| format!("{} was promoted alone: {why}", name(node)))?;
             let own_cache = wrote && self.views[node].lost_power;
@@ -316,10 +336,8 @@ impl Oracle {
         let base = self.writes.len() as u64;
         let mut sectors = old.sectors.clone();
         let mut floor = view.live.clone();
-        let mut unsettled = BTreeSet::new();
         for (sector, versions) in &mut sectors {
             if busy.iter().any(|range| range.contains(sector)) {
-                unsettled.insert(*sector);
                 continue;
             }
             let content = on.data.content(*sector).clone();
@@ -339,7 +357,6 @@ impl Oracle {
         self.histories.push(History {
             parent: Some(parent),
             forked: tick,
-            unsettled,
             sectors,
             acknowledged: floor.clone(),
         });
