@@ -184,7 +184,7 @@ fn judge(run: &Run<'_>, target: &Target, answer: CommandAnswer) -> Outcome {
             err(&format!("{}: {line}", target.view.name));
         }
         if run.word.action == Action::Verify && !answer.info.is_empty() {
-            let status = run.invocation.adm("status");
+            let status = run.invocation.tandem("status");
             err(&format!(
                 "next: {status}   # how far it is; at its end how many blocks differ, and what to type then"
             ));
