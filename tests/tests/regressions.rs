@@ -137,6 +137,11 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         "a node was promoted while a write that its former Primary had answered still hung on the disk: reads did not see it",
     ),
     (
+        Protocol::B,
+        2055,
+        "a write went to the disk of a Primary that was found to be old, before the disk said so: restarted, it passed for good",
+    ),
+    (
         Protocol::A,
         955_731,
         "a Primary let its disk go while the peer, whose disk hung, did not have what was answered; then that peer was killed",
@@ -480,6 +485,37 @@ fn a_peer_write_that_ends_after_the_link_is_lost_is_made_durable_too() {
     // Nothing is kept that was not flushed.
     lab.world.stop_keeping(B, Some(Keep::These(0)));
     assert_eq!(*lab.world.nodes[B].data.content(8), written);
+}
+
+#[test]
+fn a_disk_that_is_found_to_be_old_takes_no_write_before_it_says_so() {
+    let mut lab = Lab::start();
+    lab.write(A, &[1]);
+    let old = lab.world.nodes[A].data.content(8).clone();
+    lab.ok(A, detach(Force::No));
+    lab.write(A, &[3]);
+    // One write is under way to B, another one waits for it.
+    lab.world.nodes[B].hold_data_writes = Some(0);
+    lab.world.request(A, 1, 8, 8);
+    lab.world.request(A, 1, 8, 8);
+    lab.world.command(A, ATTACH);
+    lab.wait("the disk of A is old", |world| {
+        world.nodes[A].state().unwrap().disk == DiskState::Inconsistent
+    });
+    lab.world.nodes[A].hang = Some((IoFault::Meta, 1));
+    lab.world.release_writes(B);
+    lab.wait("its superblock hangs", |world| {
+        !world.nodes[A].held.is_empty()
+    });
+    let wait = lab.world.run_for(1_000_000_000);
+    assert_eq!(wait, Ok(()));
+    assert_eq!(*lab.world.nodes[A].data.content(8), old);
+    lab.world.stop(A, false);
+    lab.boot(A);
+    assert_eq!(*lab.world.nodes[A].data.content(8), old);
+    lab.connect(A, false);
+    lab.wait("both are in sync", |world| world.is_in_sync());
+    lab.wait("both are equal", tandem_tests::sim::World::compare_if_idle);
 }
 
 /// A write of A, answered, is in the memory of B, whose disk does not write it.

@@ -304,6 +304,7 @@ impl Resource {
         volume.backing = Some(Backing {
             info,
             layout,
+            flags_on_disk: superblock.flags,
             superblock,
             superblock_dirty: None,
             bitmap,

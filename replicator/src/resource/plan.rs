@@ -122,6 +122,8 @@ struct Running {
     waits: BTreeSet<u32>,
     /// The transaction that the current stage waits for.
     log: Option<Ticket>,
+    /// The flags of the superblock that the current stage writes.
+    flags: Option<Flags>,
     error: Option<IoError>,
 }
 
@@ -272,6 +274,7 @@ impl Resource {
             pages: VecDeque::new(),
             waits: BTreeSet::new(),
             log: None,
+            flags: None,
             error: None,
         });
         self.advance(number, lane);
@@ -310,10 +313,15 @@ impl Resource {
             if running.error.is_none() && waits {
                 return;
             }
+            let written = running.flags.take().filter(|_| running.error.is_none());
             let stage = match running.error {
                 None => running.plan.stages.pop_front(),
                 Some(_) => None,
             };
+            if let (Some(flags), Some(backing)) = (written, volume.backing.as_mut()) {
+                backing.flags_on_disk = flags;
+                self.deferred.push_back(Deferred::DiskSaysIt(number));
+            }
             match stage {
                 Some(stage) => self.start_stage(number, lane, stage),
                 None => {
@@ -376,6 +384,10 @@ impl Resource {
                 let Some((offset, data)) = volume.superblock_bytes() else {
                     return;
                 };
+                let flags = volume.backing.as_ref().map(|at| at.superblock.flags);
+                if let Some(running) = volume.plans.lane(lane).running.as_mut() {
+                    running.flags = flags;
+                }
                 let operation = MetaOperation::Write { offset, data, fua };
                 self.plan_meta(number, lane, operation, Vec::new());
             }

@@ -2,6 +2,7 @@
 
 use alloc::collections::BTreeSet;
 use alloc::string::String;
+use alloc::vec::Vec;
 
 use tandem_metadata::{Flags, Layout, Superblock};
 
@@ -90,6 +91,8 @@ pub(crate) struct Volume {
     pub(crate) verify_gone: verify::Gone,
     /// The exchange of bitmaps before a resync.
     pub(crate) exchange: bitmap_exchange::Exchange,
+    /// Writes that wait until the disk says no more of its data than is true.
+    pub(crate) unsaid: Vec<u64>,
     /// Counters for people.
     pub(crate) counters: Counters,
     /// Durable sequences under way.
@@ -174,6 +177,8 @@ pub(crate) struct Backing {
     pub(crate) layout: Layout,
     /// The superblock as of the last change; UUIDs, size and magic are filled in when it is written.
     pub(crate) superblock: Superblock,
+    /// The flags of the superblock that is surely on disk.
+    pub(crate) flags_on_disk: Flags,
     /// Since when the superblock on disk is older than this.
     pub(crate) superblock_dirty: Option<Time>,
     /// Blocks that differ from the peer's.
@@ -229,6 +234,7 @@ impl Volume {
             verified: None,
             verify_gone: verify::Gone::default(),
             exchange: bitmap_exchange::Exchange::default(),
+            unsaid: Vec::new(),
             counters: Counters::default(),
             plans: Plans::default(),
             attach: None,
@@ -256,6 +262,16 @@ impl Volume {
         self.backing
             .as_ref()
             .map_or(0, |backing| backing.bitmap.count())
+    }
+
+    /// The disk says better of its data than they are: that it became Outdated or Inconsistent is not durable so far. A node that is
+    /// started from it now would take what is written meanwhile for part of good data.
+    pub(crate) fn says_too_much(&self) -> bool {
+        self.writes_locally()
+            && self.backing.as_ref().is_some_and(|backing| {
+                let better = |flag| backing.flags_on_disk.contains(flag) && !backing.has(flag);
+                better(Flags::CONSISTENT) || better(Flags::WAS_UP_TO_DATE)
+            })
     }
 
     /// The superblock in memory differs from the one on disk from now on.

@@ -76,6 +76,37 @@ impl Resource {
         }
     }
 
+    /// Whether this write has to wait until the disk says that its data are old; then it is started later.
+    pub(crate) fn waits_for_the_disk_to_say_it(
+        &mut self,
+        number: VolumeNumber,
+        id: WriteId,
+    ) -> bool {
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return false;
+        };
+        if !volume.says_too_much() {
+            return false;
+        }
+        volume.unsaid.push(id);
+        if !volume.plans.will_write_superblock() {
+            self.write_dirty_superblock(number);
+        }
+        true
+    }
+
+    /// What the disk says of its data has changed, or it is gone: writes that waited for that look again.
+    pub(crate) fn start_unsaid(&mut self, number: VolumeNumber) {
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        for id in core::mem::take(&mut volume.unsaid) {
+            if self.requests.writes.contains_key(&id) {
+                self.start_write(id);
+            }
+        }
+    }
+
     fn begin_log(&mut self, id: WriteId) -> LogAnswer {
         let Some((number, offset, length)) = self.logged_range(id) else {
             return LogAnswer::Go;

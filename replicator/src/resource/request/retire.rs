@@ -215,6 +215,7 @@ impl Resource {
             }
         }
         self.log_gone(volume);
+        self.start_unsaid(volume);
         self.reads_disk_gone(volume);
         self.flushes_disk_gone(volume);
         self.recheck_writes(volume);

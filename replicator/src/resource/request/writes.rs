@@ -120,6 +120,9 @@ impl Resource {
             self.requests.untold.push(id);
             return;
         }
+        if self.waits_for_the_disk_to_say_it(volume, id) {
+            return;
+        }
         if !self.data_accessible(volume) {
             self.finish_write(id, Err(RequestError::Io));
             return;
