@@ -51,7 +51,11 @@ fn a_verify_finds_what_went_bad_and_the_next_resync_copies_only_that() {
     client.disconnect().unwrap();
     record.write(0, &data);
     spoil(&pair.bravo.disk(0), &[7, 8, 300]);
-    pair.bravo.must(&["verify", "r0"]);
+    let begun = pair.bravo.adm(&["verify", "r0"]);
+    assert_eq!(begun.code, Some(0), "{}", begun.all());
+    for words in ["online verify began, from sector 0 to", "next: "] {
+        assert!(begun.all().contains(words), "{}", begun.all());
+    }
     for node in [&pair.alpha, &pair.bravo] {
         node.wait_log("found 3 blocks of 4 KiB out of sync");
         node.wait_log("out of sync: start=56, size=16 (sectors)");
@@ -65,6 +69,7 @@ fn a_verify_finds_what_went_bad_and_the_next_resync_copies_only_that() {
             "{explained}"
         );
         assert!(explained.contains("disconnect r0 &&"), "{explained}");
+        assert!(explained.contains("last verify: 3 of "), "{explained}");
     }
     pair.alpha.must(&["disconnect", "r0"]);
     pair.alpha.must(&["connect", "r0"]);
