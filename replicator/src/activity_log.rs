@@ -433,6 +433,12 @@ impl ActivityLog {
         self.failed = true;
     }
 
+    /// Whether writing the log has failed: what is not committed never will be.
+    #[must_use]
+    pub fn is_failed(&self) -> bool {
+        self.failed
+    }
+
     /// Stops writing the log. What makes that safe must be on disk before (see [`LogMode::Suspended`]). Every ticket given
     /// out counts as committed.
     pub fn suspend(&mut self) -> Ticket {

@@ -291,10 +291,9 @@ impl Resource {
                 .backing
                 .as_ref()
                 .is_none_or(|backing| backing.meta_failed);
-            let committed = volume
-                .backing
-                .as_ref()
-                .map(|backing| backing.activity_log.committed());
+            let log = volume.backing.as_ref().map(|backing| &backing.activity_log);
+            let committed = log.map(|log| log.committed());
+            let log_failed = log.is_some_and(|log| log.is_failed());
             let Some(running) = volume.plans.lane(lane).running.as_mut() else {
                 return;
             };
@@ -306,6 +305,10 @@ impl Resource {
             }
             if running.error.is_none() && gone {
                 let text = String::from("metadata cannot be written any more");
+                running.error = Some(IoError { text });
+            }
+            if running.error.is_none() && running.log.is_some() && log_failed {
+                let text = String::from("the activity log cannot be written any more");
                 running.error = Some(IoError { text });
             }
             let waits =

@@ -1,5 +1,6 @@
 //! Order on disk: activity log, bits, superblock.
 
+use tandem_replicator::state::word::DiskState;
 use tandem_replicator::{Command, DiskOptions, Force};
 
 use crate::harness::{VOLUME, World, flushes_data, writes_bitmap, writes_data, writes_log};
@@ -104,4 +105,24 @@ fn bits_are_written_behind_a_flush_when_the_node_is_demoted() {
     let bits = history.iter().position(bitmap).unwrap();
     assert!(flush < bits);
     assert_eq!(world.nodes[0].disk.bits_durable(), 256);
+}
+
+#[test]
+fn a_disk_that_fails_while_its_log_is_replaced_is_let_go_and_the_command_answered() {
+    let mut world = primary_alone();
+    world.write_ok(0, 12 << 20, 4096, 1);
+    world.fail(0, flushes_data);
+    let options = DiskOptions {
+        al_extents: 67,
+        ..DiskOptions::default()
+    };
+    let command = Command::DiskOptions {
+        volume: VOLUME,
+        options,
+    };
+    let answer = world.answer(0, command);
+    assert!(answer.exit != 0, "{answer:?}");
+    world.run_until("the disk is closed", |world| {
+        world.state(0).disk == DiskState::Diskless
+    });
 }

@@ -164,7 +164,9 @@ impl Resource {
             AfterPlan::Answer(id) => self.answer(id, written(result)),
             AfterPlan::Promoted(id) => self.promotion_written(id, volume),
             AfterPlan::OptionsWritten(id) => {
-                self.log_options_written(volume);
+                if result.is_ok() {
+                    self.log_options_written(volume);
+                }
                 self.answer(id, written(result));
             }
             AfterPlan::BitmapWritten(id) => {

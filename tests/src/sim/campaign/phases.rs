@@ -125,14 +125,23 @@ impl Campaign {
         if !self.world.clients.quiet {
             self.world.wake_clients();
         }
-        for nudge in 0..4 {
+        let mut left = u64::MAX;
+        let mut nudges = 0;
+        loop {
             if self.together(200)? {
                 return self.all_answered();
             }
-            if nudge == 3 {
+            let now = self.left_to_sync();
+            let moves = now < left - left / 8;
+            left = now;
+            if moves {
+                continue; // A slow link takes its time.
+            }
+            if nudges == 3 {
                 break;
             }
             self.nudge()?;
+            nudges += 1;
         }
         Err("everything is healed, but the nodes do not get in sync".to_owned())
     }
@@ -151,6 +160,13 @@ impl Campaign {
             }
         }
         Ok(false)
+    }
+
+    /// KiB out of sync, as the node says that has more of them.
+    fn left_to_sync(&self) -> u64 {
+        let reports = self.world.nodes.iter().filter_map(|at| at.status.as_ref());
+        let kib = reports.map(|status| status.counters.out_of_sync_kib);
+        kib.max().unwrap_or(0)
     }
 
     /// What a person does with a resync that does not move: disconnect, connect.
