@@ -157,7 +157,10 @@ impl Oracle {
         }
         let view = &mut self.views[node];
         view.died = tick;
-        view.client.clear();
+        if !view.failed {
+            // Otherwise the disk may have more than this view knows: see `find_at_attach`.
+            view.client.clear();
+        }
         if power {
             view.kept = view.durable.clone();
             view.lost_power = true;

@@ -95,6 +95,9 @@ impl Oracle {
             let view = &mut self.views[node];
             view.durable = view.live.clone();
             view.left_in_cache.clear();
+            if new.role == Role::Secondary {
+                view.client.clear();
+            }
         }
         if new.role == Role::Primary && new.conn.is_connected() && new.peer == Role::Primary {
             return Err(format!("{} is Primary and sees a Primary", name(node)));
