@@ -55,6 +55,8 @@ pub(crate) enum Deferred {
     IntervalsReady(VolumeNumber, Vec<u64>),
     /// The handler local-io-error has ended, and what waited for it was done.
     FailureTold(VolumeNumber),
+    /// Nobody will confirm any more that this disk's loss is known: what waited for that is answered with an error.
+    LossUnconfirmed(VolumeNumber),
     /// The disk says what is true of its data: writes that waited for that go on.
     DiskSaysIt(VolumeNumber),
     /// N1b of 3.3: a generation beside the one that the peer's disk may have.

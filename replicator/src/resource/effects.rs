@@ -72,6 +72,7 @@ impl Resource {
                 Deferred::PeerDiskChanged(volume) => self.peer_disk_changed(volume),
                 Deferred::IntervalsReady(volume, ready) => self.intervals_ready(volume, ready),
                 Deferred::FailureTold(volume) => self.failure_told(volume),
+                Deferred::LossUnconfirmed(volume) => self.loss_stays_unconfirmed(volume),
                 Deferred::DiskSaysIt(volume) => self.start_unsaid(volume),
                 Deferred::Branch(volume) => self.generation_of_the_only_disk(volume),
                 Deferred::DiskGone(volume) => {

@@ -235,12 +235,18 @@ impl Resource {
     /// In `unconfirmed` volumes the peer may not know that this disk is gone, and may give up its data for that.
     pub(super) fn flushes_connection_lost(&mut self, unconfirmed: &[VolumeNumber]) {
         for flush in self.flushes.values_mut() {
-            let unknown = flush.local != LocalPart::Done && unconfirmed.contains(&flush.volume);
-            if flush.epoch.take().is_some() || unknown {
-                flush.remote_failed = true;
-            }
+            flush.remote_failed |= flush.epoch.take().is_some();
         }
+        self.fail_unconfirmed_flushes(unconfirmed);
         self.recheck_flushes();
+    }
+
+    /// The peer may not know that the disk of these volumes is gone: flushes without that disk have nothing to rest on.
+    pub(super) fn fail_unconfirmed_flushes(&mut self, volumes: &[VolumeNumber]) {
+        for flush in self.flushes.values_mut() {
+            flush.remote_failed |=
+                flush.local != LocalPart::Done && volumes.contains(&flush.volume);
+        }
     }
 
     /// An epoch was acknowledged, or a generation became durable.

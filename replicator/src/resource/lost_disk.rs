@@ -6,13 +6,14 @@
 //!
 //! ```text
 //!  disk lost ─► P_STATE ─► (peer: generation on its disk) ─► P_UUIDS ─► answers
-//!      └────────────────── link lost ──────────────────────────────► errors
+//!      └──────────── link or peer's disk lost ─────────────────────► errors
 //! ```
 
 use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::Resource;
+use super::change::Deferred;
 use crate::event::VolumeNumber;
 use crate::generations::{Uuids, masked};
 use crate::state::word::{ConnState, DiskState, Role, State};
@@ -55,8 +56,9 @@ impl Resource {
             });
             // A detach that both agreed to: the peer may have been faster than its answer.
             self.peer_told_generation(number);
-        } else if taken_part(new) && !taken_part(old) {
-            volume.lost_disk = None;
+        } else if volume.lost_disk.is_some() && (taken_part(new) || !beside) {
+            // The peer has no good disk either, or this disk takes part again: the peer's copy of what waits may be the one that is lost.
+            self.deferred.push_back(Deferred::LossUnconfirmed(number));
         }
     }
 
@@ -98,6 +100,20 @@ impl Resource {
         volumes
             .filter_map(|volume| volume.lost_disk.take().map(|_| volume.number))
             .collect()
+    }
+
+    /// What waited for the confirmation of this volume's peer is answered with an error.
+    pub(super) fn loss_stays_unconfirmed(&mut self, number: VolumeNumber) {
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        if volume.lost_disk.take().is_none() {
+            return; // It was confirmed just before.
+        }
+        self.fail_unconfirmed(&[number]);
+        self.fail_unconfirmed_flushes(&[number]);
+        self.recheck_writes(number);
+        self.recheck_flushes();
     }
 
     /// When a peer that is no Tandem has had its time.

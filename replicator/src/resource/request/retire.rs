@@ -170,7 +170,7 @@ impl Resource {
     }
 
     /// The peer has what these writes left on its disk, and may not know that it is the only one.
-    fn fail_unconfirmed(&mut self, volumes: &[VolumeNumber]) {
+    pub(crate) fn fail_unconfirmed(&mut self, volumes: &[VolumeNumber]) {
         let open = self.requests.writes.iter().filter(|(_, write)| {
             volumes.contains(&write.volume)
                 && write.stage == Stage::Started

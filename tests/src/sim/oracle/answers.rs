@@ -85,6 +85,9 @@ impl Oracle {
             }
         }
         let remote_only = self.writes[id as usize].remote_only && !own;
+        if !own && !remote_only {
+            self.views[node].in_doubt.push(id);
+        }
         if durable {
             self.make_durable(node, id, state);
             return;
@@ -166,6 +169,11 @@ impl Oracle {
         if self.protocol == Protocol::C && state.conn.is_connected() {
             if state.pdsk == DiskState::UpToDate {
                 raise(writes, &mut other.durable, id);
+                if other.history == writes[id as usize].history {
+                    // Also if its node has died since it said so.
+                    raise(writes, &mut other.kept, id);
+                    raise(writes, &mut other.live, id);
+                }
             }
             if let Some(promise) = &mut other.promised {
                 raise(writes, &mut promise.durable, id);

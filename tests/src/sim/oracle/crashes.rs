@@ -157,10 +157,7 @@ impl Oracle {
         }
         let view = &mut self.views[node];
         view.died = tick;
-        if !view.failed {
-            // Otherwise the disk may have more than this view knows: see `find_at_attach`.
-            view.client.clear();
-        }
+        view.client.clear();
         if power {
             view.kept = view.durable.clone();
             view.lost_power = true;

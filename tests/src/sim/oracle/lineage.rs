@@ -95,9 +95,6 @@ impl Oracle {
             let view = &mut self.views[node];
             view.durable = view.live.clone();
             view.left_in_cache.clear();
-            if new.role == Role::Secondary {
-                view.client.clear();
-            }
         }
         if new.role == Role::Primary && new.conn.is_connected() && new.peer == Role::Primary {
             return Err(format!("{} is Primary and sees a Primary", name(node)));
@@ -146,24 +143,25 @@ impl Oracle {
         }
     }
 
-    /// A disk that failed after it had done a write, and before that was answered, has it all the same: what an attach
-    /// finds there must not be lost from then on.
+    /// A disk that failed after it had done a write, and before that was answered, has it all the same: what an attach finds there must
+    /// not be lost from then on.
     fn find_at_attach(&mut self, node: usize, on: &Node) {
-        let view = &self.views[node];
-        let found: Vec<(u64, u64)> = view
-            .client
-            .iter()
-            .filter(|(sector, id)| {
-                let has = view.live.get(sector).copied().unwrap_or(NEVER_WRITTEN);
-                let content = on.data.content(**sector);
-                self.is_before(has, **id, view.history)
-                    && self.allowed(view.history, **sector, content, **id).is_ok()
-            })
-            .map(|(sector, id)| (*sector, *id))
-            .collect();
-        let view = &mut self.views[node];
-        view.live.extend(found.iter().copied());
-        view.kept.extend(found);
+        let history = self.views[node].history;
+        for id in std::mem::take(&mut self.views[node].in_doubt) {
+            let write = &self.writes[id as usize];
+            for sector in write.first..write.first + write.sectors {
+                let view = &self.views[node];
+                let has = view.live.get(&sector).copied().unwrap_or(NEVER_WRITTEN);
+                let content = on.data.content(sector);
+                let found = self.is_before(has, id, history)
+                    && self.allowed(history, sector, content, id).is_ok();
+                if found {
+                    let view = &mut self.views[node];
+                    view.live.insert(sector, id);
+                    view.kept.insert(sector, id);
+                }
+            }
+        }
     }
 
     /// This node begins to be the source of a resync.
@@ -217,6 +215,7 @@ impl Oracle {
         view.live = promise.floor.clone();
         view.kept = promise.floor.clone();
         view.durable = promise.durable;
+        view.in_doubt.clear();
         let client = std::mem::replace(&mut view.client, promise.floor);
         if role == Role::Primary {
             // It goes on where its clients are.

@@ -119,6 +119,8 @@ struct View {
     owes_error: bool,
     /// Acknowledged by this node and not flushed since: tick of the answer, write.
     unflushed: Vec<(u64, u64)>,
+    /// Submitted with a good disk, and answered after that had failed: the disk may have them all the same.
+    in_doubt: Vec<u64>,
     /// What was unflushed when its process was killed: in the cache of its disk until an attach has flushed it.
     left_in_cache: Vec<u64>,
     /// Its own disk is UpToDate.
