@@ -191,6 +191,46 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         958_591,
         "the judge held a Primary whose disk had failed to what its peer had written after a promotion of its own",
     ),
+    (
+        Protocol::C,
+        806_554,
+        "a Primary that was the target of a resync went on with data that its promoted peer had changed",
+    ),
+    (
+        Protocol::C,
+        942_343,
+        "writes that a failed disk lacked were answered before the peer had left its generation behind",
+    ),
+    (
+        Protocol::A,
+        1_201_747,
+        "a disk that failed while its activity log was replaced was never let go",
+    ),
+    (
+        Protocol::C,
+        1_300_535,
+        "what waited for a peer's confirmation was answered when the peer's disk had failed, too",
+    ),
+    (
+        Protocol::A,
+        810_291,
+        "the judge took what it had settled for durable, although it was in a Primary's cache",
+    ),
+    (
+        Protocol::C,
+        801_008,
+        "the judge measured a restarted node by what the clients of its former life had seen",
+    ),
+    (
+        Protocol::C,
+        1_304_535,
+        "the judge took data of a resync for writes that a failed disk had done before they were answered",
+    ),
+    (
+        Protocol::C,
+        1_301_153,
+        "the judge forgot that a peer had a write durably when it died before its answer",
+    ),
 ];
 
 #[test]

@@ -222,6 +222,25 @@ fn what_a_failed_disk_lacks_is_an_error_if_the_peer_is_lost_before_it_confirms()
 }
 
 #[test]
+fn what_a_failed_disk_lacks_is_an_error_if_the_peer_s_disk_is_lost_before_it_confirms() {
+    let (mut world, id) = failed_beside_a_slow_superblock();
+    let flush = world.request(0, Operation::Flush);
+    let force = Force::Yes;
+    world.command(
+        1,
+        Command::Detach {
+            volume: VOLUME,
+            force,
+        },
+    );
+    world.run_until("both are answered", |world| {
+        world.reply(0, id).is_some() && world.reply(0, flush).is_some()
+    });
+    assert_eq!(world.reply(0, id), Some(&Err(RequestError::Io)));
+    assert_eq!(world.reply(0, flush), Some(&Err(RequestError::Io)));
+}
+
+#[test]
 fn both_nodes_go_down_while_connected() {
     let mut world = World::ready(&NetOptions::default());
     world.write_ok(0, 0, 4096, 1);
