@@ -100,16 +100,36 @@ fn after_a_life(couple: &Couple<'_>) {
     couple.kernel.must("down");
 }
 
+/// Size, generations, flags and bitmap, as `dump-md` of either kind of node tells them; its comments are left out.
+fn facts(dump: &str) -> Vec<String> {
+    let lines = dump.lines().map(str::trim);
+    let facts: Vec<String> = lines
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(String::from)
+        .collect();
+    for fact in ["la-size-sect", "uuid {", "bm {"] {
+        let said = facts.iter().any(|line| line.starts_with(fact));
+        assert!(said, "no {fact} in\n{dump}");
+    }
+    facts
+}
+
 #[test]
 fn two_nodes_exchange_their_disks() {
     let couple = Couple::synced(Machine::shared(), Setup::default());
     let bytes = couple.setup.kernel_bytes;
     after_a_life(&couple);
+    let dump_of_kernel = facts(&couple.kernel.must("dump-md"));
+    let dump_of_tandem = facts(&couple.tandem.must(&["dump-md", "r0"]));
+    assert_ne!(dump_of_kernel, dump_of_tandem);
     let kernels = couple.kernel.disk(0, bytes);
     let ours = std::fs::read(couple.tandem.disk(0)).unwrap();
     std::fs::write(couple.tandem.disk(0), &kernels).unwrap();
     couple.kernel.shell("echo 3 >/proc/sys/vm/drop_caches");
     couple.kernel.fill(0, &ours);
+    // Each reads what the former owner read.
+    assert_eq!(facts(&couple.tandem.must(&["dump-md", "r0"])), dump_of_kernel);
+    assert_eq!(facts(&couple.kernel.must("dump-md")), dump_of_tandem);
     // The newer data came with the disk: now Tandem has them and the kernel gets them.
     couple.tandem.must(&["up", "r0"]);
     couple

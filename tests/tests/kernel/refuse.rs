@@ -1,6 +1,8 @@
 //! Goal: what must not be connected is not, and each side says why.
 //! Method: one setting differs.
 
+use tandem_tests::e2e::wait;
+use tandem_tests::kernel::couple::MOMENT;
 use tandem_tests::kernel::{Couple, Machine, Setup};
 
 /// Brings both up and waits until the kernel has given up.
@@ -18,30 +20,107 @@ fn refused(tandem_net: &str, kernel_net: &str, words: &[&'static str]) -> Couple
     couple
 }
 
+fn both_alone(couple: &Couple<'_>) {
+    couple
+        .kernel
+        .wait_state("StandAlone", "Secondary/Unknown", "Inconsistent/DUnknown");
+    couple
+        .tandem
+        .wait_state("StandAlone", "Inconsistent/DUnknown");
+}
+
+/// The kernel says the one in its log, Tandem tells the other to whoever asks.
+fn both_say(couple: &Couple<'_>, kernel: &str, tandem: &str) {
+    let said = || couple.kernel.log().contains(kernel).then_some(());
+    wait::until(kernel, MOMENT, said, || couple.kernel.log());
+    let told = || couple.tandem.explained().contains(tandem).then_some(());
+    wait::until(tandem, MOMENT, told, || {
+        format!("{}\n{}", couple.tandem.explained(), couple.tandem.log())
+    });
+}
+
 #[test]
 fn a_wrong_secret_leaves_both_alone() {
     let net =
         |secret: &str| format!("protocol C; cram-hmac-alg sha256; shared-secret \"{secret}\";");
     let words = ["Authentication of peer failed", "uthentication failed"];
     let couple = refused(&net("one secret"), &net("another secret"), &words);
-    couple
-        .kernel
-        .wait_state("StandAlone", "Secondary/Unknown", "Inconsistent/DUnknown");
-    couple
-        .tandem
-        .wait_state("StandAlone", "Inconsistent/DUnknown");
+    both_alone(&couple);
+    both_say(
+        &couple,
+        "uthentication",
+        "give both nodes the same shared-secret",
+    );
+    couple.finish_unequal();
+}
+
+#[test]
+fn a_secret_on_tandem_alone_keeps_both_apart() {
+    let secret = "protocol C; cram-hmac-alg sha256; shared-secret \"one secret\";";
+    let couple = refused(secret, "protocol C;", &[]);
+    both_say(&couple, "expected AuthChallenge", "cram-hmac-alg");
+    couple.finish_unequal();
+}
+
+#[test]
+fn a_secret_on_the_kernel_alone_keeps_both_apart() {
+    let secret = "protocol C; cram-hmac-alg sha256; shared-secret \"one secret\";";
+    let couple = refused("protocol C;", secret, &["uthentication", "AuthChallenge"]);
+    both_say(&couple, "AuthChallenge", "cram-hmac-alg");
     couple.finish_unequal();
 }
 
 #[test]
 fn different_protocols_leave_both_alone() {
     let couple = refused("protocol A;", "protocol C;", &["incompatible "]);
+    both_alone(&couple);
+    both_say(
+        &couple,
+        "incompatible protocol",
+        "protocol is A here and C on the peer",
+    );
+    couple.finish_unequal();
+}
+
+#[test]
+fn different_integrity_algorithms_leave_both_alone() {
+    let couple = refused(
+        "protocol C; data-integrity-alg sha1;",
+        "protocol C; data-integrity-alg crc32c;",
+        &["incompatible "],
+    );
+    both_alone(&couple);
+    both_say(
+        &couple,
+        "incompatible data-integrity-alg",
+        "data-integrity-alg is 'sha1' here and 'crc32c' on the peer",
+    );
+    couple.finish_unequal();
+}
+
+/// Each node was made Primary on its own, at the beginning, with its own data.
+#[test]
+fn unrelated_data_leave_both_alone() {
+    let couple = Couple::created(Machine::shared(), Setup::default());
+    couple.may_say(&[
+        "Unrelated data, aborting!",
+        "Discarding network configuration",
+        "error receiving Report",
+        "new current UUID",
+    ]);
+    couple.tandem.must(&["attach", "r0"]);
+    couple.tandem.must(&["primary", "--force", "r0"]);
+    couple.tandem.must(&["secondary", "r0"]);
+    couple.kernel.must("attach");
+    couple.kernel.must("primary --force");
+    couple.kernel.must("secondary");
+    couple.tandem.must(&["connect", "r0"]);
+    couple.kernel.must("connect");
     couple
         .kernel
-        .wait_state("StandAlone", "Secondary/Unknown", "Inconsistent/DUnknown");
-    couple
-        .tandem
-        .wait_state("StandAlone", "Inconsistent/DUnknown");
+        .wait_state("StandAlone", "Secondary/Unknown", "UpToDate/DUnknown");
+    couple.tandem.wait_state("StandAlone", "UpToDate/DUnknown");
+    both_say(&couple, "Unrelated data, aborting!", "unrelated");
     couple.finish_unequal();
 }
 
@@ -87,6 +166,11 @@ fn a_disk_that_became_too_small_is_refused() {
     couple
         .kernel
         .wait_state("StandAlone", "Primary/Unknown", "UpToDate/DUnknown");
+    both_say(
+        &couple,
+        "The peer's disk size is too small",
+        "disk is too small",
+    );
     couple.kernel.must("secondary");
     couple.finish_unequal();
 }
