@@ -164,6 +164,11 @@ impl<'m> Couple<'m> {
     /// Writes both configurations anew, after `setup` was changed.
     pub fn reconfigure(&self) {
         self.configure_kernel();
+        self.reconfigure_tandem();
+    }
+
+    /// The same for Tandem alone.
+    pub fn reconfigure_tandem(&self) {
         let settings = settings(&self.setup);
         self.tandem
             .configure(self.addresses.0, self.addresses.1, &settings);
@@ -249,7 +254,7 @@ impl<'m> Couple<'m> {
     /// When a step fails.
     pub fn equal_from_the_start(machine: &'m Machine, setup: Setup) -> Couple<'m> {
         let couple = Couple::connected(machine, setup);
-        couple.kernel.must("new-current-uuid --clear-bitmap");
+        couple.kernel.skip_initial_sync();
         couple.wait_connected("UpToDate/UpToDate");
         couple
     }

@@ -225,6 +225,17 @@ impl<'m> KernelNode<'m> {
         panic!("the machine is too slow for drbdadm {args}");
     }
 
+    /// The first volume's data count as equal to the peer's: for a connected pair that was never in sync.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn skip_initial_sync(&self) {
+        self.shell(&format!(
+            "drbdadm new-current-uuid --clear-bitmap {}/0",
+            self.name
+        ));
+    }
+
     /// The line of `/proc/drbd`: `cs:Connected ro:Primary/Secondary ds:UpToDate/UpToDate C r-----`; empty: unconfigured.
     pub fn state(&self) -> String {
         let line = format!("sed -n 's/^ *{}: //p' /proc/drbd", self.minor);

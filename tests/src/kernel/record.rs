@@ -106,7 +106,7 @@ impl Parts {
 }
 
 /// In Tandem's log: it became Primary.
-const PRIMARY_ALONE: &str = "Secondary -> Primary";
+const PRIMARY_ALONE: &str = "role( Secondary -> Primary )";
 
 fn becomes_primary(change: &str) -> bool {
     let end = change.trim_end_matches([' ', ')']);
