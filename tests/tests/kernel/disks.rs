@@ -114,22 +114,34 @@ fn facts(dump: &str) -> Vec<String> {
     facts
 }
 
+/// As the tools of the kernel's node tell it. They want the activity log applied first.
+fn kernels_dump(couple: &Couple<'_>) -> Vec<String> {
+    couple.kernel.must("apply-al");
+    facts(&couple.kernel.must("dump-md"))
+}
+
+/// As Tandem tells it.
+fn tandems_dump(couple: &Couple<'_>) -> Vec<String> {
+    couple.tandem.must(&["apply-al", "r0"]);
+    facts(&couple.tandem.must(&["dump-md", "r0"]))
+}
+
 #[test]
 fn two_nodes_exchange_their_disks() {
     let couple = Couple::synced(Machine::shared(), Setup::default());
     let bytes = couple.setup.kernel_bytes;
     after_a_life(&couple);
-    let dump_of_kernel = facts(&couple.kernel.must("dump-md"));
-    let dump_of_tandem = facts(&couple.tandem.must(&["dump-md", "r0"]));
-    assert_ne!(dump_of_kernel, dump_of_tandem);
     let kernels = couple.kernel.disk(0, bytes);
     let ours = std::fs::read(couple.tandem.disk(0)).unwrap();
+    let dump_of_kernel = kernels_dump(&couple);
+    let dump_of_tandem = tandems_dump(&couple);
+    assert_ne!(dump_of_kernel, dump_of_tandem);
     std::fs::write(couple.tandem.disk(0), &kernels).unwrap();
     couple.kernel.shell("echo 3 >/proc/sys/vm/drop_caches");
     couple.kernel.fill(0, &ours);
     // Each reads what the former owner read.
-    assert_eq!(facts(&couple.tandem.must(&["dump-md", "r0"])), dump_of_kernel);
-    assert_eq!(facts(&couple.kernel.must("dump-md")), dump_of_tandem);
+    assert_eq!(tandems_dump(&couple), dump_of_kernel);
+    assert_eq!(kernels_dump(&couple), dump_of_tandem);
     // The newer data came with the disk: now Tandem has them and the kernel gets them.
     couple.tandem.must(&["up", "r0"]);
     couple
