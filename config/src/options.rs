@@ -401,8 +401,6 @@ const NO_RDMA: &str = "there is no RDMA transport";
 const NO_TLS: &str = "TLS on the link is not supported";
 const NO_QUORUM: &str = "quorum needs three nodes; resources of this version have two";
 const NO_MULTI: &str = "it serves resources with several peers; those of this version have one";
-const NO_VERIFY: &str = "online verify is not supported";
-const NO_CSUMS: &str = "a resync always sends the blocks, without comparing checksums first";
 
 /// Values of `after-sb-0pri`.
 const AFTER_SB_0PRI: &[&str] = &[
@@ -641,9 +639,9 @@ pub static OPTIONS: &[OptionSpec] = &[
         "8 9",
     ),
     text(Net, "data-integrity-alg", 63, "83 84 9"),
-    text(Net, "csums-alg", 63, "84 9").no_effect(NO_CSUMS),
-    switch(Net, "csums-after-crash-only", false, "84 9").no_effect(NO_CSUMS),
-    text(Net, "verify-alg", 63, "84 9").no_effect(NO_VERIFY),
+    text(Net, "csums-alg", 63, "84 9"),
+    switch(Net, "csums-after-crash-only", false, "84 9"),
+    text(Net, "verify-alg", 63, "84 9"),
     switch(Net, "tcp-cork", true, "83 84 9").limited(),
     switch(Net, "use-rle", true, "84 9"),
     choice(
@@ -778,7 +776,7 @@ pub static OPTIONS: &[OptionSpec] = &[
     handler("before-resync-target", "83 84 9"),
     handler("after-resync-target", "83 84 9"),
     handler("before-resync-source", "83 84 9"),
-    handler("out-of-sync", "83 84 9").no_effect(NO_VERIFY),
+    handler("out-of-sync", "83 84 9"),
     handler("quorum-lost", "9").no_effect(NO_QUORUM),
     handler("disconnected", "9"),
     // 2.8 proxy: the section itself is warned about, so its options are silent.

@@ -355,7 +355,7 @@ fn values_that_cannot_be_honoured_are_named_with_their_reason() {
         "quorum",
     ];
     assert_eq!(names(true), refused);
-    assert_eq!(names(false), ["disk-barrier", "disk-timeout", "verify-alg"]);
+    assert_eq!(names(false), ["disk-barrier", "disk-timeout"]);
     assert_eq!(view.refusals().len(), refused.len());
     assert!(
         view.refusals()

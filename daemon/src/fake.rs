@@ -415,6 +415,7 @@ impl Engine for FakeEngine {
             write_order: 'f',
             counters: Counters::default(),
             resync: None,
+            verified: None,
         });
         ResourceStatus {
             name: self.name.clone(),

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use tandem_replicator::state::word::Role;
-use tandem_replicator::status::{Counters, ResourceStatus, ResyncStatus, VolumeStatus};
+use tandem_replicator::status::{
+    Counters, ResourceStatus, ResyncStatus, VerifiedStatus, VolumeStatus,
+};
 use tandem_replicator::{Protocol, VolumeNumber};
 
 use crate::control::messages::{
-    CounterReport, ResourceDefinition, ResourceReport, ResyncReport, VolumeReport,
+    CounterReport, ResourceDefinition, ResourceReport, ResyncReport, VerifiedReport, VolumeReport,
 };
 
 /// What NBD clients need to know of a volume that is served now.
@@ -129,6 +131,7 @@ fn volume_report(status: &VolumeStatus, definition: &ResourceDefinition) -> Volu
         write_order: status.write_order,
         counters: counter_report(&status.counters),
         resync: status.resync.as_ref().map(resync_report),
+        verified: status.verified.as_ref().map(verified_report),
         clients: Vec::new(),
         nbd: Vec::new(),
     }
@@ -151,6 +154,15 @@ fn counter_report(counters: &Counters) -> CounterReport {
     }
 }
 
+fn verified_report(verified: &VerifiedStatus) -> VerifiedReport {
+    VerifiedReport {
+        compared: verified.compared,
+        different: verified.different,
+        skipped: verified.skipped,
+        next_sector: verified.next_sector,
+    }
+}
+
 fn resync_report(resync: &ResyncStatus) -> ResyncReport {
     let done = resync.total.saturating_sub(resync.left);
     // Two decimals, rounded down: 100.00 means done.
@@ -163,6 +175,7 @@ fn resync_report(resync: &ResyncStatus) -> ResyncReport {
         total: resync.total,
         left: resync.left,
         failed: resync.failed,
+        same: resync.same,
         percent: hundredths as f64 / 100.0,
         elapsed_ms: u64::try_from(resync.elapsed.as_millis()).unwrap_or(u64::MAX),
         rate_kib: resync.rate_kib,

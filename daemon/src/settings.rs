@@ -62,7 +62,6 @@ const NET_WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("unplug-watermark", "128"),
     ("on-disconnect", "reconnect"),
     ("allow-two-primaries", "no"),
-    ("csums-after-crash-only", "no"),
     ("tcp-cork", "yes"),
     ("on-congestion", "block"),
     ("congestion-fill", "0"),
@@ -287,6 +286,7 @@ pub(crate) fn net_options(
         integrity_alg: s.digest("data-integrity-alg")?,
         verify_alg: s.digest("verify-alg")?,
         csums_alg: s.digest("csums-alg")?,
+        csums_after_crash_only: s.switch("csums-after-crash-only", false)?,
     };
     let buffers = BufferSizes {
         send: s.small("sndbuf-size", 0..=134_217_728, 0)?,

@@ -79,6 +79,21 @@ pub enum Command {
         /// The volume.
         volume: VolumeNumber,
     },
+    /// Compare the disks of both nodes while applications go on. While one runs that this node started, only its end is
+    /// changed.
+    Verify {
+        /// The volume.
+        volume: VolumeNumber,
+        /// The first sector (of 512 bytes), rounded down to a block of 4 KiB; None: where the last verify stopped early.
+        start: Option<u64>,
+        /// The sector behind the last, rounded up; None: the end of the device.
+        stop: Option<u64>,
+    },
+    /// End a verify that this node started, at the next block.
+    VerifyStop {
+        /// The volume.
+        volume: VolumeNumber,
+    },
     /// Hold all I/O of applications.
     SuspendIo {
         /// The volume (the flag counts for the whole resource).

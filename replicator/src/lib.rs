@@ -42,6 +42,6 @@ pub use event::{
 pub use options::{DiskOptions, NetOptions, OnIoError, Protocol, ResourceOptions, VolumeOptions};
 pub use resource::Resource;
 pub use resource::inquiry::SyncExtent;
-pub use status::{Counters, ResourceStatus, ResyncStatus, VolumeStatus};
+pub use status::{Counters, ResourceStatus, ResyncStatus, VerifiedStatus, VolumeStatus};
 pub use tape::Fit;
 pub use time::Time;

@@ -56,6 +56,8 @@ pub struct NetOptions {
     pub verify_alg: String,
     /// `csums-alg`, empty if none (must agree with the peer's).
     pub csums_alg: String,
+    /// `csums-after-crash-only`: compare checksums only after this node crashed as Primary. Default no.
+    pub csums_after_crash_only: bool,
 }
 
 impl Default for NetOptions {
@@ -80,6 +82,7 @@ impl Default for NetOptions {
             integrity_alg: String::new(),
             verify_alg: String::new(),
             csums_alg: String::new(),
+            csums_after_crash_only: false,
         }
     }
 }

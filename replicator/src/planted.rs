@@ -108,6 +108,13 @@ bugs! {
     DemoteWithoutFlush,
     /// What a killed process left in the disk's cache is not flushed at the attach.
     NoFlushAtAttach,
+    // Digests.
+    /// A source takes every digest of its target for that of its own block.
+    TakeAnyDigestForEqual,
+    /// A verify reads a block while a write to it is under way.
+    VerifyDuringWrite,
+    /// A verify sets no bits.
+    VerifyMarksNothing,
     // Resync.
     /// The source clears its bitmap when a resync starts.
     ClearBitmapEarly,

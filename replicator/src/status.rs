@@ -48,8 +48,10 @@ pub struct VolumeStatus {
     pub write_order: char,
     /// Counters.
     pub counters: Counters,
-    /// Progress of a resync.
+    /// Progress of a resync or verify.
     pub resync: Option<ResyncStatus>,
+    /// What came of the last verify since the volume was made.
+    pub verified: Option<VerifiedStatus>,
 }
 
 /// Counters since the volume was made.
@@ -81,7 +83,20 @@ pub struct Counters {
     pub out_of_sync_kib: u64,
 }
 
-/// Progress of a resync.
+/// What came of an online verify (state-machine.md 6.10), in blocks of 4 KiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VerifiedStatus {
+    /// Blocks that were looked at.
+    pub compared: u64,
+    /// Blocks among them that differ.
+    pub different: u64,
+    /// Blocks among them that the peer did not read: nothing is known of them.
+    pub skipped: u64,
+    /// The sector that the next verify starts at, if it did not reach the end of the device.
+    pub next_sector: Option<u64>,
+}
+
+/// Progress of a resync or verify.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResyncStatus {
     /// 4 KiB blocks at its start.
@@ -90,6 +105,8 @@ pub struct ResyncStatus {
     pub left: u64,
     /// Blocks that failed.
     pub failed: u64,
+    /// Blocks that were not sent, since their checksums were equal (`csums-alg`).
+    pub same: u64,
     /// Since its start, pauses excluded.
     pub elapsed: Duration,
     /// Current rate in KiB/s.

@@ -4,7 +4,7 @@
 //! challenges could be foretold. So whatever depends on them goes through the tape: recording, it notes each number and each
 //! verdict; playing, it gives back what was noted. With its events and its tape an engine repeats exactly.
 //!
-//! Verdicts: does a digest match (integrity, checksum-based resync), is a block all zero (thin resync), is the peer's
+//! Verdicts: does a digest match (integrity, checksum-based resync, online verify), is a block all zero (thin resync), is the peer's
 //! authentication right. The bytes of challenges are not on the tape: only the verdict about their answer counts.
 
 use alloc::vec::Vec;

@@ -247,7 +247,7 @@ fn the_format_changes_only_together_with_its_version() {
     });
     assert_eq!(
         (FORMAT_VERSION, image.len(), hash),
-        (1, 898, 17_917_490_454_775_689_860)
+        (2, 899, 1_955_436_308_183_987_032)
     );
 }
 

@@ -132,6 +132,36 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         "a write was answered from the copy of a peer whose data had been invalidated",
     ),
     (
+        Protocol::B,
+        994_421,
+        "a node was promoted while a write that its former Primary had answered still hung on the disk: reads did not see it",
+    ),
+    (
+        Protocol::A,
+        955_731,
+        "a Primary let its disk go while the peer, whose disk hung, did not have what was answered; then that peer was killed",
+    ),
+    (
+        Protocol::A,
+        922_859,
+        "the judge held the next Primary to writes that had been lost with a disk and a link, in that order",
+    ),
+    (
+        Protocol::A,
+        991_803,
+        "the judge wanted such writes below those that were written without a disk afterwards",
+    ),
+    (
+        Protocol::A,
+        939_275,
+        "the judge took for durable what it had found in the cache of a Primary",
+    ),
+    (
+        Protocol::B,
+        946_661,
+        "the judge forgot what a node's own disk held when that node was Primary without it",
+    ),
+    (
         Protocol::A,
         58,
         "a write without a local copy was answered before any disk had it",
@@ -430,6 +460,89 @@ fn a_peer_write_that_ends_after_the_link_is_lost_is_made_durable_too() {
     // Nothing is kept that was not flushed.
     lab.world.stop_keeping(B, Some(Keep::These(0)));
     assert_eq!(*lab.world.nodes[B].data.content(8), written);
+}
+
+/// A write of A, answered, is in the memory of B, whose disk does not write it.
+fn received_and_not_written(protocol: Protocol) -> Lab {
+    let mut settings = settings();
+    settings.net_options.protocol = protocol;
+    let mut lab = Lab::pair_of(settings);
+    lab.ok(A, primary(Force::No));
+    lab.world.nodes[B].hold_data_writes = Some(0);
+    lab.write(A, &[1]);
+    lab.wait("B has received it", |world| {
+        !world.nodes[B].sectors_in_flight().is_empty()
+    });
+    lab
+}
+
+/// In transient state: to be typed again later.
+const NOT_NOW: i32 = -18;
+
+#[test]
+fn a_promotion_waits_for_the_writes_that_came_from_the_former_primary() {
+    let mut lab = received_and_not_written(Protocol::B);
+    let written = lab.world.nodes[A].data.content(8).clone();
+    lab.power_off(A);
+    lab.wait("B notices", |world| !world.nodes[B].is_connected());
+    let promotion = lab.world.command(B, primary(Force::No));
+    let wait = lab.world.run_for(5_000_000_000);
+    assert_eq!(wait, Ok(()));
+    assert!(!lab.world.nodes[B].is_primary());
+    lab.world.release_writes(B);
+    lab.wait("B is Primary", |world| world.nodes[B].is_primary());
+    lab.wait("the promotion is answered", |world| {
+        world.nodes[B].answers.contains_key(&promotion)
+    });
+    assert!(lab.world.nodes[B].answers[&promotion].number > 0);
+    assert_eq!(*lab.world.nodes[B].data.content(8), written);
+    lab.write(B, &[2]);
+}
+
+#[test]
+fn a_promotion_that_waits_for_a_disk_that_hangs_ends_and_says_why() {
+    let mut lab = received_and_not_written(Protocol::B);
+    lab.power_off(A);
+    lab.wait("B notices", |world| !world.nodes[B].is_connected());
+    let promotion = lab.world.command(B, primary(Force::No));
+    lab.wait("the promotion is answered", |world| {
+        world.nodes[B].answers.contains_key(&promotion)
+    });
+    let answer = &lab.world.nodes[B].answers[&promotion];
+    assert_eq!(answer.number, NOT_NOW);
+    assert!(answer.info[0].starts_with("1 write received from the former Primary"));
+    assert!(answer.hint.is_some());
+    assert!(!lab.world.nodes[B].is_primary());
+    lab.world.release_writes(B);
+    lab.ok(B, primary(Force::No));
+}
+
+#[test]
+fn the_disk_of_a_primary_is_let_go_when_the_peer_has_what_was_answered() {
+    let mut lab = received_and_not_written(Protocol::A);
+    let written = lab.world.nodes[A].data.content(8).clone();
+    let detached = lab.world.command(A, detach(Force::No));
+    let wait = lab.world.run_for(5_000_000_000);
+    assert_eq!(wait, Ok(()));
+    assert!(lab.world.nodes[A].is_up_to_date());
+    lab.world.release_writes(B);
+    lab.wait("the detach is answered", |world| {
+        world.nodes[A].answers.contains_key(&detached)
+    });
+    assert!(lab.world.nodes[A].answers[&detached].number > 0);
+    lab.power_off(B);
+    assert_eq!(*lab.world.nodes[B].data.content(8), written);
+}
+
+#[test]
+fn the_disk_of_a_primary_stays_when_the_peer_does_not_confirm_what_was_answered() {
+    let mut lab = received_and_not_written(Protocol::A);
+    assert_eq!(lab.command(A, detach(Force::No)), NOT_NOW);
+    assert!(lab.world.nodes[A].is_up_to_date());
+    // Clients were held meanwhile, and go on.
+    lab.write(A, &[2]);
+    lab.world.release_writes(B);
+    lab.ok(A, detach(Force::No));
 }
 
 #[test]

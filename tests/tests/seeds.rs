@@ -23,6 +23,9 @@ const ROUGH: u64 = 3000;
 /// From here on devices are small.
 const SMALL: u64 = 4000;
 
+/// From here on resyncs compare checksums, persons verify, and blocks go bad.
+const DIGESTS: u64 = 1_000_000;
+
 fn seeds(protocol: Protocol, seeds: Range<u64>) {
     let next = AtomicU64::new(seeds.start);
     let failure = Mutex::new(None);
@@ -77,9 +80,16 @@ fn histories_of_protocol_a_keep_their_promises() {
 }
 
 #[test]
+fn histories_with_checksums_and_verifies_lose_and_miss_nothing() {
+    seeds(Protocol::C, DIGESTS..DIGESTS + 200);
+    seeds(Protocol::B, DIGESTS..DIGESTS + 60);
+    seeds(Protocol::A, DIGESTS..DIGESTS + 60);
+}
+
+#[test]
 fn the_same_seed_gives_the_same_history_under_every_protocol() {
     for protocol in [Protocol::A, Protocol::B, Protocol::C] {
-        for seed in [17, LATER + 7, ROUGH + 11, SMALL + 5] {
+        for seed in [17, LATER + 7, ROUGH + 11, SMALL + 5, DIGESTS + 3] {
             let spec = Spec::new(seed, protocol);
             let [(first, story), (second, again)] = [run_traced(spec), run_traced(spec)];
             let differs = story

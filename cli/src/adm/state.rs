@@ -104,6 +104,13 @@ fn call_of(run: &Run<'_>, target: &Target) -> Result<Call, Failure> {
         Action::InvalidateRemote => Call::InvalidateRemote { resource, volume },
         Action::PauseSync => Call::PauseSync { resource, volume },
         Action::ResumeSync => Call::ResumeSync { resource, volume },
+        Action::Verify => Call::Verify {
+            resource,
+            volume,
+            start: sectors(run, "start")?,
+            stop: sectors(run, "stop")?,
+        },
+        Action::VerifyStop => Call::VerifyStop { resource, volume },
         Action::SuspendIo => Call::SuspendIo { resource, volume },
         Action::ResumeIo => Call::ResumeIo { resource, volume },
         Action::NewCurrentUuid => Call::NewCurrentUuid {
@@ -120,6 +127,33 @@ fn call_of(run: &Run<'_>, target: &Target) -> Result<Call, Failure> {
             let line = format!("'{}' ({other:?}) is not supported yet", run.word.name);
             return Err(Failure::new(USAGE, line));
         }
+    })
+}
+
+/// A position on the device in sectors of 512 bytes, as drbdsetup takes it: a number, with `s` (sectors) or a power of 1024
+/// bytes behind it.
+fn sectors(run: &Run<'_>, option: &str) -> Result<Option<u64>, Failure> {
+    let Some(text) = run.arguments.value(option) else {
+        return Ok(None);
+    };
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor: Option<u64> = match &text[digits.len()..] {
+        "" | "s" => Some(1),
+        "k" | "K" => Some(2),
+        "m" | "M" => Some(2 << 10),
+        "g" | "G" => Some(2 << 20),
+        "t" | "T" => Some(2 << 30),
+        _ => None,
+    };
+    let number = digits.parse::<u64>().ok();
+    let value = number
+        .zip(factor)
+        .and_then(|(number, factor)| number.checked_mul(factor));
+    value.map(Some).ok_or_else(|| {
+        let line = format!(
+            "--{option}={text}: expected a number of sectors, or one with s, K, M, G or T behind it"
+        );
+        Failure::new(USAGE, line)
     })
 }
 
@@ -148,6 +182,12 @@ fn judge(run: &Run<'_>, target: &Target, answer: CommandAnswer) -> Outcome {
     if answer.is_success() {
         for line in &answer.info {
             err(&format!("{}: {line}", target.view.name));
+        }
+        if run.word.action == Action::Verify && !answer.info.is_empty() {
+            let status = run.invocation.adm("status");
+            err(&format!(
+                "next: {status}   # how far it is; at its end how many blocks differ, and what to type then"
+            ));
         }
         return Ok(());
     }

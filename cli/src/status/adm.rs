@@ -350,10 +350,9 @@ fn json_peer_device(volume: &VolumeReport) -> Value {
     });
     if let (Some(resync), Some(map)) = (&volume.resync, value.as_object_mut()) {
         // Sectors, as the tools count them; a block is 8.
-        let details = [
+        let mut details = vec![
             ("rs-total", json!(resync.total * 8)),
             ("rs-dt-start-ms", json!(resync.elapsed_ms)),
-            ("rs-failed", json!(resync.failed * 8)),
             ("want", json!(resync.want_kib)),
             ("percent-resync-done", json!(resync.percent)),
             (
@@ -361,6 +360,17 @@ fn json_peer_device(volume: &VolumeReport) -> Value {
                 json!(resync.seconds_left.unwrap_or(0)),
             ),
         ];
+        details.extend(if verify {
+            [
+                ("ov-left", json!(resync.left * 8)),
+                ("ov-skipped", json!(resync.failed * 8)),
+            ]
+        } else {
+            [
+                ("rs-failed", json!(resync.failed * 8)),
+                ("rs-same-csum", json!(resync.same * 8)),
+            ]
+        });
         for (key, detail) in details {
             map.insert(key.to_owned(), detail);
         }
@@ -401,6 +411,7 @@ mod tests {
                 ..CounterReport::default()
             },
             resync: None,
+            verified: None,
             clients: Vec::new(),
             nbd: Vec::new(),
         }
@@ -469,6 +480,7 @@ mod tests {
             total: 100,
             left: 50,
             failed: 0,
+            same: 0,
             percent: 50.0,
             elapsed_ms: 1,
             rate_kib: 0,

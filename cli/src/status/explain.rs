@@ -36,6 +36,7 @@ pub(super) fn remarks(invocation: &Invocation, resource: &ResourceReport) -> Vec
         remarks.extend(disk(invocation, resource, volume));
         remarks.extend(peer_disk(resource, volume));
         remarks.extend(suspended(invocation, resource, volume));
+        remarks.extend(differences(invocation, resource, volume));
         if volume.paused_user {
             remarks.push(remark(
                 format!("volume {}: the resync is paused here", volume.number),
@@ -254,6 +255,38 @@ fn peer_disk(resource: &ResourceReport, volume: &VolumeReport) -> Option<Remark>
             )),
         )
     })
+}
+
+/// What a verify found stays until a resync copies it, and only a Primary's new generation makes one begin (state-machine.md 6.10).
+fn differences(
+    invocation: &Invocation,
+    resource: &ResourceReport,
+    volume: &VolumeReport,
+) -> Option<Remark> {
+    let both = volume.disk == "UpToDate" && volume.peer_disk == "UpToDate";
+    let blocks = volume.counters.oos / 4;
+    if volume.connection != "Connected" || !both || blocks == 0 {
+        return None;
+    }
+    let name = &resource.name;
+    let text = format!(
+        "volume {}: {blocks} blocks of 4 KiB differ from the peer (found by a verify). A resync copies them from the Primary",
+        volume.number
+    );
+    let reconnect = format!(
+        "{} && {}",
+        invocation.adm(&format!("disconnect {name}")),
+        invocation.adm(&format!("connect {name}"))
+    );
+    let next = if resource.role == "Primary" || resource.peer_role == "Primary" {
+        reconnect
+    } else {
+        format!(
+            "{} && {reconnect}   # on the node whose data is right",
+            invocation.adm(&format!("primary {name}"))
+        )
+    };
+    Some(remark(text, Some(next)))
 }
 
 fn suspended(

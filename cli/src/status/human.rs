@@ -3,7 +3,9 @@
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use tandem_daemon::control::messages::{ResourceReport, ResyncReport, StatusReport, VolumeReport};
+use tandem_daemon::control::messages::{
+    ResourceReport, ResyncReport, StatusReport, VerifiedReport, VolumeReport,
+};
 use tandem_daemon::control::{ControlError, WatchItem};
 
 use super::explain;
@@ -151,6 +153,9 @@ fn volume_lines(volume: &VolumeReport) -> String {
             size(volume.counters.oos * 1024)
         ));
     }
+    if let Some(verified) = volume.verified.filter(|_| volume.resync.is_none()) {
+        text.push_str(&format!("            {}\n", last_verify(verified)));
+    }
     for uri in &volume.nbd {
         text.push_str(&format!("            served at {uri}\n"));
     }
@@ -176,12 +181,34 @@ pub(crate) fn progress(volume: &VolumeReport, resync: &ResyncReport) -> String {
         Some(seconds) => format!(", {seconds} s to go"),
         None => String::new(),
     };
+    let found = if what == "verify" && volume.counters.oos > 0 {
+        format!(", {} blocks differ so far", volume.counters.oos / 4)
+    } else {
+        String::new()
+    };
     format!(
-        "{what} {} {:5.1}%  {}/s{left}",
+        "{what} {} {:5.1}%  {}/s{left}{found}",
         bar(resync.percent, BAR),
         resync.percent,
         size(resync.rate_kib * 1024)
     )
+}
+
+/// One line about the last verify.
+fn last_verify(verified: VerifiedReport) -> String {
+    let mut text = format!(
+        "last verify: {} of {} blocks differed",
+        verified.different, verified.compared
+    );
+    if verified.skipped > 0 {
+        text.push_str(&format!(", {} could not be compared", verified.skipped));
+    }
+    if let Some(sector) = verified.next_sector {
+        text.push_str(&format!(
+            "; it stopped, the next one starts at sector {sector}"
+        ));
+    }
+    text
 }
 
 /// A bar of `width` characters.

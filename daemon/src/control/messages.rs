@@ -172,6 +172,28 @@ pub enum Call {
         #[serde(default)]
         volume: Option<u16>,
     },
+    /// Compare the disks of both nodes while applications go on.
+    Verify {
+        /// The resource.
+        resource: String,
+        /// The volume, or all.
+        #[serde(default)]
+        volume: Option<u16>,
+        /// The first sector; none: where the last verify stopped early.
+        #[serde(default)]
+        start: Option<u64>,
+        /// The sector behind the last; none: the end of the device.
+        #[serde(default)]
+        stop: Option<u64>,
+    },
+    /// End a verify that this node started.
+    VerifyStop {
+        /// The resource.
+        resource: String,
+        /// The volume, or all.
+        #[serde(default)]
+        volume: Option<u16>,
+    },
     /// Hold all I/O of applications.
     SuspendIo {
         /// The resource.
@@ -549,6 +571,9 @@ pub struct VolumeReport {
     pub counters: CounterReport,
     /// Progress of a resync or verify.
     pub resync: Option<ResyncReport>,
+    /// What came of the last verify since the volume was made.
+    #[serde(default)]
+    pub verified: Option<VerifiedReport>,
     /// Clients that hold it open: `pid 812 (qemu-img)` or an address.
     pub clients: Vec<String>,
     /// NBD URIs under which it is served now (empty unless Primary).
@@ -584,6 +609,19 @@ pub struct CounterReport {
     pub oos: u64,
 }
 
+/// What came of an online verify, in blocks of 4 KiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifiedReport {
+    /// Blocks that were looked at.
+    pub compared: u64,
+    /// Blocks among them that differ.
+    pub different: u64,
+    /// Blocks among them that the peer did not read: nothing is known of them.
+    pub skipped: u64,
+    /// The sector that the next verify starts at, if it did not reach the end of the device.
+    pub next_sector: Option<u64>,
+}
+
 /// Progress of a resync or verify, in blocks of 4 KiB.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ResyncReport {
@@ -593,6 +631,9 @@ pub struct ResyncReport {
     pub left: u64,
     /// Blocks that failed.
     pub failed: u64,
+    /// Blocks that were not sent, since their checksums were equal (`csums-alg`).
+    #[serde(default)]
+    pub same: u64,
     /// Percent done, two decimals.
     pub percent: f64,
     /// Milliseconds since its start, pauses excluded.

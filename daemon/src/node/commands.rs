@@ -350,6 +350,28 @@ fn per_volume(call: &Call) -> Option<(&str, Option<u16>, VolumeCommand)> {
             volume,
             Box::new(|volume| Command::ResumeSync { volume }),
         ),
+        Call::Verify {
+            resource,
+            volume,
+            start,
+            stop,
+        } => {
+            let (start, stop) = (*start, *stop);
+            (
+                resource,
+                volume,
+                Box::new(move |volume| Command::Verify {
+                    volume,
+                    start,
+                    stop,
+                }),
+            )
+        }
+        Call::VerifyStop { resource, volume } => (
+            resource,
+            volume,
+            Box::new(|volume| Command::VerifyStop { volume }),
+        ),
         Call::SuspendIo { resource, volume } => (
             resource,
             volume,

@@ -27,8 +27,8 @@ impl Resource {
         match effect {
             Immediate::CloseEpoch => self.replication_changed(),
             Immediate::HandshakeDone => self.connection.state_sent = false,
-            // Verify is not offered: no volume ever gets there.
-            Immediate::VerifyEnded | Immediate::VerifyStarted => {}
+            Immediate::VerifyEnded => self.verify_ended(number),
+            Immediate::VerifyStarted => self.verify_started(number, new.conn),
             Immediate::ResyncResumed => self.resync_resumed(number),
             Immediate::ResyncPaused => self.resync_paused(number),
             Immediate::UpdateDiskFlags => self.update_disk_flags(number, old, new),

@@ -20,6 +20,7 @@ use tandem_protocol::state_word::WireState;
 use super::Resource;
 use super::connection::Agreed;
 use super::dialling::Phase;
+use super::integrity::unknown_algorithm;
 use super::link::Link;
 use super::liveness::Liveness;
 use super::plan::{Then, rewrite_bitmap};
@@ -365,8 +366,15 @@ impl Resource {
                 self.refuse_connection(&text);
                 return Ok(());
             }
-            net.verify_alg = String::from(verify);
-            net.csums_alg = String::from(csums);
+            let mut adopted = net.clone();
+            adopted.verify_alg = String::from(verify);
+            adopted.csums_alg = String::from(csums);
+            if let Some((option, name)) = unknown_algorithm(&adopted) {
+                let text = format!("the peer changed {option} to {name}, which is not known here");
+                self.refuse_connection(&text);
+                return Ok(());
+            }
+            *net = adopted;
         }
         if volume.backing.is_some() {
             let options = &mut volume.options;

@@ -583,6 +583,9 @@ impl Resource {
             Packet::NegAck(ack) if of_resync(&ack.block_id) => self.on_resync_neg_ack(number, &ack),
             Packet::NegAck(ack) => self.on_write_ack(number, &ack, Ack::Refused),
             Packet::NegDreply(ack) => self.on_read_refused(number, &ack),
+            Packet::NegRsDreply(ack) if self.is_verifying(number) => {
+                self.on_verify_refused(number, &ack)
+            }
             Packet::NegRsDreply(ack) => self.on_resync_refused(number, &ack),
             Packet::RsIsInSync(ack) => self.on_resync_in_sync(number, &ack),
             Packet::RsCancel(ack) => self.on_resync_cancelled(number, &ack),
@@ -602,7 +605,7 @@ impl Resource {
             Packet::Superseded(_) | Packet::RetryWrite(_) => {
                 Err("an answer that exists with two Primaries only")
             }
-            Packet::OvResult(_) => Err("a result of a verify that is not running"),
+            Packet::OvResult(ack) => self.on_verify_result(number, &ack),
             _ => Err("a packet that does not belong on the meta socket"),
         };
         if let Err(text) = result {
@@ -694,9 +697,8 @@ impl Resource {
             Packet::CsumRsRequest(request) => words(self.on_resync_csum_request(number, request)),
             Packet::RsDataReply(reply) => words(self.on_resync_reply(number, reply)),
             Packet::RsDeallocated(range) => words(self.on_resync_deallocated(number, range)),
-            Packet::OvRequest(_) | Packet::OvReply(_) => {
-                Err(String::from("online verify is not running"))
-            }
+            Packet::OvRequest(request) => words(self.on_verify_request(number, request)),
+            Packet::OvReply(hashed) => words(self.on_verify_reply(number, hashed)),
             Packet::UnplugRemote | Packet::DelayProbe(_) => Ok(()),
             _ => Err(String::from("unexpected on an established link")),
         }

@@ -78,6 +78,7 @@ impl Resource {
         let open = liveness.pings_answered < liveness.pings_sent;
         liveness.ping = open.then_some(now);
         self.resync_ping_answered();
+        self.verify_ping_answered();
     }
 
     /// When the link (or the way to it) wants to be looked at.

@@ -58,6 +58,7 @@ pub(crate) mod resync;
 pub(crate) mod size;
 pub(crate) mod split;
 mod trouble;
+pub(crate) mod verify;
 pub(crate) mod view;
 pub(crate) mod volume;
 
@@ -81,6 +82,8 @@ pub(crate) enum Pending {
     Peer(VolumeNumber, peer_io::Io),
     /// I/O of a resync, as source or as target.
     Resync(VolumeNumber, resync::Io),
+    /// A block of an online verify is read.
+    Verify(VolumeNumber, u64),
     /// A dial of an attempt to connect.
     Dial(u64),
     /// The handler that is running.
@@ -96,7 +99,8 @@ impl Pending {
             | Pending::Request(volume, _)
             | Pending::Flush(volume, _)
             | Pending::Peer(volume, _)
-            | Pending::Resync(volume, _) => Some(*volume),
+            | Pending::Resync(volume, _)
+            | Pending::Verify(volume, _) => Some(*volume),
             Pending::Close(_) | Pending::Dial(_) | Pending::Handler => None,
         }
     }
@@ -233,6 +237,7 @@ impl Resource {
             self.next_link_deadline(),
             self.data_deadline(),
             self.resync_deadline(),
+            self.verify_deadline(),
         ];
         deadlines
             .into_iter()
@@ -282,6 +287,7 @@ impl Resource {
             }
             Some(Pending::Peer(volume, io)) => self.peer_io_done(volume, io, result),
             Some(Pending::Resync(volume, io)) => self.resync_io_done(volume, io, result),
+            Some(Pending::Verify(volume, id)) => self.verify_io_done(volume, id, result),
             Some(other) => {
                 self.pending.insert(token, other);
             }
@@ -329,6 +335,7 @@ impl Resource {
         self.tick_link();
         self.tick_data();
         self.tick_resync();
+        self.tick_verify();
     }
 
     /// Carries out deferred work, and whatever that allows to go on, until nothing is left to do.
@@ -338,6 +345,7 @@ impl Resource {
             self.step_link();
             self.step_detaches();
             self.step_resync();
+            self.step_verify();
             self.step_commands();
             if core::mem::take(&mut self.state_changed) {
                 self.retry_state_requests();

@@ -92,6 +92,7 @@ impl Resource {
         self.peer_io.bytes < BYTES_IN_FLIGHT_MAX
             && self.peer_io.read_bytes < READ_BYTES_MAX
             && self.resync_may_receive()
+            && self.verify_may_receive()
             && self
                 .connection
                 .receive_epochs

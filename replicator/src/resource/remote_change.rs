@@ -55,14 +55,9 @@ impl Resource {
             StateResult::UnknownError
         })?;
         let verify = [ConnState::VerifyS, ConnState::VerifyT];
-        if wish.conn.is_some_and(|conn| verify.contains(&conn)) {
-            // Agreeing would be answered with requests that this node has to drop the connection for.
-            self.log(
-                Level::Warn,
-                volume,
-                "the peer asked for an online verify, which this node does not support".into(),
-            );
-            return Err(StateResult::NotSupported);
+        let wishes_verify = wish.conn.is_some_and(|conn| verify.contains(&conn));
+        if wishes_verify && volume.is_some_and(|number| !self.may_verify(number)) {
+            return Err(StateResult::NoUpToDateDisk);
         }
         if self.connection.resolve_conflicts && self.awaits_consent() {
             return Err(StateResult::ConcurrentStateChange);

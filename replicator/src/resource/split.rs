@@ -57,6 +57,16 @@ impl Resource {
         let Some(volume) = self.volumes.get(&number) else {
             return Ok(());
         };
+        let verified = volume.state.conn == ConnState::VerifyT
+            && volume.state.disk == DiskState::UpToDate
+            && sent.conn == ConnState::Connected
+            && sent.disk == DiskState::UpToDate;
+        if verified {
+            self.verify_source_ended(number);
+        }
+        let Some(volume) = self.volumes.get(&number) else {
+            return Ok(());
+        };
         let (own, skip_untold) = (volume.state, volume.skip_untold);
         if own.conn <= ConnState::TearDown {
             return Ok(());

@@ -70,7 +70,10 @@ impl Resource {
                 'd'
             },
             counters,
-            resync: self.resync_status(number),
+            resync: self
+                .resync_status(number)
+                .or_else(|| self.verify_status(number)),
+            verified: volume.verified,
         }
     }
 

@@ -6,7 +6,7 @@ use alloc::string::String;
 use tandem_metadata::{Flags, Layout, Superblock};
 
 use super::plan::Plans;
-use super::{attach, bitmap_exchange, detach, flush, resync};
+use super::{attach, bitmap_exchange, detach, flush, resync, verify};
 use crate::activity_log::ActivityLog;
 use crate::bitmap::Bitmap;
 use crate::event::{BackingInfo, MetaKind, VolumeNumber};
@@ -15,7 +15,7 @@ use crate::intervals::Intervals;
 use crate::options::{DiskOptions, VolumeOptions};
 use crate::state::rules::AttachResult;
 use crate::state::word::{DiskState, State};
-use crate::status::Counters;
+use crate::status::{Counters, VerifiedStatus};
 use crate::time::Time;
 
 /// A volume of the resource.
@@ -70,6 +70,16 @@ pub(crate) struct Volume {
     pub(crate) resync: Option<resync::Resync>,
     /// Blocks of resyncs on their way to or from the disk.
     pub(crate) sync_io: resync::SyncIo,
+    /// An online verify that runs.
+    pub(crate) verify: Option<verify::Verify>,
+    /// What the command `verify` asked for, until it starts.
+    pub(crate) verify_wish: Option<verify::Wish>,
+    /// The block where the next verify starts, unless it is told: where the last one was interrupted.
+    pub(crate) verify_next: u64,
+    /// What came of the last verify.
+    pub(crate) verified: Option<VerifiedStatus>,
+    /// What a verify that has ended leaves to be settled.
+    pub(crate) verify_gone: verify::Gone,
     /// The exchange of bitmaps before a resync.
     pub(crate) exchange: bitmap_exchange::Exchange,
     /// Counters for people.
@@ -202,6 +212,11 @@ impl Volume {
             io_holds: BTreeSet::new(),
             resync: None,
             sync_io: resync::SyncIo::default(),
+            verify: None,
+            verify_wish: None,
+            verify_next: 0,
+            verified: None,
+            verify_gone: verify::Gone::default(),
             exchange: bitmap_exchange::Exchange::default(),
             counters: Counters::default(),
             plans: Plans::default(),

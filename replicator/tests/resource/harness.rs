@@ -87,6 +87,8 @@ pub struct World {
     pub stalled: bool,
     /// After so many bytes (in both directions together) every connection is reset, inside of whatever is being sent.
     pub cut_after: Option<usize>,
+    /// Nobody announces what only a Tandem can: each node takes the other for a kernel.
+    pub kernels: bool,
 }
 
 impl World {
@@ -115,6 +117,7 @@ impl World {
             silent: false,
             stalled: false,
             cut_after: None,
+            kernels: false,
         }
     }
 

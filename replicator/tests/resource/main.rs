@@ -6,6 +6,7 @@
 )]
 
 mod attaching;
+mod checksums;
 mod crashes;
 mod detaching;
 mod disk;
@@ -24,3 +25,4 @@ mod roles;
 mod splitting;
 mod strangers;
 mod traces;
+mod verifying;

@@ -334,6 +334,9 @@ fn table(all: &[Found]) -> ExitCode {
     }
 }
 
+/// A campaign says after so many seeds how far it is.
+const PROGRESS_SEEDS: u64 = 10_000;
+
 /// What all threads have found.
 #[derive(Default)]
 struct Total {
@@ -406,6 +409,14 @@ fn note(total: &Mutex<Total>, seed: u64, outcome: Outcome) -> bool {
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
     total.runs += 1;
+    if total.runs.is_multiple_of(PROGRESS_SEEDS) {
+        let failures = total.failures.len();
+        let _ = writeln!(
+            std::io::stderr(),
+            "{} seeds so far, {failures} failures",
+            total.runs
+        );
+    }
     match outcome {
         Ok(report) => {
             total.requests += report.requests.0;
@@ -417,10 +428,14 @@ fn note(total: &Mutex<Total>, seed: u64, outcome: Outcome) -> bool {
             false
         }
         Err(why) => {
+            // Whoever ends a campaign early knows what it has found so far: the first with its story, each with its words.
             let line = why.why.clone();
-            if total.failures.is_empty() {
-                let _ = writeln!(std::io::stdout(), "{why}\n");
-            }
+            let told = if total.failures.is_empty() {
+                format!("{why}\n")
+            } else {
+                format!("seed {seed} fails, too: {line}")
+            };
+            let _ = writeln!(std::io::stdout(), "{told}");
             total.failures.push((seed, line));
             true
         }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tandem_replicator::Protocol;
 use tandem_replicator::planted::Planted;
 
-use super::campaign::{Failure, Spec, run};
+use super::campaign::{FIRST_DIGEST_SEED, Failure, Spec, run};
 use super::crash::{self, Depth, Point, STORIES};
 
 /// Histories within which a planted mistake must show.
@@ -100,7 +100,21 @@ pub fn hint(bug: Planted) -> Hint {
         Planted::ForgetPeersOnlyCopy => Hint::Story("writes without a disk, elsewhere"),
         Planted::IgnoreExposedGeneration => Hint::Story("writes without a disk, the peer"),
         Planted::PromoteWithoutMark => Hint::Story("a promotion, its superblock is slow"),
+        Planted::TakeAnyDigestForEqual | Planted::VerifyMarksNothing => {
+            Hint::Seed(FIRST_DIGEST_SEED)
+        }
+        Planted::VerifyDuringWrite => Hint::Seed(FIRST_DIGEST_SEED + 7),
         _ => Hint::Seed(0),
+    }
+}
+
+/// Mistakes with digests show in the histories that have them.
+fn first_seed(bug: Planted) -> u64 {
+    match bug {
+        Planted::TakeAnyDigestForEqual
+        | Planted::VerifyDuringWrite
+        | Planted::VerifyMarksNothing => FIRST_DIGEST_SEED,
+        _ => 0,
     }
 }
 
@@ -128,7 +142,8 @@ pub fn search(
         found.cut(bug, |_| true);
     }
     if found.by.is_none() {
-        found.run(bug, 0..seeds);
+        let first = first_seed(bug);
+        found.run(bug, first..first + seeds);
     }
     found
 }

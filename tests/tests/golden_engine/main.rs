@@ -259,3 +259,75 @@ fn a_wrong_secret_ends_the_attempt() {
     assert!(player.play() >= 3);
     assert_eq!(player.state().conn, ConnState::StandAlone);
 }
+
+/// What the lab put on the disks of several scenarios: the same pattern as in the first.
+fn prefilled() -> Vec<u8> {
+    first_resync_payload("01-initial-sync").to_vec()
+}
+
+fn net_with(verify_alg: &str, csums_alg: &str) -> NetOptions {
+    NetOptions {
+        verify_alg: String::from(verify_alg),
+        csums_alg: String::from(csums_alg),
+        ..net(Protocol::C)
+    }
+}
+
+fn verify() -> Action {
+    run(Command::Verify {
+        volume: VOLUME,
+        start: None,
+        stop: None,
+    })
+}
+
+#[test]
+fn online_verify_as_the_node_that_starts_it() {
+    let actions = vec![
+        skip_first_sync(),
+        primary(Force::No),
+        verify(),
+        disconnect(),
+        Action::LinkEnds,
+        connect(),
+        verify(),
+        secondary(),
+        down(),
+    ];
+    let net = net_with("crc32c", "");
+    let side = Direction::AToB;
+    let mut player = Player::new("04-verify", side, net, &prefilled(), actions);
+    // 256 requests and 256 results of each of the two.
+    assert!(player.play() >= 4 * 256 + 20);
+}
+
+#[test]
+fn online_verify_as_the_node_that_is_asked() {
+    let mut data = prefilled();
+    for block in [5, 6, 200] {
+        data[block * 4096..(block + 1) * 4096].fill(0);
+    }
+    let net = net_with("crc32c", "");
+    let side = Direction::BToA;
+    let mut player = Player::new("04-verify", side, net, &data, vec![]);
+    assert!(player.play() >= 2 * 256 + 15);
+    assert_eq!(player.data(), prefilled());
+}
+
+#[test]
+fn checksum_resync_as_the_source() {
+    let old = |number: usize| Action::Write {
+        offset: number as u64 * 4096,
+        data: prefilled()[number * 4096..(number + 1) * 4096].to_vec(),
+        fua: Fua::No,
+    };
+    let mut actions = vec![skip_first_sync(), primary(Force::No), Action::LinkEnds];
+    actions.extend([0, 2, 4].map(old));
+    actions.extend([6, 8].map(|block| pattern(block, &format!("new-{block} "), 4096)));
+    // The connection is there already: this only says that what follows belongs to the next link.
+    actions.extend([connect(), secondary(), down()]);
+    let net = net_with("", "sha1");
+    let side = Direction::AToB;
+    let mut player = Player::new("08-csums-resync", side, net, &prefilled(), actions);
+    assert!(player.play() >= 20);
+}

@@ -6,7 +6,7 @@
 //!
 //! What may differ (each is left out of the comparison, or translated): opaque ids and epoch numbers, random generations
 //! and challenges, P_UNPLUG_REMOTE, pings, the kernel's count of set bits, a repeated P_STATE, the size of resync requests, the order
-//! of resync replies and of their acks (and so their sequence numbers), and what a node says of its queue in P_SIZES.
+//! of replies and acks of a resync or verify (and so their sequence numbers), and what a node says of its queue in P_SIZES.
 
 mod capture;
 mod machine;
@@ -324,6 +324,15 @@ impl Player {
             Packet::RsWriteAck(ack) => speaker.said.iter().position(
                 |frame| matches!(&frame.packet, Packet::RsWriteAck(own) if own.sector == ack.sector),
             )?,
+            Packet::RsIsInSync(ack) => speaker.said.iter().position(
+                |frame| matches!(&frame.packet, Packet::RsIsInSync(own) if own.sector == ack.sector),
+            )?,
+            Packet::OvReply(reply) => speaker.said.iter().position(
+                |frame| matches!(&frame.packet, Packet::OvReply(own) if own.request == reply.request),
+            )?,
+            Packet::OvResult(ack) => speaker.said.iter().position(
+                |frame| matches!(&frame.packet, Packet::OvResult(own) if own.sector == ack.sector),
+            )?,
             _ => 0,
         };
         let frame = speaker.said.remove(at)?;
@@ -382,7 +391,12 @@ impl Player {
                 self.barriers.insert(kernel.barrier, own.barrier);
                 return;
             }
-            (Packet::RsWriteAck(kernel), Packet::RsWriteAck(own)) => kernel.seq_num = own.seq_num,
+            (Packet::RsWriteAck(kernel), Packet::RsWriteAck(own))
+            | (Packet::OvResult(kernel), Packet::OvResult(own)) => kernel.seq_num = own.seq_num,
+            (Packet::RsIsInSync(kernel), Packet::RsIsInSync(own)) => {
+                // The kernel's block id is garbage (wire-protocol.md 6.4).
+                (kernel.seq_num, kernel.block_id) = (own.seq_num, own.block_id);
+            }
             _ => {}
         }
         if captured != said {

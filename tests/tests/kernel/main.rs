@@ -19,4 +19,5 @@ mod resync;
 mod roles;
 mod soak;
 mod switch;
+mod verify;
 mod volumes;

@@ -1,5 +1,11 @@
 //! What a person does.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tandem_tests::sim::stamp::Content;
+use tandem_tests::sim::world::Rotten;
+
 use super::*;
 
 #[test]
@@ -121,4 +127,52 @@ fn t37_truck_based_replication() {
         "Connected Sec/Pri UpToDate/UpToDate [A3, 0, A2+δ, A2*] oos=0",
     );
     lab.handlers(&[], &["after-resync-target"]);
+}
+
+#[test]
+fn t38_online_verify_found_differences() {
+    let mut settings = settings();
+    settings.net_options.verify_alg = "crc32c".to_owned();
+    let mut lab = Lab::pair_of(settings);
+    lab.ok(A, primary(Force::No));
+    lab.follow("T38");
+    let garbage = Content::Raw(Arc::new([0x6e; 512]));
+    let places = BTreeSet::from([3 * 8 + 5]);
+    for sector in &places {
+        let data = &mut lab.world.nodes[B].data;
+        data.set(*sector, garbage.clone(), true);
+    }
+    let node = B;
+    lab.world.rotten = Some(Rotten {
+        node,
+        garbage,
+        places,
+        alone: true,
+    });
+    let verify = Command::Verify {
+        volume: VOLUME,
+        start: None,
+        stop: None,
+    };
+    lab.ok(A, verify);
+    lab.row(
+        "verify done",
+        "Connected Pri/Sec UpToDate/UpToDate [C*, 0, H1, H2] oos=1",
+        "Connected Sec/Pri UpToDate/UpToDate [C, 0, H1, H2] oos=1",
+    );
+    lab.handlers(&["out-of-sync"], &["out-of-sync"]);
+    assert_eq!(lab.world.verified, [true; 2]);
+    lab.cut();
+    lab.row(
+        "disconnect",
+        "WFConnection Pri/Unk UpToDate/DUnknown [A1*, C*, H1, H2] oos=1",
+        "WFConnection Sec/Unk UpToDate/DUnknown [C, 0, H1, H2] oos=1",
+    );
+    lab.plug();
+    lab.row(
+        "connect",
+        "WFBitMapS Pri/Sec UpToDate/Consistent [A1*, C*, H1, H2] oos=1",
+        "WFBitMapT Sec/Pri Outdated/UpToDate [C, 0, H1, H2] oos=1",
+    );
+    from_a_with_c(&mut lab, 1);
 }

@@ -2,6 +2,7 @@
 
 use alloc::format;
 use alloc::vec;
+use core::time::Duration;
 
 use tandem_metadata::Flags;
 
@@ -17,12 +18,26 @@ use crate::resource::plan::{Stage, Then};
 use crate::resource::volume::IoHold;
 use crate::state::word::{DiskState, Request, State};
 use crate::state::{Failure, Hardness, StateResult};
+use crate::time::Time;
+
+/// How long a detach waits for the peer to confirm what was answered.
+const CONFIRM_WAIT: Duration = Duration::from_secs(10);
 
 /// A graceful detach that has not been agreed to.
 #[derive(Debug)]
 pub(crate) struct Detaching {
     volume: VolumeNumber,
     asked: bool,
+    /// It waits for the peer to have durably what was answered, until this time.
+    confirms: Option<Time>,
+}
+
+impl Detaching {
+    /// When it has waited long enough for the peer.
+    pub(super) fn gives_up_at(&self) -> Time {
+        let waits = self.confirms.filter(|_| !self.asked);
+        waits.unwrap_or(Time::NEVER)
+    }
 }
 
 /// New options of a disk that wait for the activity log to become quiet.
@@ -60,6 +75,7 @@ impl Resource {
         let detaching = Detaching {
             volume: number,
             asked: false,
+            confirms: None,
         };
         self.commands.running.insert(id, Running::Detach(detaching));
     }
@@ -88,11 +104,44 @@ impl Resource {
         if !suspended && self.application_writes_in_flight(number) {
             return;
         }
+        if !suspended && self.writes_open(number) {
+            self.await_confirmation(id);
+            return;
+        }
         if let Some(Running::Detach(detaching)) = self.commands.running.get_mut(&id) {
             detaching.asked = true;
         }
         let wish = Request::disk(DiskState::Failed);
         self.request_state(Some(number), wish, Asker::Command(id));
+    }
+
+    /// The peer's copy is about to be the only one: it has to have what was answered before (under A and B it may still be on its way),
+    /// durably, as no later flush of this disk can make it.
+    fn await_confirmation(&mut self, id: CommandId) {
+        let until = self.now + CONFIRM_WAIT;
+        let Some(Running::Detach(detaching)) = self.commands.running.get_mut(&id) else {
+            return;
+        };
+        if detaching.confirms.is_none() {
+            detaching.confirms = Some(until);
+            self.close_epoch();
+        }
+    }
+
+    /// The peer has not confirmed in time: nothing is detached, and clients go on.
+    pub(super) fn give_up_detaching(&mut self, id: CommandId) {
+        let Some(Running::Detach(detaching)) = self.commands.running.get(&id) else {
+            return;
+        };
+        let number = detaching.volume;
+        if let Some(volume) = self.volumes.get_mut(&number) {
+            volume.io_holds.remove(&IoHold::Detach);
+        }
+        let name = &self.name;
+        let answer = Answer::state(StateResult::InTransientState)
+            .with_info("the peer has not confirmed all that was written: its disk, or the network, is slow or hangs")
+            .with_hint(format!("tandem adm detach {name} (again, when the peer has caught up)"));
+        self.answer(id, answer);
     }
 
     pub(super) fn detach_decided(&mut self, id: CommandId, result: StateResult) {

@@ -17,6 +17,7 @@ pub(crate) mod disks;
 pub(crate) mod down;
 pub(crate) mod generations;
 pub(crate) mod roles;
+pub(crate) mod verify;
 
 /// What follows a plan of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,12 +45,25 @@ pub(crate) enum Running {
     Options(disks::Reconfiguring),
     /// A change of state, and nothing else; what it changed is on disk before the answer.
     Plain(VolumeNumber),
+    /// `verify`: a change of state that is told.
+    Verify(VolumeNumber),
     /// `invalidate` and `invalidate-remote` without a connection.
     Rewrite(VolumeNumber),
     /// `connect` or `disconnect`.
     Connection(connection::Running),
     /// Something that tells its end by `answer`.
     Elsewhere,
+}
+
+impl Running {
+    /// When it has to be looked at, whatever happens until then.
+    fn due(&self) -> Time {
+        match self {
+            Running::Promote(promotion) => promotion.retry_at(),
+            Running::Detach(detaching) => detaching.gives_up_at(),
+            _ => Time::NEVER,
+        }
+    }
 }
 
 /// Commands under way.
@@ -89,6 +103,12 @@ impl Resource {
             } => self.command_new_current_uuid(id, volume, clear_bitmap),
             Command::PauseSync { volume } => self.command_pause_sync(id, volume),
             Command::ResumeSync { volume } => self.command_resume_sync(id, volume),
+            Command::Verify {
+                volume,
+                start,
+                stop,
+            } => self.command_verify(id, volume, start, stop),
+            Command::VerifyStop { volume } => self.command_verify_stop(id, volume),
             Command::SuspendIo { volume } => self.command_suspend_io(id, volume),
             Command::ResumeIo { volume } => self.command_resume_io(id, volume),
             Command::DiskOptions { volume, options } => {
@@ -119,6 +139,10 @@ impl Resource {
             Some(Running::Plain(volume)) => {
                 let volume = *volume;
                 self.plain_decided(id, volume, result);
+            }
+            Some(Running::Verify(volume)) => {
+                let volume = *volume;
+                self.verify_decided(id, volume, result);
             }
             Some(Running::Rewrite(volume)) => {
                 let volume = *volume;
@@ -155,6 +179,7 @@ impl Resource {
         let waiting: Vec<CommandId> = self.commands.running.keys().copied().collect();
         for id in waiting {
             match self.commands.running.get(&id) {
+                Some(Running::Promote(_)) => self.step_promotion(id),
                 Some(Running::Demote(_)) => self.step_demotion(id),
                 Some(Running::Detach(_)) => self.step_detaching(id),
                 Some(Running::Options(_)) => self.step_reconfiguring(id),
@@ -165,10 +190,7 @@ impl Resource {
     }
 
     pub(super) fn commands_deadline(&self) -> Time {
-        let deadlines = self.commands.running.values().map(|running| match running {
-            Running::Promote(promotion) => promotion.retry_at(),
-            _ => Time::NEVER,
-        });
+        let deadlines = self.commands.running.values().map(Running::due);
         deadlines.min().unwrap_or(Time::NEVER)
     }
 
@@ -178,13 +200,15 @@ impl Resource {
             .commands
             .running
             .iter()
-            .filter(|(_, running)| {
-                matches!(running, Running::Promote(promotion) if promotion.retry_at() <= now)
-            })
+            .filter(|(_, running)| running.due() <= now)
             .map(|(id, _)| *id)
             .collect();
         for id in due {
-            self.retry_promotion(id);
+            match self.commands.running.get(&id) {
+                Some(Running::Promote(_)) => self.retry_promotion(id),
+                Some(Running::Detach(_)) => self.give_up_detaching(id),
+                _ => {}
+            }
         }
     }
 }
@@ -209,6 +233,8 @@ fn volume_of(command: &Command) -> Option<VolumeNumber> {
         | Command::NewCurrentUuid { volume, .. }
         | Command::PauseSync { volume }
         | Command::ResumeSync { volume }
+        | Command::Verify { volume, .. }
+        | Command::VerifyStop { volume }
         | Command::SuspendIo { volume }
         | Command::ResumeIo { volume }
         | Command::DiskOptions { volume, .. } => Some(*volume),

@@ -7,7 +7,7 @@ use core::time::Duration;
 
 use super::{AfterPlan, Running, clients_hold};
 use crate::command::{Answer, Force};
-use crate::effect::{Effect, Notification};
+use crate::effect::{Effect, Level, Notification};
 use crate::event::{CommandId, RequestError, VolumeNumber};
 use crate::generations::Forced;
 use crate::planted::Planted;
@@ -24,6 +24,9 @@ const ROUNDS_MAX: u8 = 4;
 /// Added to the ping timeout before a promotion that found another Primary is tried once more.
 const GRACE: Duration = Duration::from_millis(100);
 
+/// How long a promotion waits for writes of the former Primary that the disk has not done.
+const LATE_WRITES_WAIT: Duration = Duration::from_secs(10);
+
 /// A promotion under way.
 #[derive(Debug)]
 pub(crate) struct Promotion {
@@ -35,6 +38,8 @@ pub(crate) struct Promotion {
     forced: Forced,
     /// Another Primary was found: tried once more at this time, which finds a dead one.
     retry: Option<Time>,
+    /// It waits for writes of the former Primary, until this time.
+    late_writes: Option<Time>,
     /// That was the last try.
     last: bool,
     /// Its writes are under way: the role has changed.
@@ -42,9 +47,10 @@ pub(crate) struct Promotion {
 }
 
 impl Promotion {
-    /// When it wants to be tried again.
+    /// When it wants to be tried again, or has waited long enough.
     pub(super) fn retry_at(&self) -> Time {
-        self.retry.unwrap_or(Time::NEVER)
+        let waits = self.late_writes.unwrap_or(Time::NEVER);
+        self.retry.unwrap_or(Time::NEVER).min(waits)
     }
 }
 
@@ -66,6 +72,7 @@ impl Resource {
             round: 1,
             forced: Forced::No,
             retry: None,
+            late_writes: None,
             last: false,
             changed: false,
         };
@@ -84,18 +91,75 @@ impl Resource {
     }
 
     fn ask_promotion(&mut self, id: CommandId) {
-        if let Some(promotion) = self.promotion(id) {
-            let (volume, wish) = (promotion.volume, promotion.wish);
+        let until = self.now + LATE_WRITES_WAIT;
+        let Some(promotion) = self.promotion(id) else {
+            return;
+        };
+        let (volume, wish) = (promotion.volume, promotion.wish);
+        let late = self.late_writes(volume);
+        let waits = self
+            .promotion(id)
+            .and_then(|promotion| core::mem::take(&mut promotion.late_writes));
+        if late == 0 {
             self.request_state(Some(volume), wish, Asker::Command(id));
+            return;
+        }
+        if waits.is_none() {
+            let text = format!("the promotion waits for {}", late_writes_words(late));
+            self.log(Level::Info, Some(volume), text);
+        }
+        if let Some(promotion) = self.promotion(id) {
+            promotion.late_writes = waits.or(Some(until));
         }
     }
 
-    pub(super) fn retry_promotion(&mut self, id: CommandId) {
-        if let Some(promotion) = self.promotion(id) {
-            promotion.retry = None;
-            promotion.last = true;
+    /// Writes that came from a Primary which is gone, and that the disk has not done: under protocol B they were answered, and an
+    /// application here would read what they are about to overwrite.
+    fn late_writes(&self, number: VolumeNumber) -> usize {
+        let Some(volume) = self.volumes.get(&number) else {
+            return 0;
+        };
+        if volume.state.peer == Role::Primary {
+            return 0; // The rules refuse it.
+        }
+        let writes = self.peer_io.writes.values();
+        writes.filter(|write| write.volume == number).count()
+    }
+
+    /// A promotion that waits for late writes goes on when they have ended.
+    pub(super) fn step_promotion(&mut self, id: CommandId) {
+        let waits = self.promotion(id).filter(|at| at.late_writes.is_some());
+        let Some(volume) = waits.map(|promotion| promotion.volume) else {
+            return;
+        };
+        if self.late_writes(volume) == 0 {
             self.ask_promotion(id);
         }
+    }
+
+    /// Its time has come: it is tried once more, or has waited for a disk in vain.
+    pub(super) fn retry_promotion(&mut self, id: CommandId) {
+        let Some(promotion) = self.promotion(id) else {
+            return;
+        };
+        if promotion.late_writes.is_some() {
+            let volume = promotion.volume;
+            let late = self.late_writes(volume);
+            let name = &self.name;
+            let answer = Answer::state(StateResult::InTransientState)
+                .with_info(format!(
+                    "{}: the disk may hang, look at the kernel log",
+                    late_writes_words(late)
+                ))
+                .with_hint(format!(
+                    "tandem adm primary {name} (again, when the disk works)"
+                ));
+            self.answer(id, answer);
+            return;
+        }
+        promotion.retry = None;
+        promotion.last = true;
+        self.ask_promotion(id);
     }
 
     pub(super) fn promotion_decided(&mut self, id: CommandId, result: StateResult) {
@@ -347,5 +411,14 @@ impl Resource {
         self.commands.running.values().any(|running| {
             matches!(running, Running::Promote(promotion) if promotion.volume == number && promotion.changed)
         })
+    }
+}
+
+/// What a promotion waits for.
+fn late_writes_words(count: usize) -> String {
+    let what = "received from the former Primary before the connection was lost, still under way to the disk of this node";
+    match count {
+        1 => format!("1 write {what}"),
+        count => format!("{count} writes {what}"),
     }
 }

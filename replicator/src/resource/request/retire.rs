@@ -1,9 +1,10 @@
 //! The end of a write: its barrier ack, or the end of the link or of the disk.
 
 use alloc::vec::Vec;
+use core::ops::Range;
 use core::time::Duration;
 
-use super::{Local, Remote, Stage, WriteId};
+use super::{Local, Remote, Stage, Write, WriteId};
 use crate::bitmap::coverage::{bits_covered, bits_touched};
 use crate::event::VolumeNumber;
 use crate::planted::Planted;
@@ -33,6 +34,38 @@ impl Resource {
                 self.check_write(id);
             }
         }
+        self.resync_writes_confirmed();
+        self.verify_writes_confirmed();
+    }
+
+    /// The peer is no Tandem.
+    pub(crate) fn peer_is_kernel(&self) -> bool {
+        self.connection.agreed.is_some_and(|agreed| !agreed.tandem)
+    }
+
+    /// Whether a write of this node that was answered may still be on its way to the disk of a kernel, which reads a block for a
+    /// resync or verify without looking for it: an extent is in use until the barrier ack (wire-protocol.md 6.5). Another
+    /// Tandem waits for the write itself.
+    pub(crate) fn is_unconfirmed_at_kernel(
+        &self,
+        number: VolumeNumber,
+        range: &Range<u64>,
+    ) -> bool {
+        let on_its_way = |write: &Write| {
+            write.epoch.is_some()
+                && matches!(
+                    write.remote,
+                    Remote::Sent { .. } | Remote::Handed | Remote::Received
+                )
+        };
+        self.peer_is_kernel()
+            && self.requests.writes.values().any(|write| {
+                let end = write.offset + u64::from(write.length);
+                on_its_way(write)
+                    && write.volume == number
+                    && write.offset < range.end
+                    && range.start < end
+            })
     }
 
     /// Forgets an answered write that nobody confirms any more: its extents are released. Bits of what one disk lacks were set
@@ -194,7 +227,7 @@ impl Resource {
 
     /// Whether a write of this volume was sent and is not acknowledged.
     pub(crate) fn pending_at_peer(&self, volume: VolumeNumber) -> u32 {
-        let pending = |write: &&super::Write| {
+        let pending = |write: &&Write| {
             write.volume == volume && matches!(write.remote, Remote::Sent { .. } | Remote::Handed)
         };
         self.requests.writes.values().filter(pending).count() as u32

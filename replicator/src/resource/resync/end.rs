@@ -208,6 +208,15 @@ impl Resource {
             "resync done as {side} (total {seconds} sec; {} K/sec)",
             total * 4 / seconds
         );
+        let same = match &resync.role {
+            Part::Target(target) => target.same,
+            Part::Source(source) => source.same,
+        };
+        if same > 0 {
+            text.push_str(&format!(
+                "; {same} of {total} blocks had equal checksums and were not sent"
+            ));
+        }
         if resync.failed > 0 {
             text.push_str(&format!(
                 "; {} blocks failed and stay out of sync",

@@ -22,6 +22,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use bytes::Bytes;
+use tandem_protocol::digest::DigestAlgorithm;
 
 use super::Resource;
 use super::handlers;
@@ -62,6 +63,8 @@ pub(crate) enum Io {
     Read(u64),
     /// A block from the source.
     Write(u64),
+    /// A block of the target's own, for its digest.
+    Own(u64),
 }
 
 /// What follows a durable sequence.
@@ -117,7 +120,7 @@ pub(crate) struct Resync {
 #[derive(Debug)]
 enum Part {
     Source(source::Source),
-    Target(Target),
+    Target(alloc::boxed::Box<Target>),
 }
 
 /// Blocks on their way to or from the disk. They outlive the resync that asked for them: an I/O ends when it ends.
@@ -206,6 +209,13 @@ impl Resource {
     /// Starts a resync: on the source when bitmaps are exchanged (or all bits set), on the target when P_SYNC_UUID came.
     pub(crate) fn start_resync(&mut self, number: VolumeNumber, side: Side) {
         let (now, run) = (self.now, self.requests.next_id());
+        let (csums, after_crash_only) = match self.connection.net.as_ref() {
+            Some(net) => (
+                DigestAlgorithm::from_name(&net.csums_alg),
+                net.csums_after_crash_only,
+            ),
+            None => (None, false),
+        };
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;
         };
@@ -217,7 +227,13 @@ impl Resource {
                 Part::Source(source::Source::default()),
                 "before-resync-source",
             ),
-            Side::Target => (Part::Target(Target::new(now)), "before-resync-target"),
+            Side::Target => {
+                let csums = csums.filter(|_| !after_crash_only || volume.crashed_primary);
+                (
+                    Part::Target(alloc::boxed::Box::new(Target::new(now, csums))),
+                    "before-resync-target",
+                )
+            }
         };
         volume.sync_io.repeat = None;
         volume.resync = Some(Resync {
@@ -392,13 +408,12 @@ impl Resource {
             blocks * 4
         );
         self.log(Level::Info, Some(number), text);
-        let csums = self
-            .connection
-            .net
-            .as_ref()
-            .is_some_and(|net| !net.csums_alg.is_empty());
-        if csums && side == "target" {
-            let text = String::from("csums-alg is set, but this node asks for whole blocks");
+        let resync = self
+            .volumes
+            .get_mut(&number)
+            .and_then(|at| at.resync.as_mut());
+        if let Some(algorithm) = resync.and_then(Resync::target).and_then(|at| at.csums()) {
+            let text = format!("resync: checksums are compared first (csums-alg {algorithm})");
             self.log(Level::Info, Some(number), text);
         }
     }
@@ -451,11 +466,15 @@ impl Resource {
         match io {
             Io::Read(id) => self.finish_sync_read(number, id, result),
             Io::Write(id) => self.finish_sync_write(number, id, result.map(|_| ())),
+            Io::Own(id) => self.own_block_read(number, id, result),
         }
     }
 
     /// Nothing overlaps a block any more.
     pub(crate) fn resync_interval_ready(&mut self, number: VolumeNumber, id: u64) {
+        if self.verify_interval_ready(number, id) {
+            return;
+        }
         let Some(volume) = self.volumes.get(&number) else {
             return;
         };
@@ -700,7 +719,12 @@ impl Resource {
             Part::Target(target) => target.rate_wanted(),
             Part::Source(_) => 0,
         };
+        let same = match &resync.role {
+            Part::Target(target) => target.same,
+            Part::Source(source) => source.same,
+        };
         Some(ResyncStatus {
+            same,
             total: resync.progress.total(),
             left,
             failed: resync.failed,

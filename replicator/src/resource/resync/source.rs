@@ -6,6 +6,7 @@
 use core::time::Duration;
 
 use alloc::format;
+use alloc::vec;
 use alloc::vec::Vec;
 use bytes::Bytes;
 use tandem_protocol::digest::DigestAlgorithm;
@@ -20,6 +21,7 @@ use crate::generations::{Uuids, masked};
 use crate::intervals::{Admission, IntervalKind};
 use crate::planted::Planted;
 use crate::resource::change::DiskFault;
+use crate::resource::plan::{Pages, Stage as PlanStage, Then};
 use crate::resource::{Pending, Resource};
 use crate::resync::controller::{Load, MinRateThrottle, Throttle};
 use crate::state::word::{ConnState, DiskState, Role, State};
@@ -35,6 +37,9 @@ pub(super) const UNSENT_BYTES_MAX: u64 = 128 << 20;
 /// A request that comes while the application is busy waits this long (state-machine.md 6.9).
 const DELAY: Duration = Duration::from_millis(100);
 
+/// The bitmap on disk learns at most this often of what is done (metadata.md 4: write-out during resync).
+const WRITE_OUT_INTERVAL: Duration = Duration::from_secs(2);
+
 /// What only a source remembers.
 #[derive(Debug, Default)]
 pub(super) struct Source {
@@ -43,8 +48,24 @@ pub(super) struct Source {
     pub(super) sectors: u64,
     /// Sectors that the target was sent and did not acknowledge.
     unacknowledged: u64,
+    /// Blocks whose digests were equal.
+    pub(super) same: u64,
     /// The target said that it is done, with its disk in this state, while bits were left here.
     pub(super) peer_done: Option<DiskState>,
+    /// When the bitmap on disk is to learn next of what is done; none before the first block.
+    write_out_due: Option<Time>,
+}
+
+impl Source {
+    /// A block is done: whether the bitmap on disk is to learn of it now.
+    fn write_out(&mut self, now: Time) -> bool {
+        let due = *self.write_out_due.get_or_insert(now + WRITE_OUT_INTERVAL);
+        if now < due {
+            return false;
+        }
+        self.write_out_due = Some(now + WRITE_OUT_INTERVAL);
+        true
+    }
 }
 
 /// How a request asks.
@@ -200,7 +221,7 @@ impl Resource {
     }
 
     /// Writes of applications that wait for the activity log.
-    pub(super) fn log_waiters(&self, number: VolumeNumber) -> usize {
+    pub(in crate::resource) fn log_waiters(&self, number: VolumeNumber) -> usize {
         self.requests
             .log_waiters
             .get(&number)
@@ -320,6 +341,10 @@ impl Resource {
 
     fn answer_with(&mut self, number: VolumeNumber, read: &Read, payload: Bytes) {
         let request = read.request;
+        if matches!(&read.question, Question::Digest(digest) if self.equals(digest, &payload)) {
+            self.answer_in_sync(number, request);
+            return;
+        }
         if let Some(source) = self.source_of(number) {
             source.unacknowledged += u64::from(request.blksize) / 512;
         }
@@ -331,11 +356,6 @@ impl Resource {
                     pad: 0,
                 };
                 self.send(Some(number), Packet::RsDeallocated(range));
-            }
-            Question::Digest(digest) if self.equals(digest, &payload) => {
-                let ack = self.block_ack(number, request);
-                self.clear_synced(number, request.sector * 512, request.blksize);
-                self.send(Some(number), Packet::RsIsInSync(ack));
             }
             Question::Data | Question::Thin | Question::Digest(_) => {
                 if let Some(volume) = self.volumes.get_mut(&number) {
@@ -393,14 +413,31 @@ impl Resource {
         same || volume.bits_set() <= (sent + on_their_way).div_ceil(8)
     }
 
+    /// The target has the same: nothing is sent, and it acknowledges nothing any more (6.3).
+    fn answer_in_sync(&mut self, number: VolumeNumber, request: BlockRequest) {
+        let ack = self.block_ack(number, request);
+        self.clear_synced(number, request.sector * 512, request.blksize);
+        if let Some(source) = self.source_of(number) {
+            source.same += u64::from(request.blksize.div_ceil(4096));
+        }
+        self.send(Some(number), Packet::RsIsInSync(ack));
+    }
+
     /// Whether the digest by csums-alg is that of the data; an algorithm that this node does not have says no.
     fn equals(&mut self, digest: &[u8], data: &[u8]) -> bool {
+        if self.planted(Planted::TakeAnyDigestForEqual) {
+            return true;
+        }
         let net = self.connection.net.as_ref();
         let algorithm = net.and_then(|net| DigestAlgorithm::from_name(&net.csums_alg));
         algorithm.is_some_and(|algorithm| self.tape.is(|| algorithm.matches(data, digest)))
     }
 
-    fn refuse_block(&mut self, number: VolumeNumber, request: BlockRequest) {
+    pub(in crate::resource) fn refuse_block(
+        &mut self,
+        number: VolumeNumber,
+        request: BlockRequest,
+    ) {
         let ack = self.block_ack(number, request);
         self.send(Some(number), Packet::NegRsDreply(ack));
     }
@@ -472,15 +509,23 @@ impl Resource {
         Ok(())
     }
 
-    /// Both nodes have the same here.
+    /// Both nodes have the same here. Now and then the bitmap on disk learns of it: a source that dies goes on where it was.
     fn clear_synced(&mut self, number: VolumeNumber, offset: u64, length: u32) {
         let now = self.now;
-        if let Some(volume) = self.volumes.get_mut(&number) {
-            let bits = bits_covered(offset, u64::from(length), volume.bytes);
-            if let Some(backing) = volume.backing.as_mut() {
-                backing.bitmap.clear(bits);
-            }
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        let bits = bits_covered(offset, u64::from(length), volume.bytes);
+        let Some(backing) = volume.backing.as_mut() else {
             volume.note_progress(now);
+            return;
+        };
+        backing.bitmap.clear(bits);
+        volume.note_progress(now);
+        let source = volume.resync.as_mut().and_then(Resync::source);
+        if source.is_some_and(|source| source.write_out(now)) {
+            let pages = vec![PlanStage::BitmapPages(Pages::AllChanged)];
+            self.start_plan(number, pages, Then::Nothing);
         }
     }
 

@@ -1,20 +1,24 @@
 //! The target's side: which blocks it asks for and when, how they get to its disk, and when that is durable
 //! (state-machine.md 6.3, 6.9; wire-protocol.md 6.4).
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::vec::Vec;
 use core::ops::Range;
 use core::time::Duration;
 
+use bytes::Bytes;
+use tandem_protocol::digest::DigestAlgorithm;
 use tandem_protocol::packet::Packet;
-use tandem_protocol::packets::{BLOCK_ID_SYNCER, BlockRequest};
+use tandem_protocol::packets::{BLOCK_ID_SYNCER, BlockRequest, HashedRequest};
 
-use super::{Phase, Resync};
-use crate::event::VolumeNumber;
+use super::{Io, Phase, Resync};
+use crate::effect::DiskOperation;
+use crate::event::{IoError, VolumeNumber};
 use crate::intervals::{Admission, IntervalKind};
-use crate::resource::Resource;
+use crate::resource::change::DiskFault;
 use crate::resource::volume::{IoHold, Volume};
+use crate::resource::{Pending, Resource};
 use crate::resync::controller::{
     Load, MinRateThrottle, RateController, RateOptions, TURN, Throttle,
 };
@@ -75,6 +79,25 @@ pub(super) struct Target {
     rate_shown: u32,
     /// The ping whose answer proves that the source has seen every acknowledgement.
     pub(super) ping: u64,
+    /// The source is asked whether it has the same first (6.3).
+    csums: Option<DigestAlgorithm>,
+    /// Blocks that it had.
+    pub(super) same: u64,
+    /// Blocks that wait for the barrier ack of a write.
+    parked: BTreeSet<u64>,
+}
+
+/// How far a block is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asking {
+    /// Something that overlaps is in flight.
+    Waits,
+    /// This node's own block is being read, for its digest.
+    Reads,
+    /// The request is sent.
+    Sent,
+    /// The same, with a digest.
+    SentDigest,
 }
 
 /// A block on its way from the source.
@@ -86,12 +109,17 @@ struct Asked {
     length: u32,
     /// It has an interval.
     interval: bool,
-    /// The request is sent.
-    sent: bool,
+    asking: Asking,
+}
+
+impl Asked {
+    fn is_sent(&self) -> bool {
+        matches!(self.asking, Asking::Sent | Asking::SentDigest)
+    }
 }
 
 impl Target {
-    pub(super) fn new(now: Time) -> Target {
+    pub(super) fn new(now: Time, csums: Option<DigestAlgorithm>) -> Target {
         Target {
             cursor: 0,
             asked: BTreeMap::new(),
@@ -111,11 +139,18 @@ impl Target {
             sectors: 0,
             rate_shown: 0,
             ping: 0,
+            csums,
+            same: 0,
+            parked: BTreeSet::new(),
         }
     }
 
     pub(super) fn turn_now(&mut self, now: Time) {
         self.next_turn = now;
+    }
+
+    pub(super) fn csums(&self) -> Option<DigestAlgorithm> {
+        self.csums
     }
 
     pub(super) fn rate_wanted(&self) -> u64 {
@@ -155,9 +190,25 @@ impl Target {
         }
     }
 
+    fn find(&mut self, id: u64, asking: Asking) -> Option<(u64, &mut Asked)> {
+        self.asked
+            .iter_mut()
+            .find(|(_, block)| block.id == id && block.asking == asking)
+            .map(|(offset, block)| (*offset, block))
+    }
+
     /// Blocks on their way.
     fn outstanding(&self) -> u32 {
         self.asked.values().map(|block| block.bits).sum()
+    }
+}
+
+fn request_of(offset: u64, length: u32) -> BlockRequest {
+    BlockRequest {
+        sector: offset / 512,
+        block_id: BLOCK_ID_SYNCER,
+        blksize: length,
+        pad: 0,
     }
 }
 
@@ -359,7 +410,7 @@ impl Resource {
                 bits: request.bits,
                 length: request.len,
                 interval: primary,
-                sent: false,
+                asking: Asking::Waits,
             };
             target.asked.insert(offset, block);
             let range = offset..offset + u64::from(request.len);
@@ -371,30 +422,118 @@ impl Resource {
         }
     }
 
-    /// Sends the request of a block: nothing that overlaps it is in flight, or this node is Secondary.
+    /// Nothing that overlaps a block is in flight, or this node is Secondary: its request is sent, with checksums after
+    /// the own block was read.
+    ///
+    /// A Secondary reads without an interval: the peer's writes that come meanwhile are those that the source has done, or
+    /// waits for, before it compares. If it finds the same, they change nothing any more.
     pub(super) fn ask_for(&mut self, number: VolumeNumber, id: u64) {
+        if self.waits_for_kernel(number, id) {
+            return;
+        }
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        let readable = volume.writes_locally();
+        let Some(target) = volume.resync.as_mut().and_then(Resync::target) else {
+            return;
+        };
+        let compares = readable && target.csums.is_some();
+        let Some((offset, block)) = target.find(id, Asking::Waits) else {
+            return;
+        };
+        let length = block.length;
+        if !compares {
+            block.asking = Asking::Sent;
+            let request = request_of(offset, length);
+            self.send(Some(number), Packet::RsDataRequest(request));
+            return;
+        }
+        block.asking = Asking::Reads;
+        target.sectors += u64::from(length) / 512;
+        volume.counters.disk_read_kib += u64::from(length) / 1024;
+        let operation = DiskOperation::Read { offset, length };
+        self.disk(number, Pending::Resync(number, Io::Own(id)), operation);
+    }
+
+    /// Under protocols A and B a Primary's write may be answered before a kernel has it on its disk: asked too early, the kernel
+    /// would send what was there before, and it would be written over the application's.
+    fn waits_for_kernel(&mut self, number: VolumeNumber, id: u64) -> bool {
+        if !self.peer_is_kernel() {
+            return false;
+        }
         let resync = self
             .volumes
             .get_mut(&number)
             .and_then(|at| at.resync.as_mut());
-        let Some(target) = resync.and_then(Resync::target) else {
-            return;
+        let target = resync.and_then(Resync::target);
+        let Some((offset, block)) = target.and_then(|target| target.find(id, Asking::Waits)) else {
+            return false;
         };
-        let found = target
-            .asked
-            .iter_mut()
-            .find(|(_, block)| block.id == id && !block.sent);
-        let Some((offset, block)) = found else {
-            return;
-        };
-        block.sent = true;
-        let request = BlockRequest {
-            sector: offset / 512,
-            block_id: BLOCK_ID_SYNCER,
-            blksize: block.length,
-            pad: 0,
-        };
-        self.send(Some(number), Packet::RsDataRequest(request));
+        let range = offset..offset + u64::from(block.length);
+        if !self.is_unconfirmed_at_kernel(number, &range) {
+            return false;
+        }
+        let resync = self
+            .volumes
+            .get_mut(&number)
+            .and_then(|at| at.resync.as_mut());
+        if let Some(target) = resync.and_then(Resync::target) {
+            target.parked.insert(id);
+        }
+        true
+    }
+
+    /// The peer confirmed writes: blocks that waited for them are looked at again.
+    pub(in crate::resource) fn resync_writes_confirmed(&mut self) {
+        for number in self.volume_numbers() {
+            let resync = self
+                .volumes
+                .get_mut(&number)
+                .and_then(|at| at.resync.as_mut());
+            let Some(target) = resync.and_then(Resync::target) else {
+                continue;
+            };
+            for id in core::mem::take(&mut target.parked) {
+                self.ask_for(number, id);
+            }
+        }
+    }
+
+    /// The own block was read: its digest goes to the source. Of one that cannot be read the data is asked for.
+    pub(super) fn own_block_read(
+        &mut self,
+        number: VolumeNumber,
+        id: u64,
+        result: Result<Bytes, IoError>,
+    ) {
+        let resync = self
+            .volumes
+            .get_mut(&number)
+            .and_then(|at| at.resync.as_mut());
+        if let Some(target) = resync.and_then(Resync::target) {
+            let csums = target.csums;
+            if let Some((offset, block)) = target.find(id, Asking::Reads) {
+                let request = request_of(offset, block.length);
+                let data = result.as_ref().ok();
+                let data = data.filter(|data| data.len() == block.length as usize);
+                let packet = match csums.zip(data) {
+                    Some((algorithm, data)) => {
+                        block.asking = Asking::SentDigest;
+                        let digest = algorithm.digest(data).into();
+                        Packet::CsumRsRequest(HashedRequest { request, digest })
+                    }
+                    None => {
+                        block.asking = Asking::Sent;
+                        Packet::RsDataRequest(request)
+                    }
+                };
+                self.send(Some(number), packet);
+            }
+        }
+        if let Err(error) = result {
+            self.local_io_error(number, DiskFault::Read, error);
+        }
     }
 
     /// This node was promoted or demoted during the resync. A Primary's application must not be overtaken by older blocks:
@@ -423,7 +562,7 @@ impl Resource {
             } else if !primary && block.interval {
                 block.interval = false;
                 given_back.push(block.id);
-                if !block.sent {
+                if block.asking == Asking::Waits {
                     unsent.push(block.id);
                 }
             }

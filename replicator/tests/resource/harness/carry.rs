@@ -212,6 +212,11 @@ impl World {
         if self.stalled {
             return;
         }
+        let head = if self.kernels {
+            without_capabilities(head)
+        } else {
+            head
+        };
         let mut sent = 0;
         for mut bytes in [Some(head), payload].into_iter().flatten() {
             if let Some(left) = self.cut_after.as_mut() {
@@ -271,4 +276,16 @@ fn io_error(what: &str) -> IoError {
     IoError {
         text: format!("input/output error ({what}, made by the test)"),
     }
+}
+
+/// P_CONNECTION_FEATURES as a kernel sends it: nothing in the reserved words (wire-protocol.md 4.2).
+fn without_capabilities(head: Bytes) -> Bytes {
+    let features = tandem_protocol::Command::ConnectionFeatures as u16;
+    let length = head.len();
+    if length != 8 + 72 || head[4..6] != features.to_be_bytes() {
+        return head;
+    }
+    let mut bytes = head.to_vec();
+    bytes[length - 56..].fill(0);
+    bytes.into()
 }

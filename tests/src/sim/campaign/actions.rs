@@ -155,9 +155,29 @@ impl Campaign {
                 }
                 self.world.command(secondary, Command::Outdate { volume });
             }
+            Action::Verify => self.verify(node),
             _ => return false,
         }
         true
+    }
+
+    /// All of the device, what was left over, or a part; now and then stopped soon.
+    fn verify(&mut self, node: usize) {
+        let volume = VOLUME;
+        let start = self.dice.pick(&[None, Some(0), Some(37)]);
+        let stop = self.dice.pick(&[None, None, Some(99)]);
+        let command = Command::Verify {
+            volume,
+            start,
+            stop,
+        };
+        self.world.command(node, command);
+        if self.dice.chance(1, 4) {
+            let wait = self.dice.below(300) * MS;
+            if self.live(wait).is_ok() {
+                self.world.command(node, Command::VerifyStop { volume });
+            }
+        }
     }
 
     fn take_down(&mut self, node: usize) {
@@ -207,6 +227,7 @@ impl Campaign {
         let count = self.dice.between(1, 3) as u32;
         self.world
             .say(format!("{}: the next {count} {kind:?} fail", name(node)));
+        self.world.disk_faults = true;
         self.world.nodes[node].fault = Some((kind, count));
     }
 

@@ -31,6 +31,9 @@ const FIRST_SMALL_SEED: u64 = 4000;
 /// From this one on disks hang and fill up, ports are closed, handlers fail, and persons type whatever there is to type.
 pub(super) const FIRST_ROUGH_SEED: u64 = 3000;
 
+/// From this one on a resync may compare checksums first, persons verify, and at the end blocks go bad on the Secondary.
+pub(super) const FIRST_DIGEST_SEED: u64 = 1_000_000;
+
 /// What is asked of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Spec {
@@ -192,7 +195,8 @@ impl Campaign {
         self.set_up()?;
         self.safety()?;
         self.heal()?;
-        self.final_reading()
+        self.final_reading()?;
+        self.rot()
     }
 
     /// Runs for a time, with the person looking now and then.

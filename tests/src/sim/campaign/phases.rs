@@ -1,13 +1,18 @@
 //! The phases of a campaign: two nodes get in sync, a safety phase under faults, healing, a last reading of everything.
 
+use std::collections::BTreeSet;
+
 use tandem_metadata::Uuids;
 use tandem_replicator::{Command, Force};
 
 use super::Campaign;
 use super::plan::{ACTIONS, Setup};
+use crate::sim::dice::Dice;
 use crate::sim::network::MS;
 use crate::sim::node::{Node, VOLUME};
 use crate::sim::stamp::{Content, SECTOR};
+use crate::sim::trace::name;
+use crate::sim::world::Rotten;
 
 impl Campaign {
     pub(super) fn set_up(&mut self) -> Result<(), String> {
@@ -220,5 +225,73 @@ impl Campaign {
             }
         }
         Ok(())
+    }
+
+    /// In later histories: blocks go bad on the Secondary behind the engines' backs. A verify finds each of them, also while clients
+    /// write, and the next resync copies them.
+    pub(super) fn rot(&mut self) -> Result<(), String> {
+        if self.world.settings.net_options.verify_alg.is_empty() {
+            return Ok(());
+        }
+        let mut dice = Dice::new(self.world.settings.seed, "rot");
+        let primary = self.primary();
+        self.plant_garbage(1 - primary, &mut dice);
+        self.world.clients.quiet = dice.chance(1, 3);
+        self.world.wake_clients();
+        let starter = dice.below(2) as usize;
+        let verify = Command::Verify {
+            volume: VOLUME,
+            start: Some(0),
+            stop: None,
+        };
+        self.world.command(starter, verify);
+        for _ in 0..600 {
+            if self.world.verified == [true; 2] {
+                break;
+            }
+            self.live(1000 * MS)?;
+        }
+        if self.world.verified != [true; 2] {
+            return Err(format!("a verify does not end: {}", self.states()));
+        }
+        let force = Force::No;
+        let disconnect = Command::Disconnect { force };
+        self.world.command(1 - primary, disconnect);
+        self.live(3000 * MS)?;
+        let mut synced = self.together(200)?;
+        if !synced {
+            // What clients wrote meanwhile has to be copied, too: beside their load a slow link takes too long for that.
+            self.world.clients.quiet = true;
+            synced = self.together(400)?;
+        }
+        if !synced {
+            return Err("what a verify found is not synced".to_owned());
+        }
+        self.report.kinds.push("blocks go bad");
+        self.all_answered()
+    }
+
+    fn plant_garbage(&mut self, node: usize, dice: &mut Dice) {
+        let sectors = self.world.nodes[1 - node].serves.unwrap_or(0) / SECTOR;
+        let garbage = Content::Raw(std::sync::Arc::new([0x6e; 512]));
+        let places: BTreeSet<u64> = (0..dice.between(1, 6))
+            .map(|_| dice.below(sectors.max(1)))
+            .collect();
+        let words = format!("sectors {places:?} of {} go bad", name(node));
+        self.world.say(words);
+        for sector in &places {
+            self.world.nodes[node]
+                .data
+                .set(*sector, garbage.clone(), true);
+        }
+        self.world.verified = [false; 2];
+        let mut reports = self.world.nodes.iter().filter_map(|at| at.status.as_ref());
+        let alone = reports.all(|status| status.counters.out_of_sync_kib == 0);
+        self.world.rotten = Some(Rotten {
+            node,
+            garbage,
+            places,
+            alone,
+        });
     }
 }

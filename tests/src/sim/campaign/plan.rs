@@ -5,7 +5,7 @@ use std::time::Duration;
 use tandem_replicator::planted::Plant;
 use tandem_replicator::{DiskOptions, MetaKind, NetOptions, Protocol};
 
-use super::{FIRST_SHARP_SEED, FIRST_SMALL_SEED, Spec, rough};
+use super::{FIRST_DIGEST_SEED, FIRST_SHARP_SEED, FIRST_SMALL_SEED, Spec, rough};
 use crate::sim::clients::Habits;
 use crate::sim::dice::Dice;
 use crate::sim::network::{MS, NetSettings};
@@ -49,9 +49,10 @@ pub(super) enum Action {
     SuspendIo,
     Quiet,
     Outdate,
+    Verify,
 }
 
-pub(super) const ACTIONS: [(Action, &str, u32); 23] = [
+pub(super) const ACTIONS: [(Action, &str, u32); 24] = [
     (Action::CutStreams, "cut streams", 8),
     (Action::CutOneStream, "cut one stream", 5),
     (Action::Partition, "partition", 6),
@@ -75,6 +76,8 @@ pub(super) const ACTIONS: [(Action, &str, u32); 23] = [
     (Action::SuspendIo, "suspend-io", 2),
     (Action::Quiet, "quiet", 6),
     (Action::Outdate, "outdate", 1),
+    // Its weight is that of `verify_weight`.
+    (Action::Verify, "verify", 0),
 ];
 
 /// A drawn campaign.
@@ -113,13 +116,14 @@ pub(super) fn draw(spec: Spec) -> Plan {
         1 => Setup::Skipped,
         _ => Setup::Full,
     };
-    let mut weights: Vec<u32> = ACTIONS
+    let mut weights: Vec<u32> = ACTIONS[..ACTIONS.len() - 1]
         .iter()
         .map(|(_, _, weight)| if dice.chance(1, 2) { *weight } else { 0 })
         .collect();
     if weights.iter().all(|weight| *weight == 0) {
         weights[0] = 1;
     }
+    weights.push(verify_weight(spec.seed));
     let settings = Settings {
         seed: spec.seed,
         disk: DiskPlan {
@@ -189,10 +193,28 @@ fn draw_net(dice: &mut Dice, protocol: Protocol) -> NetOptions {
 /// From a stream of their own: histories of older seeds without digests stay what they were.
 fn draw_digests(net: NetOptions, seed: u64) -> NetOptions {
     let mut dice = Dice::new(seed, "digests");
-    NetOptions {
+    let net = NetOptions {
         integrity_alg: dice.pick(&["", "", "crc32c", "sha1"]).to_owned(),
         ..net
+    };
+    if seed < FIRST_DIGEST_SEED {
+        return net;
     }
+    let mut dice = Dice::new(seed, "checksums");
+    NetOptions {
+        csums_alg: dice.pick(&["", "crc32c", "sha1"]).to_owned(),
+        csums_after_crash_only: dice.chance(1, 4),
+        verify_alg: dice.pick(&["", "crc32c", "crc32c"]).to_owned(),
+        ..net
+    }
+}
+
+/// A person verifies in some of the later histories, whether or not there is an algorithm.
+fn verify_weight(seed: u64) -> u32 {
+    if seed < FIRST_DIGEST_SEED {
+        return 0;
+    }
+    Dice::new(seed, "verify").pick(&[0, 4, 12])
 }
 
 fn draw_habits(dice: &mut Dice, large: bool) -> Habits {

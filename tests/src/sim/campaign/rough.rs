@@ -119,6 +119,7 @@ impl Campaign {
         }
         self.world
             .say(format!("the disk of {} is full", name(node)));
+        self.world.disk_faults = true;
         self.world.nodes[node].fault = Some((IoFault::Full, u32::MAX));
         self.later(50, 3000, Undo::Room(node));
         Some("a disk is full")

@@ -45,22 +45,50 @@ impl Oracle {
 
     /// This node has no good disk of its own and loses its peer, or the link to it: under A and B the answers to what it wrote before its
     /// disk was lost promised no more than that (docs/durability.md, "When a disk fails"). What it wrote without a disk is on the peer's.
-    pub(super) fn lose_what_was_on_its_way(&mut self, node: usize) {
-        let mut client = std::mem::take(&mut self.views[node].client);
+    pub(super) fn lose_what_was_on_its_way(&mut self, node: usize, peer: &Node) {
+        let tick = self.tick();
         let history = self.views[node].history;
-        let kept = &self.views[1 - node].kept;
-        let acknowledged = &mut self.histories[history].acknowledged;
+        let mut client = std::mem::take(&mut self.views[node].client);
         for (sector, id) in &mut client {
-            let floor = kept.get(sector).copied().unwrap_or(NEVER_WRITTEN);
-            let write = &self.writes[*id as usize];
-            if !write.remote_only && self.writes[floor as usize].submitted < write.submitted {
-                if acknowledged.get(sector) == Some(id) {
-                    acknowledged.insert(*sector, floor);
-                }
-                *id = floor;
+            let kept = self.views[1 - node].kept.get(sector).copied();
+            let floor = kept.unwrap_or(NEVER_WRITTEN);
+            let lost = &self.writes[*id as usize];
+            if lost.remote_only || self.writes[floor as usize].submitted >= lost.submitted {
+                continue;
             }
+            // Whoever is Primary next has no more either, and no more has to be there for what is written from now on.
+            let acknowledged = &mut self.histories[history].acknowledged;
+            if acknowledged.get(sector) == Some(id) {
+                acknowledged.insert(*sector, floor);
+            }
+            for gone in self.missing(history, *sector, floor, peer) {
+                self.writes[gone as usize].cache_lost.get_or_insert(tick);
+            }
+            *id = floor;
         }
         self.views[node].client = client;
+    }
+
+    /// Answered writes of this sector, younger than this one, that the disk of this node lacks.
+    fn missing(&self, history: usize, sector: u64, than: u64, on: &Node) -> Vec<u64> {
+        let versions = self.histories[history].sectors.get(&sector);
+        let content = on.data.content(sector);
+        let since = self.writes[than as usize].submitted;
+        let younger = versions.into_iter().flatten().map(|version| version.write);
+        let missing = younger.filter(|id| {
+            let write = &self.writes[*id as usize];
+            let counts = write.acknowledged && !write.remote_only && write.submitted > since;
+            counts && self.shows_older(history, sector, content, *id)
+        });
+        missing.collect()
+    }
+
+    /// From here on this node has what its own disk holds, and not what it wrote, as a Primary without it, on its peer's.
+    pub(super) fn return_to_its_disk(&mut self, node: usize) {
+        let view = &mut self.views[node];
+        if let Some(history) = view.on_disk.take() {
+            view.history = history;
+        }
     }
 
     /// A promotion that was cut short, or under which nobody wrote, leaves no trace that counts.
@@ -114,8 +142,9 @@ impl Oracle {
                         && self.allowed(view.history, *sector, content, *id).is_err()
                 });
             self.views[1 - node].owes_error |= is_lost;
-            self.lose_what_was_on_its_way(1 - node);
+            self.lose_what_was_on_its_way(1 - node, on);
         }
+        self.return_to_its_disk(node);
         self.forget_empty_history(node);
         let view = &mut self.views[node];
         let unflushed = std::mem::take(&mut view.unflushed);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{History, NEVER_WRITTEN, Oracle, Version, Write, merge};
+use super::{NEVER_WRITTEN, Oracle, Version, Write, merge};
 use crate::sim::node::Node;
 use crate::sim::stamp::Content;
 
@@ -27,54 +27,32 @@ impl Oracle {
     /// No write is missing that was completed before another, present one was submitted.
     pub(super) fn check_order(&self, node: usize, on: &Node) -> Result<(), String> {
         let history = self.views[node].history;
-        let mut present: Vec<u64> = self.histories[history]
-            .sectors
+        let busy = on.sectors_in_flight();
+        let sectors = &self.histories[history].sectors;
+        let present = sectors
             .keys()
             .filter_map(|sector| match on.data.content(*sector) {
                 Content::Stamp(write) if (*write as usize) < self.writes.len() => Some(*write),
                 _ => None,
-            })
-            .collect();
-        present.sort_by_key(|id| self.writes[*id as usize].submitted);
-        // What one line of Primaries wrote is in order; a later one may have begun before all that it had received was written.
-        let Some(youngest) = present.last() else {
+            });
+        let Some(youngest) = present.max_by_key(|id| self.writes[*id as usize].submitted) else {
             return Ok(());
         };
-        self.check_before(history, *youngest, on)?;
-        let begun = self.histories[history].forked;
-        let before = |id: &&u64| self.writes[**id as usize].submitted < begun;
-        match present.iter().rev().find(before) {
-            Some(youngest) => self.check_before(history, *youngest, on),
-            None => Ok(()),
-        }
-    }
-
-    /// No write is missing that was completed before this one was submitted.
-    fn check_before(&self, history: usize, youngest: u64, on: &Node) -> Result<(), String> {
-        let busy = on.sectors_in_flight();
         let since = self.writes[youngest as usize].submitted;
-        let History {
-            forked,
-            unsettled,
-            sectors,
-            ..
-        } = &self.histories[history];
         for (sector, versions) in sectors {
             if busy.iter().any(|range| range.contains(sector)) {
                 continue;
             }
             let content = on.data.content(*sector);
-            let never_waited_for = since >= *forked && unsettled.contains(sector);
             let missing = versions.iter().map(|version| version.write).filter(|id| {
                 let write = &self.writes[*id as usize];
-                let lost = write.cache_lost.is_some_and(|tick| tick < since);
-                let excused = lost || never_waited_for && write.submitted < *forked;
+                let excused = write.cache_lost.is_some_and(|tick| tick < since);
                 write.acknowledged && !excused && self.is_before(*id, youngest, history)
             });
             for missing in missing {
                 if self.shows_older(history, *sector, content, missing) {
                     return Err(format!(
-                        "reordered: {} is there, but sector {sector} lacks {}",
+                        "reordered: {} is there, but sector {sector} holds {content:?} and lacks {}",
                         self.describe(youngest),
                         self.describe(missing)
                     ));
@@ -138,6 +116,12 @@ impl Oracle {
         let tick = self.tick();
         let base = self.writes.len() as u64;
         self.writes.push(Write::found(tick, history));
+        for (node, view) in nodes.iter().zip(&mut self.views) {
+            if node.is_primary() {
+                // It is in the cache of the Primary as any answered write: no flush has covered it so far.
+                view.unflushed.push((tick, base));
+            }
+        }
         for id in open {
             self.open.remove(&id);
             let write = &mut self.writes[id as usize];

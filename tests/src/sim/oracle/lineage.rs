@@ -1,7 +1,5 @@
 //! Histories: when one begins, who takes over that of another, and whether anything acknowledged is lost by that.
 
-use std::collections::BTreeSet;
-
 use tandem_replicator::Protocol;
 use tandem_replicator::state::word::{ConnState, DiskState, Role, State};
 
@@ -88,6 +86,10 @@ impl Oracle {
         }
         let attaching = matches!(old.disk, DiskState::Attaching | DiskState::Negotiating);
         if attaching && new.disk >= DiskState::Inconsistent && new.disk != DiskState::Negotiating {
+            let resync = new.conn.is_connected() && new.disk != DiskState::UpToDate;
+            if !resync {
+                self.return_to_its_disk(node);
+            }
             self.find_at_attach(node, &nodes[node]);
             // An attach flushes what was found.
             let view = &mut self.views[node];
@@ -99,7 +101,7 @@ impl Oracle {
         }
         let cut = old.conn.is_connected() && !new.conn.is_connected();
         if cut && new.disk != DiskState::UpToDate && self.protocol == Protocol::A {
-            self.lose_what_was_on_its_way(node);
+            self.lose_what_was_on_its_way(node, &nodes[1 - node]);
         }
         let becomes_source = |state: State| {
             matches!(
@@ -208,6 +210,7 @@ impl Oracle {
         }
         let view = &mut self.views[node];
         view.history = promise.history;
+        view.on_disk = None;
         view.live = promise.floor.clone();
         view.kept = promise.floor.clone();
         view.durable = promise.durable;
@@ -297,12 +300,22 @@ impl Oracle {
             } else if state.disk == DiskState::UpToDate {
                 self.views[node].client = self.views[node].live.clone();
             } else {
-                self.views[node].history = self.views[peer].history;
+                let peers = self.views[peer].history;
+                let own = std::mem::replace(&mut self.views[node].history, peers);
+                if own != peers {
+                    self.views[node].on_disk.get_or_insert(own);
+                }
                 self.views[node].client = self.views[peer].live.clone();
             }
             return Ok(());
         }
         if !forced {
+            if !nodes[node].sectors_in_flight().is_empty() {
+                return Err(format!(
+                    "{} was promoted alone while writes that it had received were under way to its disk",
+                    name(node)
+                ));
+            }
             self.check_disk(node, &nodes[node])
                 .map_err(|why| format!("{} was promoted alone: {why}", name(node)))?;
             let own_cache = wrote && self.views[node].lost_power;
@@ -323,10 +336,8 @@ impl Oracle {
         let base = self.writes.len() as u64;
         let mut sectors = old.sectors.clone();
         let mut floor = view.live.clone();
-        let mut unsettled = BTreeSet::new();
         for (sector, versions) in &mut sectors {
             if busy.iter().any(|range| range.contains(sector)) {
-                unsettled.insert(*sector);
                 continue;
             }
             let content = on.data.content(*sector).clone();
@@ -346,7 +357,6 @@ impl Oracle {
         self.histories.push(History {
             parent: Some(parent),
             forked: tick,
-            unsettled,
             sectors,
             acknowledged: floor.clone(),
         });

@@ -84,8 +84,6 @@ struct History {
     parent: Option<Parent>,
     /// When it began.
     forked: u64,
-    /// Sectors into which received writes were still in flight when it began: nobody has waited for them, and they may never end.
-    unsettled: BTreeSet<u64>,
     sectors: BTreeMap<u64, Vec<Version>>,
     /// Youngest acknowledged write.
     acknowledged: Floor,
@@ -103,6 +101,8 @@ struct Promise {
 #[derive(Clone, Debug, Default)]
 struct View {
     history: usize,
+    /// The history of what its own disk holds, while it goes on in that of its peer, as a Primary without a disk.
+    on_disk: Option<usize>,
     live: Floor,
     kept: Floor,
     durable: Floor,
@@ -165,7 +165,6 @@ impl Oracle {
         let history = History {
             parent: None,
             forked: 0,
-            unsettled: BTreeSet::new(),
             sectors: BTreeMap::new(),
             acknowledged: Floor::new(),
         };

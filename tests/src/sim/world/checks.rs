@@ -5,6 +5,7 @@ use tandem_replicator::state::word::{ConnState, DiskState};
 use super::World;
 use crate::sim::node::{Node, VOLUME};
 use crate::sim::stamp::SECTOR;
+use crate::sim::trace::name;
 
 /// The current UUID of metadata that were never used.
 const JUST_CREATED: u64 = 4;
@@ -75,6 +76,45 @@ impl World {
             ));
         }
         true
+    }
+
+    /// A verify of the whole device has ended on a node: each block that still holds garbage has its bit, and no block has one that
+    /// never held any.
+    pub(super) fn check_verified(&mut self, node: usize) {
+        let Some(rotten) = &self.rotten else {
+            return;
+        };
+        let bad = &self.nodes[rotten.node].data;
+        let engine = self.nodes[node].engine.as_ref();
+        let is_marked = |sector: u64| {
+            engine.and_then(|engine| engine.is_out_of_sync(VOLUME, sector * SECTOR)) == Some(true)
+        };
+        let missed = rotten
+            .places
+            .iter()
+            .find(|sector| *bad.content(**sector) == rotten.garbage && !is_marked(**sector));
+        if let Some(sector) = missed {
+            let words = format!(
+                "sector {sector} of {} is bad, and after a verify no bit of {} says so",
+                name(rotten.node),
+                name(node)
+            );
+            self.fail(words);
+            return;
+        }
+        let end = self.nodes[node]
+            .status
+            .as_ref()
+            .map_or(0, |at| at.bytes / SECTOR);
+        let is_bad = |block: u64| rotten.places.range(block * 8..(block + 1) * 8).count() > 0;
+        let wrong = (0..end.div_ceil(8)).find(|block| is_marked(block * 8) && !is_bad(*block));
+        if let Some(block) = wrong.filter(|_| rotten.alone) {
+            let words = format!(
+                "after a verify {} has the bit of block {block}, where nothing differs",
+                name(node)
+            );
+            self.fail(words);
+        }
     }
 
     /// If both are in sync and idle, they are compared. True if they were.

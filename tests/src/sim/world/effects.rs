@@ -9,6 +9,7 @@ use tandem_replicator::{
 use super::{CutPlace, CutStage, What, World};
 use crate::sim::network::{Host, MS, NetEvent};
 use crate::sim::node::Io;
+use crate::sim::trace::name;
 
 impl World {
     pub(super) fn set_timer(&mut self, node: usize) {
@@ -168,7 +169,21 @@ impl World {
             Notification::Log { text, .. } if text.starts_with("uuid_compare") => {
                 self.nodes[node].comparisons.push(text);
             }
+            Notification::Log { text, .. } => self.note_verify(node, &text),
             _ => {}
+        }
+    }
+
+    fn note_verify(&mut self, node: usize, text: &str) {
+        if text.starts_with("online verify done") {
+            self.verified[node] = true;
+            self.check_verified(node);
+        }
+        // Two UpToDate disks never differ, unless one of them fails or went bad.
+        let excused = self.disk_faults || self.rotten.is_some();
+        if text.starts_with("out of sync: start=") && !excused {
+            let words = format!("a verify found a difference on {}: {text}", name(node));
+            self.fail(words);
         }
     }
 

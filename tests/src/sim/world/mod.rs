@@ -16,7 +16,7 @@ use super::dice::Dice;
 use super::network::{MS, NetEvent, NetSettings, Network};
 use super::node::{DiskPlan, Keep, Node};
 use super::oracle::Oracle;
-use super::stamp::Stamper;
+use super::stamp::{Content, Stamper};
 use super::trace::{Trace, name};
 
 /// Timers without progress of the clock that one engine may ask for before it is taken for a loop.
@@ -113,6 +113,25 @@ pub struct World {
     pub crashed_in: Option<CutPlace>,
     /// The I/Os of durable sequences that ended, if they are watched.
     pub places: Option<BTreeSet<CutPlace>>,
+    /// Disks failed in this history: a block that cannot be read counts as different in a verify.
+    pub disk_faults: bool,
+    /// What went bad behind the engines' backs.
+    pub rotten: Option<Rotten>,
+    /// Nodes on which a verify came to its end since this was cleared.
+    pub verified: [bool; 2],
+}
+
+/// Sectors of a node that hold garbage until something is written there.
+#[derive(Clone, Debug)]
+pub struct Rotten {
+    /// The node.
+    pub node: usize,
+    /// What they hold.
+    pub garbage: Content,
+    /// The sectors.
+    pub places: BTreeSet<u64>,
+    /// No bit was set on either node when they went bad: a verify may mark nothing else.
+    pub alone: bool,
 }
 
 /// A node dies when it writes.
@@ -198,6 +217,9 @@ impl World {
             crashed_with: 0,
             crashed_in: None,
             places: None,
+            disk_faults: false,
+            rotten: None,
+            verified: [false; 2],
             settings,
         }
     }

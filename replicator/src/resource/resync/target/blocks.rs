@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tandem_protocol::packet::Packet;
 use tandem_protocol::packets::{BLOCK_ID_SYNCER, BlockAck, BlockDesc, Data};
 
-use super::{Asked, UNFLUSHED_MAX};
+use super::{Asked, Asking, UNFLUSHED_MAX};
 use crate::bitmap::bits_touched;
 use crate::effect::DiskOperation;
 use crate::event::{Fua, IoError, Unmap, VolumeNumber};
@@ -254,16 +254,35 @@ impl Resource {
         Ok(())
     }
 
-    /// P_RS_IS_IN_SYNC answers a request with a digest, which this node never sends.
+    /// P_RS_IS_IN_SYNC: the source has the same block. It may be in a volatile cache here, from a resync that was
+    /// interrupted: its bits are cleared after a flush, like those of a written one. No further acknowledgement.
     pub(crate) fn on_resync_in_sync(
         &mut self,
         number: VolumeNumber,
-        _ack: &BlockAck,
+        ack: &BlockAck,
     ) -> Result<(), &'static str> {
-        self.volumes
-            .get(&number)
+        let now = self.now;
+        let volume = self
+            .volumes
+            .get_mut(&number)
             .ok_or("an answer for an unknown volume")?;
-        Err("a block is said to be in sync that was not compared")
+        if volume.resync.is_none() {
+            return Ok(());
+        }
+        let block = take_asked(volume, ack.sector, ack.blksize)?;
+        if block.asking != Asking::SentDigest {
+            return Err("a block is said to be in sync that was not compared");
+        }
+        let bits = bits_touched(ack.sector * 512, u64::from(ack.blksize), volume.bytes);
+        if let Some(target) = volume.resync.as_mut().and_then(Resync::target) {
+            target.same += bits.end - bits.start;
+            target.note_written(bits, now);
+        }
+        if block.interval {
+            self.release_interval(number, block.id);
+        }
+        self.after_block(number);
+        Ok(())
     }
 
     /// Takes a request off the list. False if there is no resync any more.
@@ -365,7 +384,7 @@ fn take_asked(volume: &mut Volume, sector: u64, length: u32) -> Result<Asked, &'
         .ok_or("a resync block beyond every device")?;
     let asked = target.asked.get(&offset).copied();
     let block = asked
-        .filter(|block| block.sent && block.length == length)
+        .filter(|block| block.is_sent() && block.length == length)
         .ok_or("a resync block that was not asked for")?;
     target.asked.remove(&offset);
     target.controller.answered(length / 512);
