@@ -275,10 +275,7 @@ impl<'m> Couple<'m> {
         let agree = || {
             let kernel = self.kernel.state();
             let ours = self.tandem_state();
-            let counts = (
-                self.kernel.out_of_sync_kib(),
-                self.tandem.counter(0, "oos"),
-            );
+            let counts = (self.kernel.out_of_sync_kib(), self.tandem.counter(0, "oos"));
             (kernel.starts_with(&ours) && counts.0 == counts.1).then_some(())
         };
         wait::until("agreement", STATE_LIMIT, agree, || {
@@ -312,7 +309,9 @@ impl<'m> Couple<'m> {
     /// When it does not come that far.
     pub fn wait_out_of_sync_below(&self, kib: u64) {
         let below = || (self.kernel.out_of_sync_kib() < kib).then_some(());
-        wait::until("a part of the resync", STATE_LIMIT, below, || self.kernel.log());
+        wait::until("a part of the resync", STATE_LIMIT, below, || {
+            self.kernel.log()
+        });
     }
 
     /// What the kernel's line must begin with, if Tandem is right.
@@ -428,11 +427,8 @@ impl Drop for Couple<'_> {
         } else {
             self.machine.version()
         };
-        self.record.end(
-            &self.kernel.messages(),
-            &self.tandem.whole_log(),
-            version,
-        );
+        self.record
+            .end(&self.kernel.messages(), &self.tandem.whole_log(), version);
     }
 }
 

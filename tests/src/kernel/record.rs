@@ -70,8 +70,16 @@ struct Parts {
 
 /// In the kernel's messages: what is said, what the kernel is then, what Tandem is then.
 const SIGNS: &[(&str, Option<&str>, Option<&str>)] = &[
-    ("began resync as syncsource", Some("SyncSource"), Some("SyncTarget")),
-    ("began resync as synctarget", Some("SyncTarget"), Some("SyncSource")),
+    (
+        "began resync as syncsource",
+        Some("SyncSource"),
+        Some("SyncTarget"),
+    ),
+    (
+        "began resync as synctarget",
+        Some("SyncTarget"),
+        Some("SyncSource"),
+    ),
     ("-> ahead )", Some("Ahead"), Some("Behind")),
     ("-> verifys )", Some("VerifyS"), Some("VerifyT")),
     ("-> verifyt )", Some("VerifyT"), Some("VerifyS")),

@@ -67,18 +67,28 @@ impl Tap {
 
     /// What Tandem sent, a stream for each connection that it made.
     pub fn sent(&self) -> Vec<Vec<u8>> {
-        self.sent.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.sent
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// What the kernel sent on the same connections.
     pub fn heard(&self) -> Vec<Vec<u8>> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.heard
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// One bit of the next such bytes that Tandem sends arrives as another one.
     pub fn damage_next(&self, bytes: &[u8]) {
         self.damage.done.store(false, Ordering::SeqCst);
-        let mut wanted = self.damage.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut wanted = self
+            .damage
+            .wanted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         *wanted = Some(bytes.to_vec());
     }
 
@@ -101,7 +111,9 @@ impl Damage {
     /// Does what is wanted; a needle that is cut in two by the reads is not found, and the test says so.
     fn apply(&self, bytes: &mut [u8]) {
         let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(needle) = wanted.as_ref() else { return };
+        let Some(needle) = wanted.as_ref() else {
+            return;
+        };
         let at = bytes.windows(needle.len()).position(|part| part == needle);
         if let Some(at) = at {
             bytes[at] ^= 0x10;
@@ -138,7 +150,9 @@ fn relay(
     let [here, there] = [Arc::clone(running), Arc::clone(running)];
     let damage = Arc::clone(damage);
     std::thread::spawn(move || {
-        pump(from, to, &sent, slots[0], &here, |bytes| damage.apply(bytes));
+        pump(from, to, &sent, slots[0], &here, |bytes| {
+            damage.apply(bytes)
+        });
     });
     std::thread::spawn(move || pump(to_too, from_too, &heard, slots[1], &there, |_| ()));
 }

@@ -27,11 +27,17 @@ fn decode(mut framer: Framer, stream: &[u8]) -> Vec<Packet> {
 /// The names of all commands that two kernels said to each other in any capture.
 fn kernels_own_commands() -> BTreeSet<String> {
     let scenarios = golden::scenarios().unwrap();
-    let listed = scenarios.iter().flat_map(|name| golden::streams(name).unwrap());
+    let listed = scenarios
+        .iter()
+        .flat_map(|name| golden::streams(name).unwrap());
     let mut commands = BTreeSet::new();
     for stream in listed {
-        let framer = if stream.bytes.starts_with(&[0x83, 0x74, 0x02, 0x67, 0xff, 0xf1])
-            || stream.bytes.starts_with(&[0x83, 0x74, 0x02, 0x67, 0xff, 0xf2])
+        let framer = if stream
+            .bytes
+            .starts_with(&[0x83, 0x74, 0x02, 0x67, 0xff, 0xf1])
+            || stream
+                .bytes
+                .starts_with(&[0x83, 0x74, 0x02, 0x67, 0xff, 0xf2])
         {
             Framer::accepted()
         } else {

@@ -61,10 +61,21 @@ fn goes_on(couple: &Couple<'_>, kernel_is: &str) {
         .kernel
         .messages()
         .iter()
-        .filter_map(|message| message.strip_prefix(&begun)?.split(' ').next()?.parse().ok())
+        .filter_map(|message| {
+            message
+                .strip_prefix(&begun)?
+                .split(' ')
+                .next()?
+                .parse()
+                .ok()
+        })
         .collect();
     let last = *amounts.last().unwrap();
-    assert!(last < LEFT_KIB + (16 << 10), "{amounts:?}\n{}", couple.kernel.log());
+    assert!(
+        last < LEFT_KIB + (16 << 10),
+        "{amounts:?}\n{}",
+        couple.kernel.log()
+    );
     couple.compare_disks();
 }
 

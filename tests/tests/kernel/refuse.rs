@@ -213,11 +213,7 @@ fn a_disk_of_the_kernel_that_became_too_small_is_refused_by_tandem() {
     couple.may_say(&["Considerable difference in lower level device sizes"]);
     couple.kernel.must("up");
     couple.tandem.wait_state("StandAlone", "UpToDate/DUnknown");
-    both_say(
-        &couple,
-        "shut down by peer",
-        "the peer's disk is too small",
-    );
+    both_say(&couple, "shut down by peer", "the peer's disk is too small");
     couple.tandem.must(&["secondary", "r0"]);
     couple.finish_unequal();
 }

@@ -92,7 +92,13 @@ impl Stage {
             disk: String::from(RATE),
             ..Settings::default()
         };
-        let tandem = Node::create(dir.path(), "alpha", local(ports[1]), local(ports[0]), &settings);
+        let tandem = Node::create(
+            dir.path(),
+            "alpha",
+            local(ports[1]),
+            local(ports[0]),
+            &settings,
+        );
         for node in [&one, &two] {
             node.must("create-md --force");
             node.must("up");
@@ -142,7 +148,8 @@ impl Stage {
             self.tandem.kill();
             self.two.shell("echo 3 >/proc/sys/vm/drop_caches");
             self.two.fill(0, &fs::read(disk).unwrap());
-            self.machine.forward_from(self.ports[1], self.two.guest_port());
+            self.machine
+                .forward_from(self.ports[1], self.two.guest_port());
             self.kind = Kind::Kernel;
         }
     }
@@ -152,7 +159,11 @@ impl Stage {
         let ended = match (step.node.as_str(), words.as_slice()) {
             ("two", ["tandem", "adm", words @ ..]) => self.tandem.adm(words),
             ("one" | "two", ["drbdadm", words @ .., "r0"]) => {
-                let node = if step.node == "one" { &self.one } else { &self.two };
+                let node = if step.node == "one" {
+                    &self.one
+                } else {
+                    &self.two
+                };
                 if strict == Strict::Yes {
                     return node.must(&words.join(" "));
                 }
@@ -179,7 +190,10 @@ impl Stage {
         let bytes = self.one.device_bytes();
         let disks = [&self.one, &self.two].map(|node| node.must("down"));
         drop(disks);
-        assert!(self.one.disk(0, bytes) == self.two.disk(0, bytes), "the disks differ");
+        assert!(
+            self.one.disk(0, bytes) == self.two.disk(0, bytes),
+            "the disks differ"
+        );
         self.tandem.kill();
         self.one.judge_messages(&[]);
         self.two.judge_messages(&[]);
@@ -225,7 +239,10 @@ fn the_document_leads_from_two_kernels_to_tandem_on_a_new_disk() {
     stage.follow("A new machine");
     let bytes = stage.one.device_bytes();
     let ours = fs::read(stage.tandem.disk(0)).unwrap();
-    assert!(ours[..bytes as usize] == stage.one.disk(0, bytes), "the disks differ");
+    assert!(
+        ours[..bytes as usize] == stage.one.disk(0, bytes),
+        "the disks differ"
+    );
     stage.one.must("secondary");
     stage.follow("Go back");
     stage.end();

@@ -170,7 +170,9 @@ fn writes_during_a_bitmap_resync(net: &str) {
     couple.kernel.wait_for("cs:SyncSource ");
     couple.wait_agreement_of_states();
     for turn in 0..8u64 {
-        couple.kernel.write(turn * 500_224, &noise(turn + 2, 32_768));
+        couple
+            .kernel
+            .write(turn * 500_224, &noise(turn + 2, 32_768));
     }
     couple.wait_connected("UpToDate/UpToDate");
     couple.compare_disks();
@@ -187,7 +189,9 @@ fn writes_during_a_bitmap_resync(net: &str) {
     couple.wait_agreement_of_states();
     for turn in 0..60u64 {
         let data = noise(turn + 30, 16_384);
-        client.write((2 << 20) + turn * 60_416, &data, Fua::No).unwrap();
+        client
+            .write((2 << 20) + turn * 60_416, &data, Fua::No)
+            .unwrap();
     }
     client.disconnect().unwrap();
     couple.wait_connected("UpToDate/UpToDate");

@@ -34,7 +34,11 @@ fn on_the_kernel(couple: &Couple<'_>, round: u64) {
     ));
     for earlier in 0..round {
         let found = couple.kernel.read(place(earlier), RECORD);
-        assert_eq!(found, noise(earlier + 1, RECORD), "round {round}: {earlier}");
+        assert_eq!(
+            found,
+            noise(earlier + 1, RECORD),
+            "round {round}: {earlier}"
+        );
     }
     couple.kernel.must("secondary");
 }
@@ -46,7 +50,11 @@ fn on_tandem(couple: &Couple<'_>, round: u64, dir: &Path) {
     look_at_the_filesystem(couple, &mut client, round, dir);
     for earlier in 0..round {
         let found = client.read(place(earlier), RECORD as u32).unwrap();
-        assert_eq!(found, noise(earlier + 1, RECORD), "round {round}: {earlier}");
+        assert_eq!(
+            found,
+            noise(earlier + 1, RECORD),
+            "round {round}: {earlier}"
+        );
     }
     client
         .write(place(round), &noise(round + 1, RECORD), Fua::No)
@@ -82,7 +90,9 @@ fn ten_switch_overs_with_a_filesystem_on_the_kernel_and_a_client_on_tandem() {
         on_the_kernel(&couple, round);
         on_tandem(&couple, round, dir.path());
     }
-    couple.kernel.wait_state("Connected", "Secondary/Secondary", "UpToDate/UpToDate");
+    couple
+        .kernel
+        .wait_state("Connected", "Secondary/Secondary", "UpToDate/UpToDate");
     assert_eq!(couple.kernel.out_of_sync_kib(), 0);
     couple.finish();
 }

@@ -67,7 +67,11 @@ fn flexible_external_metadata_serve_writes_and_resyncs_of_either_side() {
     };
     let bytes = setup.kernel_bytes;
     let couple = Couple::synced(Machine::shared(), setup);
-    assert_eq!(couple.kernel.device_bytes(), bytes, "the whole disk is data");
+    assert_eq!(
+        couple.kernel.device_bytes(),
+        bytes,
+        "the whole disk is data"
+    );
     couple.kernel.must("primary");
     couple.kernel.write(bytes - 65_536, &noise(1, 65_536));
     couple.tandem.must(&["disconnect", "r0"]);
@@ -81,7 +85,9 @@ fn flexible_external_metadata_serve_writes_and_resyncs_of_either_side() {
     couple.tandem.must(&["primary", "r0"]);
     let mut client = couple.client();
     assert_eq!(client.bytes, bytes);
-    client.write(bytes - 4096, &noise(3, 4096), Fua::Yes).unwrap();
+    client
+        .write(bytes - 4096, &noise(3, 4096), Fua::Yes)
+        .unwrap();
     couple.kernel.must("down");
     couple
         .tandem
