@@ -308,6 +308,10 @@ fn split_brain() -> Couple<'static> {
         "Split-Brain detected",
         "error receiving ReportState",
         "Discarding network configuration",
+        // Both leave, and either may be the first.
+        "meta connection shut down by peer",
+        "conn( WFReportParams -> NetworkFailure )",
+        "conn( NetworkFailure -> Disconnecting )",
     ]);
     couple.tandem.must(&["connect", "r0"]);
     couple
