@@ -485,6 +485,27 @@ fn the_sync_uuid_is_durable_on_the_source_before_it_is_sent() {
 }
 
 #[test]
+fn the_bitmap_on_the_sources_disk_learns_of_what_is_done() {
+    let mut world = World::connected(&protocol(Protocol::C));
+    slow(&mut world);
+    scramble(&mut world);
+    force_primary(&mut world, 0);
+    world.run_until("the resync runs", |world| {
+        world.state(0).conn == ConnState::SyncSource
+    });
+    let all = world.out_of_sync(0);
+    world.advance(Duration::from_secs(5));
+    assert_eq!(world.state(0).conn, ConnState::SyncSource);
+    // What a killed daemon finds: the pages were written, a flush is not needed.
+    world.nodes[0].disk.flush();
+    let on_disk = 4 * world.nodes[0].disk.bits_durable();
+    let left = world.out_of_sync(0);
+    assert!(left <= on_disk && on_disk < all, "{left} {on_disk} {all}");
+    wait_synced(&mut world);
+    check_equal(&world);
+}
+
+#[test]
 fn a_pause_on_either_node_holds_the_resync() {
     for node in 0..2 {
         let mut world = World::connected(&protocol(Protocol::C));

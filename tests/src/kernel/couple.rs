@@ -9,8 +9,11 @@ use tempfile::TempDir;
 
 use super::machine::{Machine, free_port};
 use super::node::KernelNode;
+use super::record::Record;
+use super::tap::Tap;
 use crate::e2e::client::Client;
-use crate::e2e::node::{COMMAND_LIMIT, Node, Settings};
+use crate::e2e::node::{COMMAND_LIMIT, Meta, Node, STATE_LIMIT, Settings};
+use crate::e2e::wait;
 
 /// Which node dials the other; both listen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +24,15 @@ pub enum Dial {
     OnlyKernel,
     /// Nobody answers where the kernel dials.
     OnlyTandem,
+}
+
+/// What is between the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wire {
+    /// Nothing.
+    Direct,
+    /// A relay that keeps what Tandem says; only Tandem dials then.
+    Tapped,
 }
 
 /// What differs from the ordinary.
@@ -42,8 +54,12 @@ pub struct Setup {
     pub kernel_bytes: u64,
     /// Volumes of the resource.
     pub volumes: u16,
+    /// Where the metadata lie on both nodes.
+    pub meta: Meta,
     /// Who dials.
     pub dial: Dial,
+    /// What is between the two.
+    pub wire: Wire,
 }
 
 impl Default for Setup {
@@ -57,7 +73,9 @@ impl Default for Setup {
             tandem_bytes: 8 << 20,
             kernel_bytes: 8 << 20,
             volumes: 1,
+            meta: Meta::Internal,
             dial: Dial::Both,
+            wire: Wire::Direct,
         }
     }
 }
@@ -78,6 +96,10 @@ pub struct Couple<'m> {
     addresses: (SocketAddr, SocketAddr),
     /// Where the kernel finds Tandem.
     tandem_port_seen: u16,
+    /// The port of this host that leads to the kernel's.
+    kernel_port: u16,
+    tap: Option<Tap>,
+    record: Record,
     machine: &'m Machine,
     announced: RefCell<Vec<&'static str>>,
     /// Everything of the Tandem node lies here; removed at the end.
@@ -90,17 +112,21 @@ impl<'m> Couple<'m> {
     /// # Panics
     /// When something cannot be made.
     pub fn configured(machine: &'m Machine, setup: Setup) -> Couple<'m> {
-        let kernel = KernelNode::create(machine, setup.kernel_bytes, setup.volumes);
+        let record = Record::begin();
+        let kernel = KernelNode::create(machine, setup.kernel_bytes, setup.volumes, setup.meta);
         let own = free_port();
-        let seen_by_kernel = match setup.dial {
-            Dial::OnlyTandem => free_port(),
-            Dial::Both | Dial::OnlyKernel => own,
+        let seen_by_kernel = match (setup.dial, setup.wire) {
+            (Dial::OnlyTandem, _) | (_, Wire::Tapped) => free_port(),
+            (Dial::Both | Dial::OnlyKernel, Wire::Direct) => own,
         };
-        let peer = match setup.dial {
-            Dial::OnlyKernel => free_port(),
-            Dial::Both | Dial::OnlyTandem => machine.forward(kernel.guest_port()),
-        };
+        let kernel_port = machine.forward(kernel.guest_port());
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let tap = (setup.wire == Wire::Tapped).then(|| Tap::start(local(kernel_port)));
+        let peer = match (setup.dial, &tap) {
+            (_, Some(tap)) => tap.address.port(),
+            (Dial::OnlyKernel, None) => free_port(),
+            (Dial::Both | Dial::OnlyTandem, None) => kernel_port,
+        };
         let addresses = (local(own), local(peer));
         let dir = TempDir::with_prefix("tandem-test-").expect("a directory");
         let settings = settings(&setup);
@@ -111,6 +137,9 @@ impl<'m> Couple<'m> {
             setup,
             addresses,
             tandem_port_seen: seen_by_kernel,
+            kernel_port,
+            tap,
+            record,
             machine,
             announced: RefCell::new(Vec::new()),
             _dir: dir,
@@ -135,6 +164,11 @@ impl<'m> Couple<'m> {
     /// Writes both configurations anew, after `setup` was changed.
     pub fn reconfigure(&self) {
         self.configure_kernel();
+        self.reconfigure_tandem();
+    }
+
+    /// The same for Tandem alone.
+    pub fn reconfigure_tandem(&self) {
         let settings = settings(&self.setup);
         self.tandem
             .configure(self.addresses.0, self.addresses.1, &settings);
@@ -212,6 +246,87 @@ impl<'m> Couple<'m> {
         couple.wait_connected("UpToDate/UpToDate");
         couple.kernel.must("secondary");
         couple
+    }
+
+    /// Connected and in sync without a resync: for large disks, which are as empty as they were made.
+    ///
+    /// # Panics
+    /// When a step fails.
+    pub fn equal_from_the_start(machine: &'m Machine, setup: Setup) -> Couple<'m> {
+        let couple = Couple::connected(machine, setup);
+        couple.kernel.skip_initial_sync();
+        couple.wait_connected("UpToDate/UpToDate");
+        couple
+    }
+
+    /// The relay between the two.
+    ///
+    /// # Panics
+    /// When the setup has none.
+    pub fn tap(&self) -> &Tap {
+        self.tap.as_ref().expect("Wire::Tapped")
+    }
+
+    /// Both report the same: connection, roles and disks from their two ends, and what each counts as out of sync.
+    ///
+    /// # Panics
+    /// When they do not, for a while.
+    pub fn wait_agreement(&self) {
+        let agree = || {
+            let kernel = self.kernel.state();
+            let ours = self.tandem_state();
+            let counts = (self.kernel.out_of_sync_kib(), self.tandem.counter(0, "oos"));
+            (kernel.starts_with(&ours) && counts.0 == counts.1).then_some(())
+        };
+        wait::until("agreement", STATE_LIMIT, agree, || {
+            let kernel = self.kernel.out_of_sync_kib();
+            format!(
+                "the kernel: {} oos:{kernel}\nTandem, seen from there: {} oos:{}\n",
+                self.kernel.state(),
+                self.tandem_state(),
+                self.tandem.counter(0, "oos"),
+            )
+        });
+    }
+
+    /// As [`Couple::wait_agreement`], while the counts still move.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn wait_agreement_of_states(&self) {
+        let agree = || {
+            let ours = self.tandem_state();
+            self.kernel.state().starts_with(&ours).then_some(())
+        };
+        wait::until("the same states", STATE_LIMIT, agree, || {
+            format!("{}\n{}\n", self.kernel.state(), self.tandem_state())
+        });
+    }
+
+    /// Waits until a resync that is under way has less than this left, in KiB, as the kernel counts.
+    ///
+    /// # Panics
+    /// When it does not come that far.
+    pub fn wait_out_of_sync_below(&self, kib: u64) {
+        let below = || (self.kernel.out_of_sync_kib() < kib).then_some(());
+        wait::until("a part of the resync", STATE_LIMIT, below, || {
+            self.kernel.log()
+        });
+    }
+
+    /// What the kernel's line must begin with, if Tandem is right.
+    fn tandem_state(&self) -> String {
+        let turned = |word: &str| {
+            let text = self.tandem.word(word);
+            let (own, peer) = text.split_once('/').unwrap_or((&text, ""));
+            format!("{peer}/{own}")
+        };
+        let conn = match self.tandem.word("cstate").as_str() {
+            "SyncSource" => String::from("SyncTarget"),
+            "SyncTarget" => String::from("SyncSource"),
+            same => same.to_owned(),
+        };
+        format!("cs:{conn} ro:{} ds:{} ", turned("role"), turned("dstate"))
     }
 
     /// A client of Tandem's device.
@@ -305,7 +420,15 @@ impl Drop for Couple<'_> {
         if std::thread::panicking() {
             eprintln!("{}{}", self.tandem.log(), self.kernel.log());
         }
-        self.machine.unforward(self.addresses.1.port());
+        self.machine.unforward(self.kernel_port);
+        // A machine that a failed test left crashed cannot tell its version.
+        let version = if std::thread::panicking() {
+            ""
+        } else {
+            self.machine.version()
+        };
+        self.record
+            .end(&self.kernel.messages(), &self.tandem.whole_log(), version);
     }
 }
 
@@ -315,6 +438,7 @@ fn settings(setup: &Setup) -> Settings {
         net: format!("{} {} {TIMES}", setup.net, setup.tandem_net),
         disk: setup.disk.clone(),
         volumes: setup.volumes,
+        meta: setup.meta,
         ..Settings::default()
     }
 }

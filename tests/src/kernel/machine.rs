@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use crate::e2e::process::{self, Ended};
@@ -19,7 +19,7 @@ const BOOT_LIMIT: Duration = Duration::from_secs(240);
 /// How long a command in a machine may take.
 pub const EXEC_LIMIT: Duration = Duration::from_secs(120);
 /// A machine that everybody forgot ends after this many seconds.
-const LIFE_SECONDS: &str = "3600";
+const LIFE_SECONDS: &str = "7200";
 /// Bytes of the machine's disk that one resource gets.
 pub const SLOT_BYTES: u64 = 256 << 20;
 /// Resources of one machine, at most.
@@ -35,6 +35,7 @@ pub struct Machine {
     commands: AtomicU32,
     /// Ports that lead into the machine: of this host, of the machine.
     forwards: Mutex<BTreeSet<(u16, u16)>>,
+    version: OnceLock<String>,
 }
 
 /// What a machine is made of.
@@ -74,12 +75,22 @@ impl Machine {
         }
     }
 
-    /// A machine of its own, for a test that crashes it.
+    /// The machine of the tests that crash it or pull its cable: one of them at a time. It runs and has its cable.
     ///
     /// # Panics
     /// As [`Machine::shared`].
-    pub fn own() -> Machine {
-        Machine::with(DRBD_PEER)
+    pub fn breakable() -> MutexGuard<'static, Machine> {
+        static BREAKABLE: OnceLock<Result<Mutex<Machine>, String>> = OnceLock::new();
+        let machine = match BREAKABLE.get_or_init(|| Machine::boot(DRBD_PEER).map(Mutex::new)) {
+            Ok(machine) => machine.lock().unwrap_or_else(PoisonError::into_inner),
+            Err(why) => panic!("{why}"),
+        };
+        // The test before may have failed in the middle.
+        if !machine.runs() {
+            machine.boot_again();
+        }
+        machine.cable(Cable::Plugged);
+        machine
     }
 
     /// A machine of its own with other disks and modules.
@@ -116,6 +127,7 @@ impl Machine {
             resources: AtomicU32::new(0),
             commands: AtomicU32::new(0),
             forwards: Mutex::new(BTreeSet::new()),
+            version: OnceLock::new(),
         };
         let owner = std::process::id().to_string();
         let mut start = lab("vm");
@@ -131,7 +143,7 @@ impl Machine {
             fs::remove_dir_all(&machine.dir).ok();
             return Err(format!(
                 "the machine with the kernel's DRBD cannot be started: {}\n\
-                 next: scripts/kernel installs what is missing and runs these tests",
+                 next: scripts/interop installs what is missing and runs these tests",
                 ended.all()
             ));
         }
@@ -149,6 +161,17 @@ impl Machine {
     pub fn messages(&self) -> String {
         let bytes = fs::read(self.share().join("messages")).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Version of the machine's kernel and of its DRBD: `6.1.0-56-amd64, drbd 8.4.11`.
+    ///
+    /// # Panics
+    /// When the machine does not answer.
+    pub fn version(&self) -> &str {
+        self.version.get_or_init(|| {
+            let line = "echo \"$(uname -r), drbd $(cat /sys/module/drbd/version)\"";
+            self.exec(line, EXEC_LIMIT).stdout.trim().to_owned()
+        })
     }
 
     /// The file that is the machine's first disk.
@@ -254,6 +277,16 @@ impl Machine {
             }
         }
         panic!("QEMU forwards no port");
+    }
+
+    /// This port of this host's 127.0.0.1 leads to `guest` in the machine.
+    ///
+    /// # Panics
+    /// When QEMU refuses.
+    pub fn forward_from(&self, host: u16, guest: u16) {
+        self.try_forward(host, guest).expect("a forwarding");
+        let mut forwards = self.forwards.lock().expect("forwards");
+        forwards.insert((host, guest));
     }
 
     fn try_forward(&self, host: u16, guest: u16) -> Result<(), String> {

@@ -1,16 +1,18 @@
 //! Interoperation with the DRBD 8.4 of a Linux kernel, which runs in a virtual machine of `tests/lab`.
 //!
 //! One machine serves all tests of a process: each test has a resource of its own in it, with a minor, a port and a
-//! slice of the disk. Tests that crash a machine boot one for themselves ([`Machine::own`]). The machine ends
-//! with the process. After each test the kernel's messages about its resource are judged ([`messages`]): what
+//! slice of the disk. Tests that crash a machine or pull its cable
+//! take turns at a second one ([`Machine::breakable`]). Both machines end with the process. After each test the kernel's messages about its resource are judged ([`messages`]): what
 //! two healthy kernel nodes never said in the golden captures is a failure, unless the test announced it.
 
 pub mod couple;
 pub mod machine;
 pub mod messages;
 pub mod node;
+pub mod record;
+pub mod tap;
 
-pub use couple::{Couple, Dial, Setup};
+pub use couple::{Couple, Dial, Setup, Wire};
 pub use machine::Machine;
 pub use node::{Health, KernelNode};
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::machine::{EXEC_LIMIT, Machine, SLOT_BYTES};
 use super::messages;
+use crate::e2e::node::Meta;
 use crate::e2e::process::Ended;
 
 /// How long a state may take to be reached.
@@ -24,8 +25,12 @@ pub struct KernelNode<'m> {
     volumes: u32,
     /// Bytes of each backing disk, internal metadata included.
     pub disk_bytes: u64,
+    meta: Meta,
     life: Life,
 }
+
+/// External metadata lie in the last bytes of a resource's slice.
+const META_BYTES: u64 = 4 << 20;
 
 /// Whether a value stands for the resource itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,8 +46,14 @@ impl<'m> KernelNode<'m> {
     ///
     /// # Panics
     /// When the machine is full or its device mapper refuses.
-    pub fn create(machine: &'m Machine, disk_bytes: u64, volumes: u16) -> KernelNode<'m> {
-        assert!(disk_bytes <= SLOT_BYTES, "at most {SLOT_BYTES} bytes");
+    pub fn create(
+        machine: &'m Machine,
+        disk_bytes: u64,
+        volumes: u16,
+        meta: Meta,
+    ) -> KernelNode<'m> {
+        let bytes_max = SLOT_BYTES - META_BYTES;
+        assert!(disk_bytes <= bytes_max, "at most {bytes_max} bytes");
         let volumes = u32::from(volumes);
         let first = machine.next_resource(volumes);
         let node = KernelNode {
@@ -52,6 +63,7 @@ impl<'m> KernelNode<'m> {
             first,
             volumes,
             disk_bytes,
+            meta,
             life: Life::Resource,
         };
         node.make_disks();
@@ -67,6 +79,7 @@ impl<'m> KernelNode<'m> {
             first: self.first,
             volumes: self.volumes,
             disk_bytes: self.disk_bytes,
+            meta: self.meta,
             life: Life::View,
         }
     }
@@ -81,6 +94,20 @@ impl<'m> KernelNode<'m> {
                 "DM_DISABLE_UDEV=1 dmsetup create disk{minor} --table '{}'",
                 self.table(minor)
             ));
+            if self.meta == Meta::External {
+                let start = (u64::from(minor + 1) * SLOT_BYTES - META_BYTES) / 512;
+                self.shell(&format!(
+                    "DM_DISABLE_UDEV=1 dmsetup create meta{minor} --table '0 {} linear /dev/vda {start}'",
+                    META_BYTES / 512
+                ));
+            }
+        }
+    }
+
+    fn meta_words(&self, minor: u32) -> String {
+        match self.meta {
+            Meta::Internal => String::from("meta-disk internal"),
+            Meta::External => format!("flexible-meta-disk /dev/mapper/meta{minor}"),
         }
     }
 
@@ -129,8 +156,9 @@ impl<'m> KernelNode<'m> {
             .minors()
             .map(|minor| {
                 format!(
-                    "  volume {} {{ device /dev/drbd{minor} minor {minor}; disk /dev/mapper/disk{minor}; meta-disk internal; }}\n",
-                    minor - self.first
+                    "  volume {} {{ device /dev/drbd{minor} minor {minor}; disk /dev/mapper/disk{minor}; {}; }}\n",
+                    minor - self.first,
+                    self.meta_words(minor)
                 )
             })
             .collect();
@@ -195,6 +223,17 @@ impl<'m> KernelNode<'m> {
             }
         }
         panic!("the machine is too slow for drbdadm {args}");
+    }
+
+    /// The first volume's data count as equal to the peer's: for a connected pair that was never in sync.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn skip_initial_sync(&self) {
+        self.shell(&format!(
+            "drbdadm new-current-uuid --clear-bitmap {}/0",
+            self.name
+        ));
     }
 
     /// The line of `/proc/drbd`: `cs:Connected ro:Primary/Secondary ds:UpToDate/UpToDate C r-----`; empty: unconfigured.
@@ -371,6 +410,9 @@ impl Drop for KernelNode<'_> {
         let mut line = format!("drbdadm down {name}");
         for minor in self.minors() {
             line.push_str(&format!("; DM_DISABLE_UDEV=1 dmsetup remove disk{minor}"));
+            if self.meta == Meta::External {
+                line.push_str(&format!("; DM_DISABLE_UDEV=1 dmsetup remove meta{minor}"));
+            }
         }
         // The configuration stays: every other drbdadm reads it too, and one under way would miss it.
         // The test is over: a failure here changes nothing, and a crashed machine cannot answer.

@@ -60,7 +60,7 @@ fn the_initial_sync_is_skipped_on_either_sides_command() {
     for side in ["kernel", "tandem"] {
         let couple = Couple::connected(Machine::shared(), Setup::default());
         if side == "kernel" {
-            couple.kernel.must("new-current-uuid --clear-bitmap");
+            couple.kernel.skip_initial_sync();
         } else {
             couple
                 .tandem

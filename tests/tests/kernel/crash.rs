@@ -30,6 +30,14 @@ pub(crate) const LOSS: &[&str] = &[
     "Remote failed to finish a request",
 ];
 
+/// A peer that says nothing is missed soon.
+pub(crate) fn quick_to_notice() -> Setup {
+    Setup {
+        net: String::from("protocol C; ping-int 2;"),
+        ..Setup::default()
+    }
+}
+
 /// Writes on Tandem until it dies; blocks with the seeds that were acknowledged last.
 fn write_until_death(couple: &mut Couple<'_>) -> Vec<(u64, u64)> {
     let mut client = couple.client();
@@ -113,14 +121,8 @@ fn a_killed_tandem_primary_returns_before_anyone_took_over_and_syncs_what_was_ho
 
 #[test]
 fn tandem_takes_over_from_a_kernel_primary_that_is_reset_which_then_returns() {
-    let machine = Machine::own();
-    let couple = Couple::synced(
-        &machine,
-        Setup {
-            net: String::from("protocol C; ping-int 2;"),
-            ..Setup::default()
-        },
-    );
+    let machine = Machine::breakable();
+    let couple = Couple::synced(&machine, quick_to_notice());
     couple.may_say(LOSS);
     couple.kernel.must("primary");
     couple.kernel.write(0, &noise(1, 1 << 20));
@@ -166,12 +168,14 @@ fn tandem_takes_over_from_a_kernel_primary_that_is_reset_which_then_returns() {
     couple.wait_connected("UpToDate/UpToDate");
     couple.compare_disks();
     couple.tandem.must(&["secondary", "r0"]);
-    cut_and_healed(&machine, &couple);
     couple.finish();
 }
 
-/// The cable is pulled under a kernel Primary, and under a Tandem Primary.
-fn cut_and_healed(machine: &Machine, couple: &Couple<'_>) {
+#[test]
+fn a_pulled_cable_is_noticed_by_either_primary_and_the_pair_comes_back() {
+    let machine = Machine::breakable();
+    let couple = Couple::synced(&machine, quick_to_notice());
+    couple.may_say(LOSS);
     couple.kernel.must("primary");
     machine.cable(Cable::Pulled);
     couple.kernel.write(1 << 20, &noise(3, 65_536));
@@ -197,6 +201,7 @@ fn cut_and_healed(machine: &Machine, couple: &Couple<'_>) {
     client.disconnect().unwrap();
     couple.compare_disks();
     couple.tandem.must(&["secondary", "r0"]);
+    couple.finish();
 }
 
 #[test]
@@ -248,5 +253,114 @@ fn a_stopped_tandem_is_given_up_by_the_kernel_and_comes_back() {
     couple.wait_connected("UpToDate/UpToDate");
     couple.compare_disks();
     couple.kernel.must("secondary");
+    couple.finish();
+}
+
+/// Disks of 16 extents of the activity log.
+fn large() -> Setup {
+    Setup {
+        tandem_bytes: 64 << 20,
+        kernel_bytes: 64 << 20,
+        ..quick_to_notice()
+    }
+}
+
+/// How much the last resync was to copy, in KiB.
+fn last_resync_kib(couple: &Couple<'_>, kernel_is: &str) -> u64 {
+    let messages = couple.kernel.messages();
+    let begun = format!("Began resync as {kernel_is} (will sync ");
+    let amount = messages
+        .iter()
+        .rev()
+        .find_map(|message| message.strip_prefix(&begun)?.split(' ').next());
+    let amount = amount.unwrap_or_else(|| panic!("no {begun}\n{}", couple.kernel.log()));
+    amount.parse().unwrap()
+}
+
+/// Two extents of 4 MiB were hot when the Primary died; the other node wrote 64 KiB elsewhere afterwards.
+const HOT_KIB: u64 = 2 * 4096;
+const AFTERWARDS_KIB: u64 = 64;
+
+#[test]
+fn a_crashed_tandem_primary_gets_its_hot_extents_and_what_it_missed_and_no_more() {
+    let mut couple = Couple::equal_from_the_start(Machine::shared(), large());
+    couple.may_say(LOSS);
+    couple.tandem.must(&["primary", "r0"]);
+    let mut client = couple.client();
+    client.write(0, &noise(1, 65_536), Fua::No).unwrap();
+    client.write(32 << 20, &noise(2, 65_536), Fua::No).unwrap();
+    client.flush().unwrap();
+    couple.tandem.kill();
+    couple
+        .kernel
+        .wait_state("WFConnection", "Secondary/Unknown", "UpToDate/DUnknown");
+    couple.kernel.must("primary");
+    couple.kernel.write(48 << 20, &noise(3, 65_536));
+    couple.tandem.start();
+    couple.tandem.must(&["up", "r0"]);
+    couple.wait_connected("UpToDate/UpToDate");
+    let amount = last_resync_kib(&couple, "SyncSource");
+    assert!(
+        (AFTERWARDS_KIB + 1..=HOT_KIB + AFTERWARDS_KIB).contains(&amount),
+        "{amount} KiB\n{}",
+        couple.kernel.log()
+    );
+    couple.kernel.must("secondary");
+    couple.finish();
+}
+
+#[test]
+fn a_crashed_kernel_primary_gets_its_hot_extents_and_what_it_missed_and_no_more() {
+    let machine = Machine::breakable();
+    let couple = Couple::equal_from_the_start(&machine, large());
+    couple.may_say(LOSS);
+    couple.kernel.must("primary");
+    couple.kernel.write(0, &noise(1, 65_536));
+    couple.kernel.write(32 << 20, &noise(2, 65_536));
+    machine.crash();
+    couple
+        .tandem
+        .wait_state("WFConnection", "UpToDate/DUnknown");
+    couple.tandem.must(&["primary", "r0"]);
+    let mut client = couple.client();
+    client.write(48 << 20, &noise(3, 65_536), Fua::No).unwrap();
+    client.disconnect().unwrap();
+    machine.boot_again();
+    couple.after_boot();
+    couple.kernel.must("up");
+    couple.wait_connected("UpToDate/UpToDate");
+    let amount = last_resync_kib(&couple, "SyncTarget");
+    assert!(
+        (AFTERWARDS_KIB + 1..=HOT_KIB + AFTERWARDS_KIB).contains(&amount),
+        "{amount} KiB\n{}",
+        couple.kernel.log()
+    );
+    couple.tandem.must(&["secondary", "r0"]);
+    couple.finish();
+}
+
+#[test]
+fn a_reset_kernel_secondary_gets_what_tandem_wrote_meanwhile() {
+    let machine = Machine::breakable();
+    let couple = Couple::synced(&machine, quick_to_notice());
+    couple.may_say(LOSS);
+    couple.tandem.must(&["primary", "r0"]);
+    let mut client = couple.client();
+    client.write(0, &noise(1, 65_536), Fua::No).unwrap();
+    machine.crash();
+    // Answered once the kernel is given up.
+    client.write(1 << 20, &noise(2, 65_536), Fua::No).unwrap();
+    client.flush().unwrap();
+    couple
+        .tandem
+        .wait_state("WFConnection", "UpToDate/DUnknown");
+    machine.boot_again();
+    couple.after_boot();
+    couple.kernel.must("up");
+    couple.wait_connected("UpToDate/UpToDate");
+    let amount = last_resync_kib(&couple, "SyncTarget");
+    assert!((64..=128).contains(&amount), "{amount} KiB");
+    client.disconnect().unwrap();
+    couple.tandem.must(&["secondary", "r0"]);
     couple.finish();
 }

@@ -2,6 +2,7 @@
 //! Method: writes on the Primary, then both backing disks are compared.
 
 use tandem_tests::e2e::client::Fua;
+use tandem_tests::e2e::tool;
 use tandem_tests::kernel::{Couple, Machine, Setup, noise};
 
 /// The kernel as Primary writes, then Tandem as Primary, then the kernel reads what Tandem wrote.
@@ -145,6 +146,56 @@ fn writers_side_by_side_on_tandem_leave_equal_disks() {
             }
         });
         couple.tandem.must(&["secondary", "r0"]);
+        couple.finish();
+    }
+}
+
+#[test]
+fn large_requests_and_many_in_flight_of_the_kernel_reach_tandem() {
+    let couple = Couple::synced(Machine::shared(), Setup::default());
+    couple.kernel.must("primary");
+    let device = couple.kernel.device();
+    couple.kernel.shell(&format!(
+        "dd if=/dev/urandom of={device} bs=1M count=3 seek=4 iflag=fullblock oflag=direct"
+    ));
+    couple.kernel.shell(&format!(
+        "fio --name=many --filename={device} --direct=1 --ioengine=libaio --iodepth=128 --rw=randwrite --bs=4k \
+         --size=4m --io_size=4m --fdatasync=200 --randseed=11 --allow_file_create=0"
+    ));
+    couple.compare_disks();
+    couple.kernel.must("secondary");
+    couple.finish();
+}
+
+#[test]
+fn large_requests_and_many_in_flight_of_tandem_reach_the_kernel() {
+    for protocol in ['A', 'B', 'C'] {
+        let setup = Setup {
+            net: format!("protocol {protocol};"),
+            ..Setup::default()
+        };
+        let couple = Couple::synced(Machine::shared(), setup);
+        couple.tandem.must(&["primary", "r0"]);
+        let mut client = couple.client();
+        let bytes = client.bytes;
+        client.write(0, &noise(1, 1 << 20), Fua::Yes).unwrap();
+        assert_eq!(client.read(0, 1 << 20).unwrap(), noise(1, 1 << 20));
+        client.disconnect().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("image"), noise(2, bytes as usize)).unwrap();
+        let uri = couple.tandem.uri(0);
+        let words = [
+            "--requests=64",
+            "--connections=4",
+            "--request-size=16384",
+            "--flush",
+            "image",
+            &uri,
+        ];
+        tool::must(dir.path(), "nbdcopy", &words, || couple.tandem.log());
+        couple.tandem.must(&["secondary", "r0"]);
+        couple.compare_disks();
+        assert_eq!(couple.kernel.disk(0, bytes), noise(2, bytes as usize));
         couple.finish();
     }
 }

@@ -152,6 +152,64 @@ fn writes_during_a_resync_end_on_both_disks() {
     }
 }
 
+/// One side is away while the other one writes 3 MiB; these are synced slowly, with writes going on.
+fn writes_during_a_bitmap_resync(net: &str) {
+    let setup = Setup {
+        net: net.to_owned(),
+        disk: String::from("c-plan-ahead 0; resync-rate 1M;"),
+        ..Setup::default()
+    };
+    let couple = Couple::equal_from_the_start(Machine::shared(), setup);
+    couple.kernel.must("primary");
+    couple.tandem.must(&["disconnect", "r0"]);
+    couple
+        .kernel
+        .wait_state("WFConnection", "Primary/Unknown", "UpToDate/DUnknown");
+    couple.kernel.write(0, &noise(1, 3 << 20));
+    couple.tandem.must(&["connect", "r0"]);
+    couple.kernel.wait_for("cs:SyncSource ");
+    couple.wait_agreement_of_states();
+    for turn in 0..8u64 {
+        couple
+            .kernel
+            .write(turn * 500_224, &noise(turn + 2, 32_768));
+    }
+    couple.wait_connected("UpToDate/UpToDate");
+    couple.compare_disks();
+    couple.kernel.must("secondary");
+    couple.tandem.must(&["primary", "r0"]);
+    couple.kernel.must("disconnect");
+    couple
+        .tandem
+        .wait_state("WFConnection", "UpToDate/DUnknown");
+    let mut client = couple.client();
+    client.write(2 << 20, &noise(20, 3 << 20), Fua::No).unwrap();
+    couple.kernel.must("connect");
+    couple.kernel.wait_for("cs:SyncTarget ");
+    couple.wait_agreement_of_states();
+    for turn in 0..60u64 {
+        let data = noise(turn + 30, 16_384);
+        client
+            .write((2 << 20) + turn * 60_416, &data, Fua::No)
+            .unwrap();
+    }
+    client.disconnect().unwrap();
+    couple.wait_connected("UpToDate/UpToDate");
+    couple.wait_agreement();
+    couple.tandem.must(&["secondary", "r0"]);
+    couple.finish();
+}
+
+#[test]
+fn writes_during_a_resync_by_bitmap_end_on_both_disks() {
+    writes_during_a_bitmap_resync("protocol C;");
+}
+
+#[test]
+fn writes_during_a_resync_by_plain_bitmap_end_on_both_disks() {
+    writes_during_a_bitmap_resync("protocol B; use-rle no;");
+}
+
 #[test]
 fn an_invalidate_on_either_side_syncs_everything_again() {
     let couple = Couple::synced(Machine::shared(), Setup::default());
@@ -210,6 +268,24 @@ fn holes_are_synced_to_the_kernel_as_discards() {
     couple.finish();
 }
 
+#[test]
+fn a_thin_resync_of_the_kernel_fills_tandems_disk_and_its_zeroes() {
+    let mut setup = Setup::default();
+    setup.disk.push_str(" rs-discard-granularity 65536;");
+    let mut couple = Couple::configured(Machine::shared(), setup);
+    // The kernel's disk is half noise, half empty; Tandem's is all noise.
+    couple.kernel.fill(0, &noise(3, DISK / 2));
+    std::fs::write(couple.tandem.disk(0), noise(4, DISK)).unwrap();
+    couple.create();
+    couple.up();
+    couple.wait_connected("Inconsistent/Inconsistent");
+    couple.kernel.must("primary --force");
+    couple.wait_connected("UpToDate/UpToDate");
+    couple.compare_disks();
+    couple.kernel.must("secondary");
+    couple.finish();
+}
+
 /// Both were Primary and wrote while apart; both are Secondary and StandAlone afterwards.
 fn split_brain() -> Couple<'static> {
     let couple = Couple::synced(Machine::shared(), Setup::default());
@@ -225,17 +301,29 @@ fn split_brain() -> Couple<'static> {
     client.write(32_768, &noise(2, 65_536), Fua::No).unwrap();
     client.disconnect().unwrap();
     couple.tandem.must(&["secondary", "r0"]);
+    // Each counts what it wrote since the two went separate ways.
+    assert_eq!(couple.kernel.out_of_sync_kib(), 64);
+    assert_eq!(couple.tandem.settled_counter(0, "oos"), 64);
     couple.may_say(&[
         "Split-Brain detected",
         "error receiving ReportState",
         "Discarding network configuration",
+        // Both leave, and either may be the first.
+        "meta connection shut down by peer",
+        "conn( WFReportParams -> NetworkFailure )",
+        "conn( NetworkFailure -> Disconnecting )",
     ]);
     couple.tandem.must(&["connect", "r0"]);
     couple
         .kernel
         .wait_state("StandAlone", "Secondary/Unknown", "UpToDate/DUnknown");
     couple.tandem.wait_state("StandAlone", "UpToDate/DUnknown");
-    assert!(couple.kernel.log().contains("Split-Brain detected"));
+    for log in [couple.kernel.log(), couple.tandem.log()] {
+        let said = "Split-Brain detected but unresolved, dropping connection!";
+        assert!(log.contains(said), "{log}");
+    }
+    let told = couple.tandem.explained();
+    assert!(told.contains("connect --discard-my-data"), "{told}");
     couple
 }
 
@@ -246,6 +334,7 @@ fn split_brain_is_seen_and_the_kernel_discards_its_data() {
     couple.kernel.must("connect --discard-my-data");
     couple.wait_connected("UpToDate/UpToDate");
     couple.compare_disks();
+    couple.wait_agreement();
     assert_eq!(couple.kernel.disk(32_768, 65_536), noise(2, 65_536));
     couple.finish();
 }
@@ -257,6 +346,7 @@ fn split_brain_is_seen_and_tandem_discards_its_data() {
     couple.tandem.must(&["connect", "--discard-my-data", "r0"]);
     couple.wait_connected("UpToDate/UpToDate");
     couple.compare_disks();
+    couple.wait_agreement();
     assert_eq!(couple.kernel.disk(4096, 65_536), noise(1, 65_536));
     couple.finish();
 }

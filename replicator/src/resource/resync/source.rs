@@ -6,6 +6,7 @@
 use core::time::Duration;
 
 use alloc::format;
+use alloc::vec;
 use alloc::vec::Vec;
 use bytes::Bytes;
 use tandem_protocol::digest::DigestAlgorithm;
@@ -20,6 +21,7 @@ use crate::generations::{Uuids, masked};
 use crate::intervals::{Admission, IntervalKind};
 use crate::planted::Planted;
 use crate::resource::change::DiskFault;
+use crate::resource::plan::{Pages, Stage as PlanStage, Then};
 use crate::resource::{Pending, Resource};
 use crate::resync::controller::{Load, MinRateThrottle, Throttle};
 use crate::state::word::{ConnState, DiskState, Role, State};
@@ -35,6 +37,9 @@ pub(super) const UNSENT_BYTES_MAX: u64 = 128 << 20;
 /// A request that comes while the application is busy waits this long (state-machine.md 6.9).
 const DELAY: Duration = Duration::from_millis(100);
 
+/// The bitmap on disk learns at most this often of what is done (metadata.md 4: write-out during resync).
+const WRITE_OUT_INTERVAL: Duration = Duration::from_secs(2);
+
 /// What only a source remembers.
 #[derive(Debug, Default)]
 pub(super) struct Source {
@@ -47,6 +52,20 @@ pub(super) struct Source {
     pub(super) same: u64,
     /// The target said that it is done, with its disk in this state, while bits were left here.
     pub(super) peer_done: Option<DiskState>,
+    /// When the bitmap on disk is to learn next of what is done; none before the first block.
+    write_out_due: Option<Time>,
+}
+
+impl Source {
+    /// A block is done: whether the bitmap on disk is to learn of it now.
+    fn write_out(&mut self, now: Time) -> bool {
+        let due = *self.write_out_due.get_or_insert(now + WRITE_OUT_INTERVAL);
+        if now < due {
+            return false;
+        }
+        self.write_out_due = Some(now + WRITE_OUT_INTERVAL);
+        true
+    }
 }
 
 /// How a request asks.
@@ -495,15 +514,25 @@ impl Resource {
         Ok(())
     }
 
-    /// Both nodes have the same here.
+    /// Both nodes have the same here. Now and then the bitmap on disk learns of it: a source that dies goes on where it was.
     fn clear_synced(&mut self, number: VolumeNumber, offset: u64, length: u32) {
         let now = self.now;
-        if let Some(volume) = self.volumes.get_mut(&number) {
-            let bits = bits_covered(offset, u64::from(length), volume.bytes);
-            if let Some(backing) = volume.backing.as_mut() {
-                backing.bitmap.clear(bits);
-            }
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        let bits = bits_covered(offset, u64::from(length), volume.bytes);
+        let Some(backing) = volume.backing.as_mut() else {
             volume.note_progress(now);
+            return;
+        };
+        backing.bitmap.clear(bits);
+        volume.note_progress(now);
+        // A slow disk is asked once.
+        let waits = volume.plans.has(Then::Nothing);
+        let source = volume.resync.as_mut().and_then(Resync::source);
+        if !waits && source.is_some_and(|source| source.write_out(now)) {
+            let pages = vec![PlanStage::BitmapPages(Pages::AllChanged)];
+            self.start_plan(number, pages, Then::Nothing);
         }
     }
 
