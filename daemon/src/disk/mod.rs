@@ -389,11 +389,14 @@ impl Disks {
         }
     }
 
-    /// Registers for wake-ups and collects what helpers have completed; what the ring has completed comes with the [`Disks::submit`]
-    /// that must follow.
+    /// Registers for wake-ups and collects completions.
     pub(crate) fn poll(&mut self, context: &mut Context<'_>) {
-        if let Some(ring) = &mut self.ring {
-            ring.poll_wake(context);
+        if self
+            .ring
+            .as_mut()
+            .is_some_and(|ring| ring.poll_wake(context))
+        {
+            self.reap();
         }
         if self.ring.as_mut().is_some_and(|ring| ring.queued() > 0) {
             // Short transfers that go on, or a submission that the kernel put off: another turn submits them.

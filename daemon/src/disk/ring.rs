@@ -68,12 +68,9 @@ impl<T> Ring<T> {
     pub(crate) fn new() -> io::Result<Ring<T>> {
         let ring = IoUring::builder()
             .setup_single_issuer()
-            // Completions wait until the loop comes for them: its sleep in epoll is not also interrupted by a task's work.
-            .setup_defer_taskrun()
-            .setup_taskrun_flag()
             .setup_cqsize(COMPLETIONS)
             .build(ENTRIES)
-            // Before Linux 6.1 there is no DEFER_TASKRUN, before 6.0 no SINGLE_ISSUER.
+            // Before Linux 6.0 there is no SINGLE_ISSUER.
             .or_else(|_| IoUring::builder().setup_cqsize(COMPLETIONS).build(ENTRIES))?;
         let mut probe = io_uring::Probe::new();
         ring.submitter().register_probe(&mut probe)?;
@@ -163,12 +160,11 @@ impl<T> Ring<T> {
         }
     }
 
-    /// Hands everything queued to the kernel and has it post what has completed, with one system call unless there is more than the
-    /// queue holds, and with none if there is neither.
+    /// Hands everything queued to the kernel, with one system call unless there is more than the queue holds.
     pub(crate) fn submit(&mut self) -> io::Result<()> {
         loop {
             self.fill();
-            if self.is_settled() {
+            if self.ring.submission().is_empty() {
                 return Ok(());
             }
             match self.ring.submit() {
@@ -181,12 +177,6 @@ impl<T> Ring<T> {
                 },
             }
         }
-    }
-
-    /// Whether there is nothing to hand in and nothing that the kernel posts only when it is entered.
-    fn is_settled(&mut self) -> bool {
-        let queue = self.ring.submission();
-        queue.is_empty() && !queue.taskrun() && !queue.cq_overflow()
     }
 
     /// Takes every completion that is there.
@@ -233,14 +223,18 @@ impl<T> Ring<T> {
         }
     }
 
-    /// Registers for a wake-up when something completes; [`Ring::submit`] is due after each.
-    ///
-    /// The eventfd's counter is never read: every completion adds to it, every addition is an edge that wakes, and at the counter's
-    /// end the kernel stops counting, not waking.
-    pub(crate) fn poll_wake(&mut self, context: &mut std::task::Context<'_>) {
+    /// Registers for a wake-up; ready when completions may have come since the last call.
+    pub(crate) fn poll_wake(&mut self, context: &mut std::task::Context<'_>) -> bool {
+        let mut woken = false;
         while let std::task::Poll::Ready(Ok(mut guard)) = self.wake.poll_read_ready(context) {
-            guard.clear_ready();
+            let mut count = [0; 8];
+            match rustix::io::read(guard.get_inner(), &mut count) {
+                Ok(_) => woken = true,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => guard.clear_ready(),
+            }
         }
+        woken
     }
 
     /// Waits for everything in flight.
