@@ -71,6 +71,8 @@ struct Stage {
     /// Ports of this host: where `one` and where `two` is found.
     ports: [u16; 2],
     record: Record,
+    /// Messages of `one` while `two` was a kernel from the beginning on: the record leaves them out.
+    before: usize,
     _dir: TempDir,
 }
 
@@ -105,7 +107,7 @@ impl Stage {
         }
         one.wait_for("cs:Connected ");
         one.must("primary --force");
-        let stage = Stage {
+        let mut stage = Stage {
             machine,
             one,
             two,
@@ -113,9 +115,11 @@ impl Stage {
             kind: Kind::Kernel,
             ports,
             record,
+            before: 0,
             _dir: dir,
         };
         stage.one.wait_state("Connected", "Primary/Secondary", BOTH);
+        stage.before = stage.one.messages().len();
         stage
     }
 
@@ -200,8 +204,7 @@ impl Stage {
         for port in self.ports {
             self.machine.unforward(port);
         }
-        let mut messages = self.one.messages();
-        messages.extend(self.two.messages());
+        let messages = self.one.messages().split_off(self.before);
         let log = self.tandem.whole_log();
         self.record.end(&messages, &log, self.machine.version());
     }
