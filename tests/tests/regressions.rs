@@ -231,6 +231,11 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         1_301_153,
         "the judge forgot that a peer had a write durably when it died before its answer",
     ),
+    (
+        Protocol::C,
+        1_318_008,
+        "a write was answered by an ack that came after both disks were lost",
+    ),
 ];
 
 #[test]

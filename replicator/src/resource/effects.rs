@@ -73,7 +73,11 @@ impl Resource {
                 Deferred::IntervalsReady(volume, ready) => self.intervals_ready(volume, ready),
                 Deferred::FailureTold(volume) => self.failure_told(volume),
                 Deferred::LossUnconfirmed(volume) => self.loss_stays_unconfirmed(volume),
-                Deferred::DiskSaysIt(volume) => self.start_unsaid(volume),
+                Deferred::DiskSaysIt(volume) => {
+                    self.start_unsaid(volume);
+                    self.recheck_writes(volume);
+                    self.recheck_flushes();
+                }
                 Deferred::Branch(volume) => self.generation_of_the_only_disk(volume),
                 Deferred::DiskGone(volume) => {
                     self.disk_gone(volume);

@@ -12,8 +12,11 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use tandem_metadata::Flags;
+
 use super::Resource;
 use super::change::Deferred;
+use super::volume::Backing;
 use crate::event::VolumeNumber;
 use crate::generations::{Uuids, masked};
 use crate::state::word::{ConnState, DiskState, Role, State};
@@ -47,7 +50,13 @@ impl Resource {
             return;
         };
         let taken_part = |state: &State| state.disk >= DiskState::Inconsistent;
-        let lost = old.disk == DiskState::UpToDate && !taken_part(new);
+        // It would say so after a restart, whatever it was in memory.
+        let says_good = |backing: &Backing| {
+            let flags = Flags::CONSISTENT | Flags::WAS_UP_TO_DATE;
+            backing.flags_on_disk.contains(flags)
+        };
+        let good = volume.backing.as_ref().is_some_and(says_good);
+        let lost = taken_part(old) && !taken_part(new) && good;
         let beside = new.conn.is_connected() && new.pdsk == DiskState::UpToDate;
         if lost && beside && new.role == Role::Primary {
             volume.lost_disk = Some(LostDisk {
@@ -62,10 +71,10 @@ impl Resource {
         }
     }
 
-    /// Whether what the own disk lacks may not be answered.
+    /// Whether what the own disk lacks may not be answered: a restart could bring that disk back as good.
     pub(crate) fn loss_is_unconfirmed(&self, number: VolumeNumber) -> bool {
         let volume = self.volumes.get(&number);
-        volume.is_some_and(|volume| volume.lost_disk.is_some())
+        volume.is_some_and(|volume| volume.lost_disk.is_some() || volume.says_too_much())
     }
 
     /// P_UUIDS came: perhaps the confirmation.

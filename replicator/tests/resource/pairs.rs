@@ -5,7 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tandem_replicator::state::word::{ConnState, DiskState, Role};
 use tandem_replicator::{
-    Command, Effect, Force, NetOptions, Operation, Protocol, RequestError, RequestId,
+    Command, DiskOptions, Effect, Force, NetOptions, OnIoError, Operation, Protocol, RequestError,
+    RequestId,
 };
 
 use crate::harness::{VOLUME, World, protocol, writes_data, writes_superblock};
@@ -238,6 +239,34 @@ fn what_a_failed_disk_lacks_is_an_error_if_the_peer_s_disk_is_lost_before_it_con
     });
     assert_eq!(world.reply(0, id), Some(&Err(RequestError::Io)));
     assert_eq!(world.reply(0, flush), Some(&Err(RequestError::Io)));
+}
+
+#[test]
+fn with_pass_on_what_a_disk_lacks_is_answered_when_the_disk_says_that_it_lacks_something() {
+    let mut world = World::ready(&NetOptions::default());
+    let options = DiskOptions {
+        on_io_error: OnIoError::PassOn,
+        ..DiskOptions::default()
+    };
+    world.ok(
+        0,
+        Command::DiskOptions {
+            volume: VOLUME,
+            options,
+        },
+    );
+    world.write_ok(0, 0, 4096, 1);
+    let superblock = writes_superblock(&world.nodes[0].disk);
+    world.hold(0, superblock);
+    world.fail(0, writes_data);
+    let id = world.write(0, 4096, 4096, 2);
+    world.advance(Duration::from_secs(1));
+    assert_eq!(world.state(0).disk, DiskState::Inconsistent);
+    assert_eq!(world.reply(0, id), None, "a restart would take it for good");
+    world.heal_disk(0);
+    world.release(0);
+    world.run_until("it is answered", |world| world.reply(0, id).is_some());
+    assert_eq!(world.reply(0, id), Some(&Ok(Bytes::new())));
 }
 
 #[test]

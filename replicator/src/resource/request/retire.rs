@@ -169,16 +169,22 @@ impl Resource {
         }
     }
 
-    /// The peer has what these writes left on its disk, and may not know that it is the only one.
+    /// The peer has what these writes left on its disk, or will, and may not know that it is the only one.
     pub(crate) fn fail_unconfirmed(&mut self, volumes: &[VolumeNumber]) {
-        let open = self.requests.writes.iter().filter(|(_, write)| {
+        let open = self.requests.writes.iter_mut().filter(|(_, write)| {
             volumes.contains(&write.volume)
                 && write.stage == Stage::Started
                 && write.local != Local::Done
-                && write.remote == Remote::Written
         });
-        let open: Vec<WriteId> = open.map(|(id, _)| *id).collect();
-        for id in open {
+        let mut written = Vec::new();
+        for (id, write) in open {
+            // Its answer may come later, on the other socket.
+            write.peer_counts = false;
+            if write.remote == Remote::Written {
+                written.push(*id);
+            }
+        }
+        for id in written {
             self.fail_remote(id);
         }
     }

@@ -166,9 +166,11 @@ impl Oracle {
 
     /// This node begins to be the source of a resync.
     fn promise(&mut self, node: usize) {
+        let made = self.tick();
         let view = &self.views[node];
         let excused = view.lost_power || self.protocol != Protocol::C;
         let promise = Promise {
+            made,
             history: view.history,
             floor: view.live.clone(),
             durable: view.durable.clone(),
@@ -193,7 +195,8 @@ impl Oracle {
             )
         })?;
         let source = &mut self.views[1 - node];
-        if promise.excused && source.lost_power && source.history == promise.history {
+        let lost_before = source.lost_power && source.went_dark < promise.made;
+        if promise.excused && lost_before && source.history == promise.history {
             // What a crashed Primary had not flushed is gone for good, and legally so.
             source.lost_power = false;
             self.histories[promise.history].acknowledged = promise.floor.clone();

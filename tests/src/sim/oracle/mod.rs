@@ -92,6 +92,8 @@ struct History {
 /// What a resync from this node promises to its target.
 #[derive(Clone, Debug)]
 struct Promise {
+    /// When it was made.
+    made: u64,
     history: usize,
     floor: Floor,
     durable: Floor,
