@@ -236,6 +236,11 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         1_318_008,
         "a write was answered by an ack that came after both disks were lost",
     ),
+    (
+        Protocol::C,
+        1_340_729,
+        "a disk that was offered by a Primary and lost its peer as a Secondary still said that it was a Primary's",
+    ),
 ];
 
 #[test]

@@ -209,7 +209,8 @@ impl Resource {
             volume.crashed_primary = false;
         }
         // A promotion marks its role behind the generation that it may start (N3 of 3.3): see `commands::roles`.
-        if old.role != new.role && new.role != Role::Primary {
+        // A demotion while the disk was Negotiating is marked here, too, as soon as the disk takes part.
+        if new.role != Role::Primary {
             volume.generations.mark_role(new.role);
         }
         if volume.recompute_disk_flags() == PrimaryFlag::Lost {

@@ -9,6 +9,7 @@
 //!      └──────────── link or peer's disk lost ─────────────────────► errors
 //! ```
 
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
@@ -17,12 +18,13 @@ use tandem_metadata::Flags;
 use super::Resource;
 use super::change::Deferred;
 use super::volume::Backing;
+use crate::effect::Level;
 use crate::event::VolumeNumber;
 use crate::generations::{Uuids, masked};
 use crate::state::word::{ConnState, DiskState, Role, State};
 use crate::time::Time;
 
-/// How long a peer that is no Tandem may take to confirm: nothing binds it to do so.
+/// After this a peer that is no Tandem is left, since nothing binds it to confirm; of another one the log says what is waited for.
 const PATIENCE: Duration = Duration::from_secs(6);
 
 /// A loss that the peer has not confirmed.
@@ -32,6 +34,8 @@ pub(crate) struct LostDisk {
     generation: u64,
     /// Since when the peer could have known.
     since: Time,
+    /// The log says that the peer takes its time.
+    logged: bool,
 }
 
 impl LostDisk {
@@ -62,11 +66,15 @@ impl Resource {
             volume.lost_disk = Some(LostDisk {
                 generation: volume.generations.uuids.current,
                 since,
+                logged: false,
             });
             // A detach that both agreed to: the peer may have been faster than its answer.
             self.peer_told_generation(number);
+        } else if volume.lost_disk.is_some() && beside && new.disk == DiskState::Inconsistent {
+            // The target of that peer: what waits goes on waiting until this disk says so itself (`Volume::says_too_much`).
+            volume.lost_disk = None;
         } else if volume.lost_disk.is_some() && (taken_part(new) || !beside) {
-            // The peer has no good disk either, or this disk takes part again: the peer's copy of what waits may be the one that is lost.
+            // The peer has no good disk either, or this one is good: the peer's copy of what waits may be the one that is lost.
             self.deferred.push_back(Deferred::LossUnconfirmed(number));
         }
     }
@@ -85,6 +93,10 @@ impl Resource {
         let Some(peer) = volume.peer.uuids else {
             return;
         };
+        // What answers an offered disk may tell of a generation that is not on the peer's disk yet.
+        if volume.state.disk == DiskState::Negotiating {
+            return;
+        }
         let confirmed = volume
             .lost_disk
             .take_if(|lost| lost.is_left_behind_by(&peer.set));
@@ -125,22 +137,42 @@ impl Resource {
         self.recheck_flushes();
     }
 
-    /// When a peer that is no Tandem has had its time.
+    /// When a peer has had its time.
     pub(super) fn loss_deadline(&self) -> Time {
-        if self.connection.agreed.is_none_or(|agreed| agreed.tandem) {
-            return Time::NEVER;
-        }
         let lost = self.volumes.values().filter_map(|volume| volume.lost_disk);
-        lost.map(|lost| lost.since + PATIENCE)
+        let silent = lost.filter(|lost| !lost.logged);
+        silent
+            .map(|lost| lost.since + PATIENCE)
             .min()
             .unwrap_or(Time::NEVER)
     }
 
-    /// A peer that does not confirm is left.
+    /// A kernel that does not confirm is left. A Tandem will, as soon as its disk has it: a disk that hangs is for a person to judge.
     pub(super) fn tick_losses(&mut self) {
-        if self.loss_deadline() <= self.now {
+        if self.loss_deadline() > self.now {
+            return;
+        }
+        if self.connection.agreed.is_some_and(|agreed| !agreed.tandem) {
             let text = "the peer did not tell in time that it goes on without this disk";
             self.link_lost(ConnState::NetworkFailure, text);
+            return;
+        }
+        let now = self.now;
+        let mut slow = Vec::new();
+        for volume in self.volumes.values_mut() {
+            if let Some(lost) = volume
+                .lost_disk
+                .as_mut()
+                .filter(|lost| lost.since + PATIENCE <= now)
+            {
+                lost.logged = true;
+                slow.push(volume.number);
+            }
+        }
+        for number in slow {
+            let text = "writes wait until the peer has stored on its disk that this node's disk is lost; if the peer's disk hangs, \
+                        `disconnect --force` ends the wait: what waits is then answered with an error";
+            self.log(Level::Warn, Some(number), String::from(text));
         }
     }
 }

@@ -211,6 +211,55 @@ fn what_a_failed_disk_lacks_is_answered_when_the_peer_s_generation_is_durable() 
 }
 
 #[test]
+fn a_disk_attached_again_does_not_make_its_peer_confirm_early() {
+    let (mut world, id) = failed_beside_a_slow_superblock();
+    world.heal_disk(0);
+    world.run_until("the failed disk is let go", |world| {
+        world.state(0).disk == DiskState::Diskless
+    });
+    let superblock = writes_superblock(&world.nodes[0].disk);
+    world.hold(0, superblock);
+    world.command(0, Command::Attach { volume: VOLUME });
+    // What the attach writes before it offers the disk.
+    while world.state(0).disk < DiskState::Inconsistent {
+        world.run_until("the attach goes on", |world| {
+            world.held(0) > 0 || world.state(0).disk == DiskState::Inconsistent
+        });
+        if world.held(0) > 0 && world.state(0).disk < DiskState::Inconsistent {
+            world.release_oldest(0);
+        }
+    }
+    world.advance(Duration::from_secs(1));
+    assert_eq!(
+        world.reply(0, id),
+        None,
+        "neither disk says that one of them is old"
+    );
+    world.release(0);
+    world.run_until("the own disk says so", |world| world.reply(0, id).is_some());
+    world.release(1);
+    world.run_until("both have everything", |world| {
+        world.reply(0, id).is_some()
+            && [0, 1]
+                .iter()
+                .all(|&node| world.state(node).is_up_to_date_pair())
+    });
+    assert_eq!(world.reply(0, id), Some(&Ok(Bytes::new())));
+    assert_eq!(&world.read_ok(0, 0, 8192)[4095..4097], &[1, 2]);
+}
+
+#[test]
+fn a_peer_that_takes_its_time_to_confirm_is_told_of_once() {
+    let (mut world, id) = failed_beside_a_slow_superblock();
+    world.advance(Duration::from_secs(60));
+    let told = |line: &&String| line.contains("`disconnect --force` ends the wait");
+    assert_eq!(world.nodes[0].log.iter().filter(told).count(), 1);
+    assert_eq!(world.reply(0, id), None);
+    world.ok(0, Command::Disconnect { force: Force::Yes });
+    assert_eq!(world.reply(0, id), Some(&Err(RequestError::Io)));
+}
+
+#[test]
 fn what_a_failed_disk_lacks_is_an_error_if_the_peer_is_lost_before_it_confirms() {
     let (mut world, id) = failed_beside_a_slow_superblock();
     let flush = world.request(0, Operation::Flush);
