@@ -51,9 +51,11 @@ pub struct Found {
 #[must_use]
 pub fn protocol_of(bug: Planted) -> Protocol {
     match bug {
-        Planted::EpochStaysOpen | Planted::OverlapEpochs | Planted::IgnorePeerOverlap => {
-            Protocol::A
-        }
+        Planted::EpochStaysOpen
+        | Planted::OverlapEpochs
+        | Planted::IgnorePeerOverlap
+        | Planted::FlushWithoutEither
+        | Planted::AnswerOnItsWay => Protocol::A,
         _ => Protocol::C,
     }
 }
