@@ -110,6 +110,8 @@ bugs! {
     ReleaseMarkBeforeBits,
     /// A demotion does not flush the data.
     DemoteWithoutFlush,
+    /// A demotion does not wait for what the peer has not confirmed.
+    DemoteBeforeConfirmed,
     /// What a killed process left in the disk's cache is not flushed at the attach.
     NoFlushAtAttach,
     // Digests.

@@ -55,6 +55,7 @@ pub fn protocol_of(bug: Planted) -> Protocol {
         | Planted::OverlapEpochs
         | Planted::IgnorePeerOverlap
         | Planted::FlushWithoutEither
+        | Planted::DemoteBeforeConfirmed
         | Planted::AnswerOnItsWay => Protocol::A,
         _ => Protocol::C,
     }
