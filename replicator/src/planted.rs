@@ -52,6 +52,10 @@ bugs! {
     FlushWithoutDisk,
     /// Writes for a peer that has the only good copy go out without FUA.
     NoFuaWhileDiskless,
+    /// Without a local disk a flush does not wait for the peer.
+    FlushWithoutEither,
+    /// A write without a local disk is answered once it is on its way to the peer's memory.
+    AnswerOnItsWay,
     /// A flush succeeds although writes answered before were lost with the disk and the link.
     ForgetLostFlush,
     /// A block that is out of sync is read from the local disk.
@@ -106,6 +110,8 @@ bugs! {
     ReleaseMarkBeforeBits,
     /// A demotion does not flush the data.
     DemoteWithoutFlush,
+    /// A demotion does not wait for what the peer has not confirmed.
+    DemoteBeforeConfirmed,
     /// What a killed process left in the disk's cache is not flushed at the attach.
     NoFlushAtAttach,
     // Digests.

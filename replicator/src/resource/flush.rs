@@ -130,7 +130,8 @@ impl Resource {
             .as_ref()
             .map_or(Protocol::C, |net| net.protocol);
         self.close_epoch();
-        if (protocol == Protocol::C && !self.planted(Planted::FlushWithoutPeer)) || !local {
+        let alone_there = !local && !self.planted(Planted::FlushWithoutEither);
+        if (protocol == Protocol::C && !self.planted(Planted::FlushWithoutPeer)) || alone_there {
             self.connection.send_epochs.newest_unacknowledged()
         } else {
             None

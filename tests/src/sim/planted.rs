@@ -51,9 +51,12 @@ pub struct Found {
 #[must_use]
 pub fn protocol_of(bug: Planted) -> Protocol {
     match bug {
-        Planted::EpochStaysOpen | Planted::OverlapEpochs | Planted::IgnorePeerOverlap => {
-            Protocol::A
-        }
+        Planted::EpochStaysOpen
+        | Planted::OverlapEpochs
+        | Planted::IgnorePeerOverlap
+        | Planted::FlushWithoutEither
+        | Planted::DemoteBeforeConfirmed
+        | Planted::AnswerOnItsWay => Protocol::A,
         _ => Protocol::C,
     }
 }

@@ -365,7 +365,8 @@ impl Resource {
         if !changed && force == Force::Yes {
             self.refuse_frozen(number, RequestError::ShuttingDown);
         }
-        if changed || self.writes_open(number) {
+        let waits = self.writes_open(number) && !self.planted(Planted::DemoteBeforeConfirmed);
+        if changed || waits {
             return;
         }
         let hardness = match force {

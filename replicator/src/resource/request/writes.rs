@@ -200,7 +200,8 @@ impl Resource {
             .as_ref()
             .map_or(Protocol::C, |net| net.protocol);
         // Without a good local copy the peer's disk must have it, whatever the protocol.
-        let peer_only = write.peer_only || matches!(write.local, Local::None | Local::Failed);
+        let peer_only = (write.peer_only || matches!(write.local, Local::None | Local::Failed))
+            && !self.planted(Planted::AnswerOnItsWay);
         match write.remote {
             Remote::None | Remote::Written | Remote::Failed => true,
             Remote::Sent { .. } => self.planted(Planted::AnswerBeforePeer),

@@ -163,23 +163,34 @@ impl Oracle {
         self.make_durable_on_peer(node, id, state);
     }
 
+    /// What the peer is said to have durably: under C with every flush and FUA, under A and B where it alone has it (docs/durability.md,
+    /// "FLUSH" and "When a disk fails").
     fn make_durable_on_peer(&mut self, node: usize, id: u64, state: State) {
+        if !state.conn.is_connected() {
+            return;
+        }
         let writes = &self.writes;
         let other = &mut self.views[1 - node];
-        if self.protocol == Protocol::C && state.conn.is_connected() {
-            if state.pdsk == DiskState::UpToDate {
-                raise(writes, &mut other.durable, id);
-                if other.history == writes[id as usize].history {
-                    // Also if its node has died since it said so.
-                    raise(writes, &mut other.kept, id);
-                    raise(writes, &mut other.live, id);
-                }
+        let same = other.history == writes[id as usize].history;
+        let on_peer_alone = state.disk != DiskState::UpToDate && same;
+        if self.protocol != Protocol::C && !on_peer_alone {
+            return;
+        }
+        if state.pdsk == DiskState::UpToDate {
+            raise(writes, &mut other.durable, id);
+            if same {
+                // Also if its node has died since it said so.
+                raise(writes, &mut other.kept, id);
+                raise(writes, &mut other.live, id);
             }
-            if let Some(promise) = &mut other.promised {
-                raise(writes, &mut promise.durable, id);
-            } else if state.conn.is_resync() && other.finished {
-                raise(writes, &mut other.durable, id);
-            }
+        }
+        if self.protocol != Protocol::C {
+            return;
+        }
+        if let Some(promise) = &mut other.promised {
+            raise(writes, &mut promise.durable, id);
+        } else if state.conn.is_resync() && other.finished {
+            raise(writes, &mut other.durable, id);
         }
     }
 

@@ -1,8 +1,9 @@
 //! What a node that dies, or loses its power, may have lost.
 
 use tandem_replicator::Protocol;
+use tandem_replicator::state::word::{DiskState, State};
 
-use super::{NEVER_WRITTEN, Oracle};
+use super::{NEVER_WRITTEN, Oracle, merge};
 use crate::sim::node::Node;
 
 impl Oracle {
@@ -45,7 +46,11 @@ impl Oracle {
 
     /// This node has no good disk of its own and loses its peer, or the link to it: under A and B the answers to what it wrote before its
     /// disk was lost promised no more than that (docs/durability.md, "When a disk fails"). What it wrote without a disk is on the peer's.
+    /// A demoted node has nothing on its way any more, and who went his own way does not lose what another history had.
     pub(super) fn lose_what_was_on_its_way(&mut self, node: usize, peer: &Node) {
+        if !self.views[node].primary || !self.same_history() {
+            return;
+        }
         let tick = self.tick();
         let history = self.views[node].history;
         let mut client = std::mem::take(&mut self.views[node].client);
@@ -67,6 +72,24 @@ impl Oracle {
             *id = floor;
         }
         self.views[node].client = client;
+    }
+
+    /// This node is Primary no longer. What it was told to be written is on its own disk, which is good; else its peer has confirmed it
+    /// (docs/durability.md, "Order on disk", 12): nothing is on its way.
+    pub(super) fn demoted(&mut self, node: usize, state: State) {
+        let on_peer_alone = state.disk != DiskState::UpToDate
+            && state.conn.is_connected()
+            && state.pdsk == DiskState::UpToDate
+            && self.same_history();
+        if !on_peer_alone {
+            return;
+        }
+        self.views[node].unflushed.clear();
+        let client = self.views[node].client.clone();
+        let peer = &mut self.views[1 - node];
+        for floor in [&mut peer.live, &mut peer.kept, &mut peer.durable] {
+            merge(&self.writes, floor, &client);
+        }
     }
 
     /// Answered writes of this sector, younger than this one, that the disk of this node lacks.
@@ -134,8 +157,8 @@ impl Oracle {
         if self.protocol != Protocol::C && !self.views[1 - node].up_to_date {
             // What its process had received and not written yet.
             let view = &self.views[1 - node];
-            let same = self.same_history();
-            let is_lost = same
+            let is_lost = view.primary
+                && self.same_history()
                 && view.client.iter().any(|(sector, id)| {
                     let content = on.data.content(*sector);
                     !self.writes[*id as usize].remote_only
@@ -164,6 +187,7 @@ impl Oracle {
         }
         view.live = view.kept.clone();
         view.promised = None;
+        view.primary = false;
         view.up_to_date = false;
         view.finished = false;
         view.owes_error = false;

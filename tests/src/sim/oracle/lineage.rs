@@ -71,6 +71,9 @@ impl Oracle {
         nodes: &[Node; 2],
     ) -> Result<(), String> {
         let tick = self.tick();
+        if old.role == Role::Primary && new.role != Role::Primary {
+            self.demoted(node, new);
+        }
         let view = &mut self.views[node];
         view.up_to_date = new.disk == DiskState::UpToDate;
         // A disk of its own that has everything makes good what the peer lost; a demotion ends what it told its clients.
@@ -103,6 +106,7 @@ impl Oracle {
         if cut && new.disk != DiskState::UpToDate && self.protocol == Protocol::A {
             self.lose_what_was_on_its_way(node, &nodes[1 - node]);
         }
+        self.views[node].primary = new.role == Role::Primary;
         let becomes_source = |state: State| {
             matches!(
                 state.conn,

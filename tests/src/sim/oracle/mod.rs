@@ -125,6 +125,8 @@ struct View {
     in_doubt: Vec<u64>,
     /// What was unflushed when its process was killed: in the cache of its disk until an attach has flushed it.
     left_in_cache: Vec<u64>,
+    /// It is Primary.
+    primary: bool,
     /// Its own disk is UpToDate.
     up_to_date: bool,
     /// Its own disk failed, or it has none.
