@@ -54,6 +54,8 @@ bugs! {
     NoFuaWhileDiskless,
     /// Without a local disk a flush does not wait for the peer.
     FlushWithoutEither,
+    /// The target of a resync takes its own disk for one that a flush can rely on.
+    TrustTargetsFlush,
     /// A write without a local disk is answered once it is on its way to the peer's memory.
     AnswerOnItsWay,
     /// A flush succeeds although writes answered before were lost with the disk and the link.
@@ -102,6 +104,8 @@ bugs! {
     SuperblockInCache,
     /// An attach does not ask which data the application has seen.
     IgnoreExposedGeneration,
+    /// After the crash of a Primary the other node becomes the source.
+    CrashedIsTarget,
     /// A split brain is decided by whichever node made the connection.
     AcceptSplitBrain,
     /// A promotion is answered before the primary mark is on disk.

@@ -13,6 +13,21 @@ use tandem_tests::sim::{Spec, run};
 const SEEDS: &[(Protocol, u64, &str)] = &[
     (
         Protocol::C,
+        2_002_050,
+        "under pass_on the disk of a Primary alone became Inconsistent, and its peer's older one was copied over it",
+    ),
+    (
+        Protocol::A,
+        1_510_511,
+        "a flush failed for writes that were lost, long after others had failed and said so",
+    ),
+    (
+        Protocol::A,
+        1_600_011,
+        "every flush of a Primary that was the target of a resync failed, though its peer had everything durably",
+    ),
+    (
+        Protocol::C,
         1,
         "an Inconsistent state that was under way when the initial sync was skipped stayed the last word",
     ),

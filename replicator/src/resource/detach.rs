@@ -22,7 +22,7 @@ use crate::effect::{Effect, Level};
 use crate::event::{CommandId, IoError, VolumeNumber};
 use crate::generations::Uuids;
 use crate::options::OnIoError;
-use crate::state::word::{DiskState, State};
+use crate::state::word::{DiskState, Role, State};
 use crate::state::{Hardness, StateResult};
 
 /// A detach under way.
@@ -111,7 +111,10 @@ impl Resource {
             return; // Not attached yet (the attach fails), or on its way out.
         }
         if fault != DiskFault::Meta && policy == OnIoError::PassOn {
-            if disk > DiskState::Inconsistent {
+            // Lowered, the last good copy of a Primary would be overwritten with an older one by the next resync.
+            let state = &volume.state;
+            let peer_has = state.conn.is_connected() && state.pdsk == DiskState::UpToDate;
+            if disk > DiskState::Inconsistent && (peer_has || state.role != Role::Primary) {
                 let lower = |state: &mut State| state.disk = DiskState::Inconsistent;
                 self.change_state(number, lower, Hardness::Hard);
             }

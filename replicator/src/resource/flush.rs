@@ -2,7 +2,7 @@
 //!
 //! One flush of the local disk serves all that wait for it when it starts; those that come later share the next one.
 //! Under protocol C a flush also waits for the barrier ack of every epoch that holds a write answered before it; without a
-//! local disk it does so under every protocol.
+//! local disk that is UpToDate it does so under every protocol.
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -61,6 +61,8 @@ pub(crate) struct Flush {
     local: LocalPart,
     /// Newest epoch that the peer has to acknowledge.
     epoch: Option<Epoch>,
+    /// It waits for the peer: that its disk has everything counts.
+    covers_peer: bool,
     /// The link was lost before it did.
     remote_failed: bool,
 }
@@ -74,14 +76,21 @@ impl Resource {
             return;
         };
         let local = volume.writes_locally();
+        // The disk of a sync target takes part, and does not count: the good one is the peer's.
+        let counts = local
+            && (volume.state.disk == DiskState::UpToDate
+                || self.planted(Planted::TrustTargetsFlush));
         let accessible =
             volume.state.disk == DiskState::UpToDate || volume.state.pdsk == DiskState::UpToDate;
         self.open_client(id, number, 1);
-        if !accessible || self.take_unflushed_lost(number) {
+        // Also where no flush could succeed: once is enough.
+        let lost = self.take_unflushed_lost(number);
+        if lost || !accessible {
             self.part_done(id, 0, Err(RequestError::Io));
             return;
         }
-        let epoch = self.epoch_to_flush(local);
+        let epoch = self.epoch_to_flush(counts);
+        let covers_peer = !counts || self.peer_is_durable();
         let flush = Flush {
             volume: number,
             local: if local && self.planted(Planted::FlushWithoutDisk) {
@@ -92,6 +101,7 @@ impl Resource {
                 LocalPart::None
             },
             epoch,
+            covers_peer,
             remote_failed: false,
         };
         self.flushes.insert(id, flush);
@@ -123,14 +133,14 @@ impl Resource {
     }
 
     /// Closes what the peer must make durable; never a barrier for an empty epoch.
-    fn epoch_to_flush(&mut self, local: bool) -> Option<Epoch> {
+    fn epoch_to_flush(&mut self, disk_counts: bool) -> Option<Epoch> {
         let protocol = self
             .connection
             .net
             .as_ref()
             .map_or(Protocol::C, |net| net.protocol);
         self.close_epoch();
-        let alone_there = !local && !self.planted(Planted::FlushWithoutEither);
+        let alone_there = !disk_counts && !self.planted(Planted::FlushWithoutEither);
         if (protocol == Protocol::C && !self.planted(Planted::FlushWithoutPeer)) || alone_there {
             self.connection.send_epochs.newest_unacknowledged()
         } else {
@@ -272,6 +282,7 @@ impl Resource {
             return;
         }
         let (volume, local, remote_failed) = (flush.volume, flush.local, flush.remote_failed);
+        let covers_peer = flush.covers_peer;
         let unconfirmed = local != LocalPart::Done && self.loss_is_unconfirmed(volume);
         if !self.may_answer_writes(volume) || unconfirmed {
             return;
@@ -286,7 +297,7 @@ impl Resource {
                 .volumes
                 .get(&volume)
                 .is_some_and(|at| at.state.pdsk == DiskState::UpToDate)
-            && (local == LocalPart::None || self.peer_is_durable());
+            && covers_peer;
         self.flushes.remove(&id);
         let result = if durable_here || durable_there {
             Ok(Bytes::new())

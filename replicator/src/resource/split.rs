@@ -364,16 +364,24 @@ impl Resource {
             resolve_conflicts: self.resolve_conflicts(),
             tandem: agreed.tandem,
         };
+        let mistaken = self.planted(Planted::CrashedIsTarget);
         let volume = self.volumes.get_mut(&number)?;
         let peer = volume.peer.uuids?;
+        let mut crashed = [
+            volume.crashed_primary,
+            peer.flags & UUID_FLAG_CRASHED_PRIMARY != 0,
+        ];
+        if mistaken {
+            crashed.reverse();
+        }
         let own = Party {
             uuids: volume.generations.uuids,
-            crashed_primary: volume.crashed_primary,
+            crashed_primary: crashed[0],
             role: volume.state.role,
         };
         let other = Party {
             uuids: peer.set,
-            crashed_primary: peer.flags & UUID_FLAG_CRASHED_PRIMARY != 0,
+            crashed_primary: crashed[1],
             role: report.sent.role,
         };
         let comparison = compare(&own, &other, &link);

@@ -11,9 +11,18 @@ use super::node::VOLUME;
 use super::oracle::Oracle;
 use super::stamp::{Content, SECTOR, Stamper, UNIT, UNITS};
 
+/// What the judge of errors has to know of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    /// When it was submitted.
+    pub since: u64,
+    /// It is a flush.
+    pub flush: bool,
+}
+
 /// What a request was, for its answer.
 #[derive(Clone, Debug)]
-enum Asked {
+enum Question {
     Write {
         id: u64,
         durable: bool,
@@ -36,7 +45,7 @@ enum Asked {
 #[derive(Clone, Debug)]
 struct Open {
     node: usize,
-    asked: Asked,
+    asked: Question,
     since: u64,
 }
 
@@ -139,6 +148,16 @@ impl Clients {
             .map(|(id, open)| (*id, open.since))
     }
 
+    /// A request without an answer.
+    #[must_use]
+    pub fn asked(&self, request: RequestId) -> Option<Asked> {
+        let open = self.open.get(&request.0)?;
+        Some(Asked {
+            since: open.since,
+            flush: matches!(open.asked, Question::Flush { .. }),
+        })
+    }
+
     /// Time until the next request.
     pub fn pause(&mut self) -> u64 {
         // Requests come in bursts, so that some are in flight together.
@@ -177,7 +196,7 @@ impl Clients {
         }
     }
 
-    fn open(&mut self, now: u64, node: usize, operation: Operation, asked: Asked) -> Request {
+    fn open(&mut self, now: u64, node: usize, operation: Operation, asked: Question) -> Request {
         self.next += 1;
         let open = Open {
             node,
@@ -210,7 +229,7 @@ impl Clients {
             length: ((to - from) * UNIT) as u32,
         };
         let units = from..to;
-        self.open(now, node, operation, Asked::Read { units, floor })
+        self.open(now, node, operation, Question::Read { units, floor })
     }
 
     /// A write of these sectors in two requests that meet inside one of them, in any order.
@@ -249,7 +268,7 @@ impl Clients {
             }
         };
         let operations = parts.map(operation);
-        let asked = Asked::Part { id, durable };
+        let asked = Question::Part { id, durable };
         operations
             .into_iter()
             .map(|operation| self.open(now, node, operation, asked.clone()))
@@ -274,7 +293,7 @@ impl Clients {
                 let floor = oracle.read_floor(node, first, sectors);
                 (
                     Operation::Read { offset, length },
-                    Asked::Read {
+                    Question::Read {
                         units: first * UNITS as u64..(first + sectors) * UNITS as u64,
                         floor,
                     },
@@ -282,7 +301,7 @@ impl Clients {
             }
             3 => {
                 let since = oracle.flush_submitted();
-                (Operation::Flush, Asked::Flush { since })
+                (Operation::Flush, Question::Flush { since })
             }
             1 | 2 => {
                 let durable = kind == 2;
@@ -291,7 +310,7 @@ impl Clients {
                 let fua = fua(durable);
                 (
                     Operation::Write { offset, data, fua },
-                    Asked::Write { id, durable },
+                    Question::Write { id, durable },
                 )
             }
             _ => {
@@ -313,7 +332,7 @@ impl Clients {
                         unmap,
                     }
                 };
-                (operation, Asked::Write { id, durable })
+                (operation, Question::Write { id, durable })
             }
         };
         self.open(now, node, operation, asked)
@@ -344,20 +363,20 @@ impl Clients {
             ));
         }
         match (&open.asked, result) {
-            (Asked::Write { id, durable }, Ok(_)) => {
+            (Question::Write { id, durable }, Ok(_)) => {
                 oracle.acknowledge(node, *id, *durable, after);
                 self.counts.done += 1;
             }
-            (Asked::Write { id, .. }, Err(error)) => {
+            (Question::Write { id, .. }, Err(error)) => {
                 oracle.leave_open(*id);
                 self.errors.push(*error);
                 self.counts.failed += 1;
             }
-            (Asked::Flush { since }, Ok(_)) => {
+            (Question::Flush { since }, Ok(_)) => {
                 oracle.flushed(node, *since, after)?;
                 self.counts.done += 1;
             }
-            (Asked::Part { id, durable }, result) => {
+            (Question::Part { id, durable }, result) => {
                 if let Err(error) = result {
                     self.errors.push(*error);
                     self.counts.failed += 1;
@@ -372,7 +391,7 @@ impl Clients {
                     oracle.acknowledge(node, *id, *durable, after);
                 }
             }
-            (Asked::Read { units, floor }, Ok(bytes)) => {
+            (Question::Read { units, floor }, Ok(bytes)) => {
                 let contents = self.contents(units, bytes).ok_or_else(|| {
                     let length = bytes.len();
                     format!("read {} is answered with {length} bytes", request.0)
@@ -381,7 +400,7 @@ impl Clients {
                 self.counts.done += 1;
             }
             (asked, Err(error)) => {
-                if matches!(asked, Asked::Flush { .. }) {
+                if matches!(asked, Question::Flush { .. }) {
                     oracle.flush_failed(node);
                 }
                 self.errors.push(*error);
@@ -421,7 +440,7 @@ impl Clients {
                 continue;
             }
             self.counts.lost += 1;
-            if let Asked::Write { id, .. } | Asked::Part { id, .. } = open.asked {
+            if let Question::Write { id, .. } | Question::Part { id, .. } = open.asked {
                 oracle.leave_open(id);
             }
         }

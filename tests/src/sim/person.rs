@@ -1,8 +1,8 @@
 //! The person at the keyboard of both nodes: starts what is down, connects what is StandAlone, attaches what is Diskless, keeps one
 //! Primary, and decides a split brain when there is one. It looks a few times a second and does what a runbook says.
 
-use tandem_replicator::state::word::{ConnState, DiskState, Role};
-use tandem_replicator::{Command, Force, Protocol};
+use tandem_replicator::state::word::{ConnState, DiskState, Role, State};
+use tandem_replicator::{Command, Force, OnIoError, Protocol};
 
 use super::campaign::FIRST_ROUGH_SEED;
 use super::dice::Dice;
@@ -232,6 +232,9 @@ impl Person {
         let mut at = self.mend_at[node];
         if !alone && !diskless {
             self.attempts[node] = 0;
+            if !self.look_after_failed_disk(world, node, &state) {
+                return;
+            }
         }
         if (alone || diskless) && self.due(&mut at, now) {
             self.attempts[node] += 1;
@@ -245,6 +248,44 @@ impl Person {
             }
         }
         self.mend_at[node] = if alone || diskless { at } else { None };
+    }
+
+    /// Under `on-io-error pass_on` a disk that failed stays, Inconsistent: it is detached (and attached again, which syncs it). Where it was
+    /// the last good one, it is taken back as it is by the node that lacks nothing. False: there is something to do, now or soon.
+    fn look_after_failed_disk(&mut self, world: &mut World, node: usize, state: &State) -> bool {
+        let other = world.nodes[1 - node].state();
+        let passes_on = world.settings.disk_options.on_io_error == OnIoError::PassOn;
+        if !passes_on || state.disk != DiskState::Inconsistent || state.conn.is_resync() {
+            return true;
+        }
+        let synced = state.conn == ConnState::Connected && state.pdsk == DiskState::UpToDate;
+        let nobody_has = other.is_some_and(|other| {
+            (other.disk == DiskState::Inconsistent || other.disk == DiskState::Diskless)
+                && other.role != Role::Primary
+                && !other.conn.is_resync()
+        });
+        let fits = !world.oracle.lacks(node) || node == 0 && world.oracle.lacks(1);
+        let taken_back = nobody_has && (fits || state.role == Role::Primary);
+        let mut at = self.mend_at[node];
+        if (synced || taken_back) && self.due(&mut at, world.now) {
+            let (volume, force) = (VOLUME, Force::Yes);
+            if synced {
+                let force = Force::No;
+                world.command(node, Command::Detach { volume, force });
+            } else if state.role == Role::Primary {
+                // Its clients got errors from it: nobody uses it any more.
+                self.wanted = node;
+                self.switching = true;
+            } else {
+                world.say(format!(
+                    "{} takes its failed disk back as it is",
+                    name(node)
+                ));
+                world.command(node, Command::Primary { volume, force });
+            }
+        }
+        self.mend_at[node] = if synced || taken_back { at } else { None };
+        !(synced || taken_back)
     }
 
     /// Promotes the wanted node when that costs nothing.

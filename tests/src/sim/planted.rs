@@ -54,7 +54,9 @@ pub fn protocol_of(bug: Planted) -> Protocol {
         Planted::EpochStaysOpen
         | Planted::OverlapEpochs
         | Planted::IgnorePeerOverlap
+        | Planted::CrashedIsTarget
         | Planted::FlushWithoutEither
+        | Planted::TrustTargetsFlush
         | Planted::DemoteBeforeConfirmed
         | Planted::AnswerOnItsWay => Protocol::A,
         _ => Protocol::C,

@@ -4,7 +4,7 @@
 use tandem_replicator::state::word::{ConnState, DiskState, Role};
 use tandem_replicator::{Command, DiskOptions, Force, OnIoError};
 
-use super::{Campaign, FIRST_ROUGH_SEED};
+use super::{Campaign, FIRST_PASS_ON_SEED, FIRST_ROUGH_SEED};
 use crate::sim::dice::Dice;
 use crate::sim::network::MS;
 use crate::sim::node::{IoFault, Keep, VOLUME};
@@ -36,6 +36,10 @@ pub(super) fn draw_policy(options: DiskOptions, seed: u64) -> DiskOptions {
         OnIoError::Detach,
         OnIoError::CallLocalIoError,
     ]);
+    let on_io_error = match Dice::new(seed, "pass on").chance(1, 2) {
+        true if seed >= FIRST_PASS_ON_SEED => OnIoError::PassOn,
+        _ => on_io_error,
+    };
     DiskOptions {
         on_io_error,
         ..options

@@ -155,6 +155,8 @@ impl Oracle {
 
     fn make_durable(&mut self, node: usize, id: u64, state: State) {
         let writes = &self.writes;
+        let history = writes[id as usize].history;
+        raise(writes, &mut self.histories[history].flushed, id);
         if state.disk == DiskState::UpToDate {
             raise(writes, &mut self.views[node].durable, id);
         } else if let Some(promise) = &mut self.views[node].promised {

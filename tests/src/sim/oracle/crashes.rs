@@ -3,7 +3,7 @@
 use tandem_replicator::Protocol;
 use tandem_replicator::state::word::{DiskState, State};
 
-use super::{NEVER_WRITTEN, Oracle, merge};
+use super::{NEVER_WRITTEN, Oracle, Write, merge};
 use crate::sim::node::Node;
 
 impl Oracle {
@@ -66,6 +66,12 @@ impl Oracle {
             if acknowledged.get(sector) == Some(id) {
                 acknowledged.insert(*sector, floor);
             }
+            self.histories[history].flushed.remove(sector);
+            // Its own disk, which is not the good one any more, may have it.
+            let view = &mut self.views[node];
+            for own in [&mut view.live, &mut view.kept, &mut view.durable] {
+                own.insert(*sector, floor);
+            }
             for gone in self.missing(history, *sector, floor, peer) {
                 self.writes[gone as usize].cache_lost.get_or_insert(tick);
             }
@@ -120,10 +126,10 @@ impl Oracle {
         let Some(parent) = self.histories[history].parent.clone() else {
             return;
         };
-        let written = self
-            .writes
-            .iter()
-            .any(|write| write.history == history && write.sectors > 0);
+        // Without a disk and a peer nothing was written, whatever was submitted.
+        let counts = |write: &Write| write.acknowledged || !write.remote_only;
+        let written = (self.writes.iter())
+            .any(|write| write.history == history && write.sectors > 0 && counts(write));
         let goes_on = self.histories.iter().any(|young| {
             let parent = young.parent.as_ref();
             parent.is_some_and(|parent| parent.history == history)
@@ -145,6 +151,7 @@ impl Oracle {
         view.live = parent.floor.clone();
         view.kept = parent.floor;
         view.lost_power |= parent.lost_power;
+        view.alone |= parent.excused;
     }
 
     /// The process of a node died, or its host lost power.

@@ -95,6 +95,7 @@ impl Oracle {
             view.live = floor.clone();
             view.kept = floor.clone();
             view.lost_power = false;
+            view.alone = false;
             view.promised = None;
             view.discard = false;
         }

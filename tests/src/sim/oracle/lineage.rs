@@ -134,7 +134,7 @@ impl Oracle {
             ConnState::SyncTarget | ConnState::PausedSyncT | ConnState::WFSyncUUID
         );
         if forced && was_target {
-            return self.adopted(node, new.role);
+            return self.adopted(node, new.role, &nodes[node]);
         }
         Ok(())
     }
@@ -172,33 +172,35 @@ impl Oracle {
     fn promise(&mut self, node: usize) {
         let made = self.tick();
         let view = &self.views[node];
-        let excused = view.lost_power || self.protocol != Protocol::C;
+        let excused = view.lost_power;
         let promise = Promise {
             made,
             history: view.history,
             floor: view.live.clone(),
             durable: view.durable.clone(),
             excused,
+            alone: view.alone,
         };
         self.views[1 - node].promised = Some(promise);
         self.views[1 - node].finished = false;
     }
 
     /// A resync has ended on its target: it has what its source had.
-    fn adopted(&mut self, node: usize, role: Role) -> Result<(), String> {
+    fn adopted(&mut self, node: usize, role: Role, on: &Node) -> Result<(), String> {
         let Some(promise) = self.views[node].promised.take() else {
             return Err(format!(
                 "{} says that a resync has ended, but its peer never was a source",
                 name(node)
             ));
         };
-        self.may_adopt(node, &promise).map_err(|why| {
+        self.may_adopt(node, &promise, on).map_err(|why| {
             format!(
                 "{} became target of a resync that costs acknowledged writes: {why}",
                 name(node)
             )
         })?;
         let source = &mut self.views[1 - node];
+        source.alone &= !promise.alone;
         let lost_before = source.lost_power && source.went_dark < promise.made;
         if promise.excused && lost_before && source.history == promise.history {
             // What a crashed Primary had not flushed is gone for good, and legally so.
@@ -215,6 +217,7 @@ impl Oracle {
         if self.views[node].discard && source.history == promise.history {
             // What only this node had acknowledged was given up by a person, also what came before it went its own way.
             self.histories[promise.history].acknowledged = source.live.clone();
+            self.histories[promise.history].flushed = source.durable.clone();
         }
         let view = &mut self.views[node];
         view.history = promise.history;
@@ -229,6 +232,7 @@ impl Oracle {
             merge(&self.writes, &mut view.client, &client);
         }
         view.lost_power = false;
+        view.alone = false;
         view.wrote = role == Role::Primary;
         view.discard = false;
         view.finished = true;
@@ -239,23 +243,45 @@ impl Oracle {
     ///
     /// # Errors
     /// As for an end that it said.
-    pub fn stored_the_end(&mut self, node: usize, role: Role) -> Result<(), String> {
+    pub fn stored_the_end(&mut self, node: usize, role: Role, on: &Node) -> Result<(), String> {
         if self.views[node].promised.is_none() {
             return Ok(());
         }
-        self.adopted(node, role)
+        self.adopted(node, role, on)
     }
 
-    fn may_adopt(&self, node: usize, promise: &Promise) -> Result<(), String> {
+    /// What a resync within one history must leave on its target: what that had been told to be written. A source that lost power has
+    /// lost what it had not flushed; never what was flushed, and never over a target that has it.
+    fn survives(&self, node: usize, promise: &Promise, on: &Node) -> Result<(), String> {
+        let view = &self.views[node];
+        let flushed = &self.histories[view.history].flushed;
+        let need = if promise.excused { flushed } else { &view.kept };
+        let busy = on.sectors_in_flight();
+        for (sector, id) in need {
+            let durable = view.durable.get(sector).copied().unwrap_or(NEVER_WRITTEN);
+            let had_not = promise.excused && self.is_before(durable, *id, view.history);
+            let lost = self.writes[*id as usize].cache_lost.is_some();
+            if had_not || lost || busy.iter().any(|range| range.contains(sector)) {
+                continue;
+            }
+            self.allowed(view.history, *sector, on.data.content(*sector), *id)?;
+        }
+        Ok(())
+    }
+
+    fn may_adopt(&self, node: usize, promise: &Promise, on: &Node) -> Result<(), String> {
         let view = &self.views[node];
         if view.discard {
             return Ok(());
         }
         if view.history == promise.history {
-            if promise.excused {
+            if promise.alone {
                 return Ok(());
             }
-            return self.dominates(&promise.floor, &view.kept, view.history);
+            if !promise.excused && self.protocol == Protocol::C {
+                self.dominates(&promise.floor, &view.kept, view.history)?;
+            }
+            return self.survives(node, promise, on);
         }
         let mut at = promise.history;
         while let Some(parent) = &self.histories[at].parent {
@@ -368,6 +394,7 @@ impl Oracle {
             forked: tick,
             sectors,
             acknowledged: floor.clone(),
+            flushed: Floor::new(),
         });
         self.writes.push(Write::found(tick, history));
         let view = &mut self.views[node];
@@ -376,5 +403,6 @@ impl Oracle {
         view.kept = floor.clone();
         view.client = floor;
         view.lost_power = false;
+        view.alone = false;
     }
 }

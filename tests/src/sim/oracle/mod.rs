@@ -87,6 +87,8 @@ struct History {
     sectors: BTreeMap<u64, Vec<Version>>,
     /// Youngest acknowledged write.
     acknowledged: Floor,
+    /// Youngest acknowledged write that a flush or FUA covered.
+    flushed: Floor,
 }
 
 /// What a resync from this node promises to its target.
@@ -97,7 +99,10 @@ struct Promise {
     history: usize,
     floor: Floor,
     durable: Floor,
+    /// The source has lost power: what it had not flushed may be gone.
     excused: bool,
+    /// The source was promoted alone before, and what it had counts, though nobody wrote there.
+    alone: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -115,6 +120,9 @@ struct View {
     lost_power: bool,
     /// It was Primary since: its own cache, never flushed, may lose writes in any order.
     wrote: bool,
+    /// A promotion alone, under which nobody wrote, left it a data generation of its own: it may lack what a history that is not C's
+    /// had on its way.
+    alone: bool,
     /// A person gave up its data.
     discard: bool,
     /// Answered writes were lost that no flush had covered: its next flush has to tell (docs/durability.md, "When a disk fails").
@@ -173,6 +181,7 @@ impl Oracle {
             forked: 0,
             sectors: BTreeMap::new(),
             acknowledged: Floor::new(),
+            flushed: Floor::new(),
         };
         Oracle {
             protocol,

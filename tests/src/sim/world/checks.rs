@@ -1,8 +1,10 @@
 //! What is looked at between events: whether nothing is under way, and what must be true of the disks then.
 
-use tandem_replicator::state::word::{ConnState, DiskState};
+use tandem_replicator::RequestError;
+use tandem_replicator::state::word::{ConnState, DiskState, Role, State};
 
 use super::World;
+use crate::sim::clients::Asked;
 use crate::sim::node::{Node, VOLUME};
 use crate::sim::stamp::SECTOR;
 use crate::sim::trace::name;
@@ -76,6 +78,76 @@ impl World {
             ));
         }
         true
+    }
+
+    /// A verify begins on the first of the two nodes: what failed before has no part in it. Two UpToDate disks are equal.
+    pub(super) fn note_verify_begins(&mut self, node: usize, old: State, new: State) {
+        let verifies = |state: State| matches!(state.conn, ConnState::VerifyS | ConnState::VerifyT);
+        let other = self.nodes[1 - node].state();
+        if verifies(new) && !verifies(old) && !other.is_some_and(verifies) {
+            self.disk_faults = !self.are_disks_well();
+        }
+    }
+
+    fn are_disks_well(&self) -> bool {
+        let well = |node: &Node| node.fault.is_none() && node.is_up_to_date();
+        self.nodes.iter().all(well)
+    }
+
+    /// Something happened that may fail requests: a state changed, a node died, a command was given, a disk failed.
+    pub(super) fn note_trouble(&mut self) {
+        self.trouble = self.now;
+    }
+
+    /// A Primary that loses its disk or, without a good one, its link, may lose what was answered before: its next flush may say so.
+    pub(super) fn note_debt(&mut self, node: usize, old: State, new: State) {
+        let cut = old.conn.is_connected() && !new.conn.is_connected();
+        let gone = old.disk == DiskState::UpToDate && new.disk != DiskState::UpToDate;
+        let lost = gone || cut && new.disk != DiskState::UpToDate;
+        if new.role != Role::Primary {
+            self.owes_error[node] = None;
+        } else if lost {
+            self.owes_error[node] = Some(self.now);
+        }
+    }
+
+    /// A request of a node was answered with an error.
+    ///
+    /// # Errors
+    /// Since it was submitted nothing happened that could fail it: this node is Primary, connected, and one of the two disks is
+    /// UpToDate; nothing is suspended, no state changed, no command was given, no disk failed.
+    pub(super) fn check_error(
+        &mut self,
+        node: usize,
+        asked: Asked,
+        error: RequestError,
+    ) -> Result<(), String> {
+        // One that was under way when that happened fails for itself.
+        if asked.flush
+            && self.owes_error[node]
+                .take_if(|at| *at <= asked.since)
+                .is_some()
+        {
+            return Ok(());
+        }
+        let served = |state: State| {
+            state.conn.is_connected()
+                && !state.is_suspended()
+                && (state.disk == DiskState::UpToDate || state.pdsk == DiskState::UpToDate)
+        };
+        let calm = self.nodes.iter().all(|node| {
+            node.state().is_some_and(served)
+                && node.fault.is_none()
+                && node.open_commands.is_empty()
+        });
+        if asked.since <= self.trouble || !calm || !self.nodes[node].is_primary() {
+            return Ok(());
+        }
+        Err(format!(
+            "a {} on {} is answered with {error:?}, and there was no reason for that since it was submitted",
+            if asked.flush { "flush" } else { "request" },
+            name(node)
+        ))
     }
 
     /// A verify of the whole device has ended on a node: each block that still holds garbage has its bit, and no block has one that

@@ -31,6 +31,11 @@ impl World {
             let Effect::Reply { request, result } = effect else {
                 continue;
             };
+            if let (Err(error), Some(asked)) = (result, self.clients.asked(*request))
+                && let Err(text) = self.check_error(node, asked, *error)
+            {
+                self.fail(text);
+            }
             let answered = self
                 .clients
                 .answered(node, *request, result, after, &mut self.oracle);
@@ -139,6 +144,7 @@ impl World {
             self.fail(format!("command {} is answered twice", command.0));
         }
         self.nodes[node].answers.insert(command.0, answer);
+        self.note_trouble();
         if self.connect_after[node] == Some(command.0) {
             self.connect_after[node] = None;
             let boot = self.nodes[node].boot;
@@ -214,6 +220,9 @@ impl World {
         if self.places.is_some() {
             let place = self.cut_place(node, token);
             self.places.iter_mut().for_each(|all| all.extend(place));
+        }
+        if self.nodes[node].fault.is_some() {
+            self.note_trouble();
         }
         if let Some(event) = self.nodes[node].complete(token, &mut self.disk_dice) {
             self.deliver(node, event);

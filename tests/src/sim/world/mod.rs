@@ -113,8 +113,12 @@ pub struct World {
     pub crashed_in: Option<CutPlace>,
     /// The I/Os of durable sequences that ended, if they are watched.
     pub places: Option<BTreeSet<CutPlace>>,
-    /// Disks failed in this history: a block that cannot be read counts as different in a verify.
+    /// A disk has failed since the last verify began: a block that cannot be read counts as different in it.
     pub disk_faults: bool,
+    /// When something last happened that may fail a request (see `World::check_error`).
+    trouble: u64,
+    /// Since when writes of this Primary, answered before, may have been lost with its disk and its link: a flush may say so, once.
+    owes_error: [Option<u64>; 2],
     /// What went bad behind the engines' backs.
     pub rotten: Option<Rotten>,
     /// Nodes on which a verify came to its end since this was cleared.
@@ -218,6 +222,8 @@ impl World {
             crashed_in: None,
             places: None,
             disk_faults: false,
+            trouble: 0,
+            owes_error: [None; 2],
             rotten: None,
             verified: [false; 2],
             settings,
@@ -401,6 +407,12 @@ impl World {
             self.fail(text);
         }
         let new = self.nodes[node].state();
+        if old != new {
+            self.note_trouble();
+        }
+        if let (Some(old), Some(new)) = (old, new) {
+            self.note_debt(node, old, new);
+        }
         // What clients were told comes first: a promotion in the same event does not change its truth.
         self.replies(node, &effects, new);
         if let (Some(old), Some(new)) = (old, new)
@@ -413,6 +425,7 @@ impl World {
             }
             self.two_primaries();
             self.note_solitude(node, old, new);
+            self.note_verify_begins(node, old, new);
         }
         for effect in effects.drain(..) {
             self.carry_out(node, effect);

@@ -58,6 +58,7 @@ impl World {
     pub fn command(&mut self, node: usize, command: Command) -> u64 {
         self.next_command += 1;
         let id = self.next_command;
+        self.note_trouble();
         if !self.nodes[node].is_running() {
             return id;
         }
@@ -104,6 +105,8 @@ impl World {
         let how = if power { "loses power" } else { "is killed" };
         self.say(format!("{} {how}", name(node)));
         self.state_changes += 1;
+        self.note_trouble();
+        self.owes_error[node] = None;
         if self.is_at_rest(node) {
             self.oracle.rested(node);
         }
@@ -111,7 +114,7 @@ impl World {
         let role = self.nodes[node].state().map(|state| state.role);
         self.nodes[node].stop(&mut self.disk_dice, keep);
         if let Some(role) = role.filter(|_| self.has_stored_the_end(node)) {
-            let judged = self.oracle.stored_the_end(node, role);
+            let judged = self.oracle.stored_the_end(node, role, &self.nodes[node]);
             if let Err(why) = judged {
                 self.fail(why);
             }
