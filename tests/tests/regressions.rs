@@ -256,6 +256,11 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         1_340_729,
         "a disk that was offered by a Primary and lost its peer as a Secondary still said that it was a Primary's",
     ),
+    (
+        Protocol::C,
+        1_349_612,
+        "the oracle forgot that a node's data were given up when its disk failed in the resync (its own mistake)",
+    ),
 ];
 
 #[test]

@@ -119,8 +119,10 @@ impl Oracle {
         if becomes_source(new) && !becomes_source(old) {
             self.promise(node);
         }
-        let without_resync =
-            old.conn == ConnState::WFReportParams && new.conn == ConnState::Connected;
+        // A node without its disk, or with one that is half resynced, has shown nothing of what it had.
+        let without_resync = old.conn == ConnState::WFReportParams
+            && new.conn == ConnState::Connected
+            && new.disk == DiskState::UpToDate;
         if without_resync || becomes_source(new) {
             // Its data were wanted after all: what a person gave up is for the connection that was meant.
             self.views[node].discard = false;
