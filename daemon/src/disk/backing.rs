@@ -74,8 +74,6 @@ pub(crate) struct Backing {
     pub(crate) meta_base: u64,
     pub(crate) meta_bytes: u64,
     pub(crate) meta_kind: MetaKind,
-    /// The slot on a shared metadata device, whose size never changes.
-    slot: Option<u32>,
 }
 
 impl Backing {
@@ -90,7 +88,6 @@ impl Backing {
                     meta_bytes: data.bytes,
                     data_bytes: data.bytes,
                     meta_kind: MetaKind::Internal,
-                    slot: None,
                     data,
                 });
             }
@@ -108,8 +105,10 @@ impl Backing {
             meta,
             meta_base,
             meta_bytes,
-            meta_kind: MetaKind::FlexibleExternal,
-            slot,
+            meta_kind: match slot {
+                None => MetaKind::FlexibleExternal,
+                Some(_) => MetaKind::Indexed,
+            },
         })
     }
 
@@ -119,7 +118,8 @@ impl Backing {
         now.data_bytes = present_bytes(&self.data, Use::Data)?;
         match self.meta_kind {
             MetaKind::Internal => now.meta_bytes = now.data_bytes,
-            MetaKind::FlexibleExternal if self.slot.is_some() => {}
+            // A slot never grows.
+            MetaKind::Indexed => {}
             MetaKind::FlexibleExternal => {
                 now.meta_bytes = present_bytes(&self.meta, Use::Meta)?;
             }
@@ -175,7 +175,7 @@ fn slot_of(meta: &Device, index: u32) -> Result<(u64, u64), OpenError> {
             ),
         });
     }
-    lock_range(&meta.file, base, SLOT_BYTES).map_err(|error| OpenError {
+    lock_slot(&meta.file, index).map_err(|error| OpenError {
         number: META_DISK_BUSY,
         text: format!(
             "slot {index} of {} is in use by another volume: {error}",
@@ -451,7 +451,11 @@ fn queue_attribute(device: u64, name: &str) -> u64 {
     .unwrap_or(0)
 }
 
-/// Locks a range of a shared file for this open file description.
-fn lock_range(file: &File, start: u64, length: u64) -> io::Result<()> {
-    super::ioctl::lock_range(file.as_raw_fd(), start, length)
+/// Locks one slot of a metadata device that several volumes share (metadata.md 1.3), for this open file: nobody else may use it.
+///
+/// # Errors
+/// Somebody else has it, or the operating system knows no such locks.
+pub fn lock_slot(file: &File, index: u32) -> io::Result<()> {
+    let start = u64::from(index) * SLOT_BYTES;
+    super::ioctl::lock_range(file.as_raw_fd(), start, SLOT_BYTES)
 }

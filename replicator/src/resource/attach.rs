@@ -705,6 +705,7 @@ pub(super) fn placement_of(info: &BackingInfo) -> Placement {
     match info.meta_kind {
         MetaKind::Internal => Placement::Internal,
         MetaKind::FlexibleExternal => Placement::FlexibleExternal,
+        MetaKind::Indexed => Placement::Indexed(0),
     }
 }
 

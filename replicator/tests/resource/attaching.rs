@@ -320,3 +320,27 @@ fn a_node_that_was_primary_and_alone_when_it_went_down_knows_it_at_the_next_atta
     world.ok(0, Command::Attach { volume: VOLUME });
     assert!(!degraded(&world, 0), "its peer was there");
 }
+
+#[test]
+fn metadata_in_a_slot_are_used_and_another_layout_of_the_log_is_refused_there() {
+    let mut world = World::alone();
+    world.nodes[0].with_metadata_in_a_slot(8 << 20);
+    world.ok(0, ATTACH);
+    assert_eq!(world.nodes[0].resource.status().volumes[0].bytes, 8 << 20);
+    assert_eq!(world.nodes[0].disk.superblock().md_size_sect, 262_144);
+    world.ok(0, force_primary());
+    world.write_ok(0, 0, 4096, 3);
+    world.crash(0);
+    world.nodes[0]
+        .disk
+        .edit_superblock(|superblock| superblock.al_stripes = 2);
+    let answer = world.answer(0, ATTACH);
+    assert_eq!(answer.exit, 10, "{answer:?}");
+    assert!(
+        answer
+            .info
+            .iter()
+            .any(|line| line.contains("activity-log stripe")),
+        "{answer:?}"
+    );
+}

@@ -30,6 +30,11 @@ impl Disk {
         Disk::formatted(Placement::FlexibleExternal, bytes)
     }
 
+    /// A slot of 128 MiB with fresh metadata.
+    pub fn slot() -> Disk {
+        Disk::formatted(Placement::Indexed(0), 128 << 20)
+    }
+
     fn formatted(placement: Placement, bytes: u64) -> Disk {
         let layout = Layout::new(placement, ByteLen(bytes), AlGeometry::DEFAULT).unwrap();
         let mut disk = Disk::blank(bytes, layout);

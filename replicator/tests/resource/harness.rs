@@ -51,6 +51,8 @@ pub struct Node {
     pub handler_exit: i32,
     /// Whether clients are served, and with which size.
     pub served: Option<u64>,
+    /// Where its metadata lie.
+    pub meta_kind: MetaKind,
     /// Logical block of its disk in bytes.
     pub logical_block: u32,
     /// The backing device is open.
@@ -450,6 +452,7 @@ impl World {
         self.nodes[node].disk = old.disk;
         self.nodes[node].disk.cut_power();
         self.nodes[node].data = old.data;
+        self.nodes[node].meta_kind = old.meta_kind;
         if let Some(data) = &mut self.nodes[node].data {
             data.cut_power();
         }
@@ -488,10 +491,7 @@ impl Node {
         BackingInfo {
             data_bytes: data.map_or(meta_bytes, |data| data.current.len() as u64),
             meta_bytes,
-            meta_kind: match data {
-                None => MetaKind::Internal,
-                Some(_) => MetaKind::FlexibleExternal,
-            },
+            meta_kind: self.meta_kind,
             logical_block: self.logical_block,
             discard: true,
             discard_zeroes: true,
@@ -500,7 +500,15 @@ impl Node {
 
     /// Gives it external metadata of a megabyte and `bytes` for data.
     pub fn with_external_metadata(&mut self, bytes: u64) {
+        self.meta_kind = MetaKind::FlexibleExternal;
         self.disk = Disk::metadata(1 << 20);
+        self.data = Some(Disk::blank(bytes, self.disk.layout));
+    }
+
+    /// Gives it metadata in a slot of a shared device and `bytes` for data.
+    pub fn with_metadata_in_a_slot(&mut self, bytes: u64) {
+        self.meta_kind = MetaKind::Indexed;
+        self.disk = Disk::slot();
         self.data = Some(Disk::blank(bytes, self.disk.layout));
     }
 
@@ -533,6 +541,7 @@ impl Node {
             handlers: Vec::new(),
             handler_exit: 0,
             served: None,
+            meta_kind: MetaKind::Internal,
             logical_block: 512,
             open: false,
             history: Vec::new(),
