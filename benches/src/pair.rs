@@ -287,7 +287,7 @@ impl Pair {
                     reason: String::from("closed here"),
                 }
             }
-            Effect::OpenBacking { token, .. } => {
+            Effect::OpenBacking { token, .. } | Effect::MeasureBacking { token, .. } => {
                 let result = Ok(BackingInfo {
                     data_bytes: DISK_BYTES,
                     meta_bytes: DISK_BYTES,

@@ -69,6 +69,8 @@ pub(crate) const LONG: &[(&str, Takes)] = &[
     ("json", Takes::Nothing),
     ("statistics", Takes::Nothing),
     ("color", Takes::OptionalValue),
+    ("now", Takes::Nothing),
+    ("timestamps", Takes::Nothing),
     ("wfc-timeout", Takes::Value),
     ("degr-wfc-timeout", Takes::Value),
     ("outdated-wfc-timeout", Takes::Value),

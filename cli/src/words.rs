@@ -34,6 +34,7 @@ pub(crate) enum Action {
     Cstate,
     Dstate,
     Status,
+    Events,
     Proc,
     Probe,
     Invalidate,
@@ -139,6 +140,13 @@ pub(crate) const WORDS: &[Word] = &[
         Scope::Any,
         &["json", "statistics", "color"],
         "roles, connections and disks of all resources or of one",
+    ),
+    word(
+        "events2",
+        Action::Events,
+        Scope::Any,
+        &["now", "statistics", "timestamps"],
+        "what is there and every change of it, a line each, for cluster managers; --now: no changes",
     ),
     word(
         "primary",

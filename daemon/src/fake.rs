@@ -409,6 +409,7 @@ impl Engine for FakeEngine {
             state: volume.state,
             al_suspended: false,
             bytes: volume.bytes,
+            was_degraded: false,
             disk_error: None,
             uuids: None,
             open_count: volume.open_count,

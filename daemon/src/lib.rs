@@ -32,5 +32,6 @@ mod strangers;
 mod systemd;
 
 pub use daemon::{DaemonError, DaemonOptions, LogTarget, run};
+pub use disk::backing::lock_slot;
 pub use handlers::Handlers;
 pub use settings::SettingError;

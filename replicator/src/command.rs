@@ -116,6 +116,35 @@ pub enum Command {
         /// End in any case.
         force: Force,
     },
+    /// Let the device grow to what the disks of both nodes offer now (state-machine.md 10.3).
+    Resize {
+        /// The volume.
+        volume: VolumeNumber,
+        /// Bytes that the device shall have; 0: all that both disks offer.
+        size: u64,
+        /// Whether the peer is believed to have room while it is not connected.
+        room: PeerRoom,
+        /// What happens to the new area.
+        area: NewArea,
+    },
+}
+
+/// Whether a peer that cannot be asked is believed to have grown, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub enum PeerRoom {
+    /// It is asked; without a connection nothing grows.
+    Asked,
+    /// An administrator says so: a peer whose disk is smaller after all is refused when it comes.
+    Assumed,
+}
+
+/// What a larger device does with its new area.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub enum NewArea {
+    /// It is copied from one node to the other.
+    Resync,
+    /// An administrator says that it is the same on both nodes.
+    AssumeClean,
 }
 
 /// Whether a command insists.

@@ -96,6 +96,13 @@ pub enum Effect {
         /// The volume.
         volume: VolumeNumber,
     },
+    /// Measure the open backing device again: it may have grown. Ends with [`crate::Event::BackingOpened`].
+    MeasureBacking {
+        /// Names the completion.
+        token: Token,
+        /// The volume.
+        volume: VolumeNumber,
+    },
     /// Close it. No I/O of it is in flight. Ends with [`crate::Event::BackingClosed`].
     CloseBacking {
         /// Names the completion.

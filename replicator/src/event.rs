@@ -240,6 +240,9 @@ pub enum MetaKind {
     Internal,
     /// On a device (or file) of its own, sized to it.
     FlexibleExternal,
+    /// In a slot of 128 MiB on a device that several volumes share: offsets count from its start, and `meta_bytes` is its size
+    /// (metadata.md 1.3).
+    Indexed,
 }
 
 /// Why a backing device could not be opened.

@@ -33,7 +33,7 @@ mod tape;
 pub mod time;
 pub mod transfer_log;
 
-pub use command::{Answer, Command, Force};
+pub use command::{Answer, Command, Force, NewArea, PeerRoom};
 pub use effect::{CloseHow, DiskOperation, Effect, Effects, Level, MetaOperation, Notification};
 pub use event::{
     BackingInfo, CommandId, DialError, Event, Fua, IoError, MetaKind, OpenError, Operation,

@@ -38,6 +38,8 @@ pub struct VolumeStatus {
     pub al_suspended: bool,
     /// Size of the device in bytes, 0 while unknown.
     pub bytes: u64,
+    /// This node was Primary and alone when it went down, the last time before this disk was attached (config-and-cli.md 7.5).
+    pub was_degraded: bool,
     /// Why there is no disk, or why it is Inconsistent, if that was an error.
     pub disk_error: Option<String>,
     /// Current, bitmap and two history generations, while attached.

@@ -186,6 +186,7 @@ fn dispatch(
         }
         Action::HiddenCommands => return Ok(help::hidden()),
         Action::Status => return crate::status::adm::run(invocation, arguments),
+        Action::Events => return crate::status::events::run(invocation, arguments),
         Action::Proc => return show::proc(invocation).map(|()| 0),
         Action::Probe => {
             let [target] = &arguments.targets[..] else {

@@ -92,12 +92,12 @@ fn all(invocation: &Invocation) -> Result<StatusReport, Failure> {
     Ok(status.unwrap_or(nothing))
 }
 
-fn yes(on: bool) -> &'static str {
+pub(super) fn yes(on: bool) -> &'static str {
     if on { "yes" } else { "no" }
 }
 
 /// Why I/O is suspended, in upstream's order; empty if it is not.
-fn suspended(resource: &ResourceReport) -> String {
+pub(super) fn suspended(resource: &ResourceReport) -> String {
     let any = |of: fn(&VolumeReport) -> bool| resource.volumes.iter().any(of);
     let reasons = [
         (any(|v| v.suspended_user), "user"),
@@ -112,7 +112,7 @@ fn suspended(resource: &ResourceReport) -> String {
     words.join(",")
 }
 
-fn resync_suspended(volume: &VolumeReport) -> String {
+pub(super) fn resync_suspended(volume: &VolumeReport) -> String {
     let reasons = [
         (volume.paused_user, "user"),
         (volume.paused_peer, "peer"),
@@ -379,12 +379,12 @@ fn json_peer_device(volume: &VolumeReport) -> Value {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use tandem_daemon::control::messages::{ConnectionDefinition, CounterReport, ResyncReport};
 
     use super::*;
 
-    fn volume(number: u16) -> VolumeReport {
+    pub(in crate::status) fn volume(number: u16) -> VolumeReport {
         VolumeReport {
             number,
             minor: u32::from(number),
@@ -417,7 +417,7 @@ mod tests {
         }
     }
 
-    fn resource() -> ResourceReport {
+    pub(in crate::status) fn resource() -> ResourceReport {
         ResourceReport {
             name: "r0".to_owned(),
             failed: None,

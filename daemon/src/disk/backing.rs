@@ -68,6 +68,8 @@ pub(crate) struct Device {
 pub(crate) struct Backing {
     pub(crate) data: Arc<Device>,
     pub(crate) meta: Arc<Device>,
+    /// Bytes of the data device as last measured.
+    pub(crate) data_bytes: u64,
     /// Where the metadata area begins on `meta` (not 0 only for slots).
     pub(crate) meta_base: u64,
     pub(crate) meta_bytes: u64,
@@ -84,6 +86,7 @@ impl Backing {
                     meta: Arc::clone(&data),
                     meta_base: 0,
                     meta_bytes: data.bytes,
+                    data_bytes: data.bytes,
                     meta_kind: MetaKind::Internal,
                     data,
                 });
@@ -97,18 +100,37 @@ impl Backing {
             Some(index) => slot_of(&meta, index)?,
         };
         Ok(Backing {
+            data_bytes: data.bytes,
             data,
             meta,
             meta_base,
             meta_bytes,
-            meta_kind: MetaKind::FlexibleExternal,
+            meta_kind: match slot {
+                None => MetaKind::FlexibleExternal,
+                Some(_) => MetaKind::Indexed,
+            },
         })
+    }
+
+    /// The same devices with the sizes that they have now.
+    pub(crate) fn measured(&self) -> Result<Backing, OpenError> {
+        let mut now = self.clone();
+        now.data_bytes = present_bytes(&self.data, Use::Data)?;
+        match self.meta_kind {
+            MetaKind::Internal => now.meta_bytes = now.data_bytes,
+            // A slot never grows.
+            MetaKind::Indexed => {}
+            MetaKind::FlexibleExternal => {
+                now.meta_bytes = present_bytes(&self.meta, Use::Meta)?;
+            }
+        }
+        Ok(now)
     }
 
     /// What the engine is told.
     pub(crate) fn info(&self) -> BackingInfo {
         BackingInfo {
-            data_bytes: self.data.bytes,
+            data_bytes: self.data_bytes,
             meta_bytes: self.meta_bytes,
             meta_kind: self.meta_kind,
             logical_block: self.data.logical_block,
@@ -117,6 +139,27 @@ impl Backing {
             discard_zeroes: true,
         }
     }
+}
+
+/// Bytes of an open device now: a logical volume or a file may have grown since it was opened.
+fn present_bytes(device: &Device, usage: Use) -> Result<u64, OpenError> {
+    let measure = || {
+        let metadata = device.file.metadata()?;
+        if metadata.file_type().is_block_device() {
+            super::ioctl::block_bytes(&device.file)
+        } else {
+            Ok(metadata.len())
+        }
+    };
+    let bytes = measure().map_err(|error| OpenError {
+        number: usage.open_failed(),
+        text: format!(
+            "cannot measure the {} {}: {error}",
+            usage.words(),
+            device.path
+        ),
+    })?;
+    Ok(bytes - bytes % u64::from(device.logical_block))
 }
 
 fn slot_of(meta: &Device, index: u32) -> Result<(u64, u64), OpenError> {
@@ -132,7 +175,7 @@ fn slot_of(meta: &Device, index: u32) -> Result<(u64, u64), OpenError> {
             ),
         });
     }
-    lock_range(&meta.file, base, SLOT_BYTES).map_err(|error| OpenError {
+    lock_slot(&meta.file, index).map_err(|error| OpenError {
         number: META_DISK_BUSY,
         text: format!(
             "slot {index} of {} is in use by another volume: {error}",
@@ -408,7 +451,11 @@ fn queue_attribute(device: u64, name: &str) -> u64 {
     .unwrap_or(0)
 }
 
-/// Locks a range of a shared file for this open file description.
-fn lock_range(file: &File, start: u64, length: u64) -> io::Result<()> {
-    super::ioctl::lock_range(file.as_raw_fd(), start, length)
+/// Locks one slot of a metadata device that several volumes share (metadata.md 1.3), for this open file: nobody else may use it.
+///
+/// # Errors
+/// Somebody else has it, or the operating system knows no such locks.
+pub fn lock_slot(file: &File, index: u32) -> io::Result<()> {
+    let start = u64::from(index) * SLOT_BYTES;
+    super::ioctl::lock_range(file.as_raw_fd(), start, SLOT_BYTES)
 }

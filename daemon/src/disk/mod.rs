@@ -79,6 +79,7 @@ struct Ticket {
 enum Helped {
     Io(Ticket, io::Result<Option<Block>>),
     Opened(Token, VolumeNumber, Result<Backing, OpenError>),
+    Measured(Token, VolumeNumber, Result<Backing, OpenError>),
     Closed(Token),
 }
 
@@ -170,6 +171,21 @@ impl Disks {
         }
     }
 
+    /// Measures an open backing device again.
+    pub(crate) fn measure(&mut self, token: Token, volume: VolumeNumber) {
+        match self.backings.get(&volume).cloned() {
+            Some(backing) => self
+                .helper
+                .run(move || Helped::Measured(token, volume, backing.measured())),
+            None => {
+                let text = format!("volume {} has no open backing device", volume.0);
+                let result = Err(OpenError { number: 104, text });
+                self.events
+                    .push_back(Event::BackingOpened { token, result });
+            }
+        }
+    }
+
     /// Closes it.
     pub(crate) fn close(&mut self, token: Token, volume: VolumeNumber) {
         let backing = self.backings.remove(&volume);
@@ -195,7 +211,7 @@ impl Disks {
             token,
             Area::Data,
             device,
-            (0, backing.data.bytes),
+            (0, backing.data_bytes),
             operation,
         );
     }
@@ -412,7 +428,8 @@ impl Disks {
             let event = match helped {
                 Helped::Io(ticket, result) => answer(ticket, result),
                 Helped::Closed(token) => Event::BackingClosed { token },
-                Helped::Opened(token, volume, Ok(backing)) => {
+                Helped::Opened(token, volume, Ok(backing))
+                | Helped::Measured(token, volume, Ok(backing)) => {
                     let info = backing.info();
                     self.backings.insert(volume, backing);
                     Event::BackingOpened {
@@ -420,10 +437,12 @@ impl Disks {
                         result: Ok(info),
                     }
                 }
-                Helped::Opened(token, _, Err(error)) => Event::BackingOpened {
-                    token,
-                    result: Err(error),
-                },
+                Helped::Opened(token, _, Err(error)) | Helped::Measured(token, _, Err(error)) => {
+                    Event::BackingOpened {
+                        token,
+                        result: Err(error),
+                    }
+                }
             };
             self.events.push_back(event);
         }

@@ -282,7 +282,7 @@ fn slots_of_a_shared_metadata_device_are_windows_that_do_not_overlap() {
         };
         assert_eq!(
             (info.meta_bytes, info.meta_kind),
-            (128 << 20, MetaKind::FlexibleExternal)
+            (128 << 20, MetaKind::Indexed)
         );
         let page = Bytes::from(vec![5; 4096]);
         disks.meta(

@@ -520,6 +520,7 @@ impl<E: Engine> ResourceLoop<E> {
                 let paths = self.backing_paths(volume);
                 self.disks.open(token, volume, paths);
             }
+            Effect::MeasureBacking { token, volume } => self.disks.measure(token, volume),
             Effect::CloseBacking { token, volume } => self.disks.close(token, volume),
             Effect::RunHandler {
                 token,

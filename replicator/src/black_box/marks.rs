@@ -47,6 +47,7 @@ pub enum MarkKind {
     Log,
     StatusChanged,
     Serve,
+    MeasureBacking,
 }
 
 impl MarkKind {
@@ -79,6 +80,7 @@ impl MarkKind {
             MarkKind::Log => "log",
             MarkKind::StatusChanged => "status changed",
             MarkKind::Serve => "serve",
+            MarkKind::MeasureBacking => "measure backing",
         }
     }
 }
@@ -245,6 +247,11 @@ fn rest(effect: &Effect, hash: Hash) -> (MarkKind, u64, Hash) {
         Effect::OpenBacking { token, volume } => {
             (MarkKind::OpenBacking, token.0, hash.number(volume.0.into()))
         }
+        Effect::MeasureBacking { token, volume } => (
+            MarkKind::MeasureBacking,
+            token.0,
+            hash.number(volume.0.into()),
+        ),
         Effect::CloseBacking { token, volume } => (
             MarkKind::CloseBacking,
             token.0,

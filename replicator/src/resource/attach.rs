@@ -424,6 +424,8 @@ impl Resource {
         let flags = backing.superblock.flags;
         let was_primary = flags.contains(Flags::PRIMARY_IND) && !forget;
         volume.crashed_primary = flags.contains(Flags::CRASHED_PRIMARY) || was_primary;
+        volume.was_degraded =
+            flags.contains(Flags::PRIMARY_IND) && !flags.contains(Flags::CONNECTED_IND);
         let lost_log = was_primary && replay.suspect;
         let disabled = volume.crashed_primary && flags.contains(Flags::AL_DISABLED);
         let all = flags.contains(Flags::FULL_SYNC) || disabled || lost_log;
@@ -699,10 +701,11 @@ impl LogFound {
     }
 }
 
-fn placement_of(info: &BackingInfo) -> Placement {
+pub(super) fn placement_of(info: &BackingInfo) -> Placement {
     match info.meta_kind {
         MetaKind::Internal => Placement::Internal,
         MetaKind::FlexibleExternal => Placement::FlexibleExternal,
+        MetaKind::Indexed => Placement::Indexed(0),
     }
 }
 

@@ -27,6 +27,8 @@ use super::plan::{Then, rewrite_bitmap};
 use super::size::SizeChange;
 use super::trouble::Telling;
 use super::volume::PeerUuids;
+use crate::bitmap::NewBits;
+use crate::command::NewArea;
 use crate::effect::Level;
 use crate::event::VolumeNumber;
 use crate::generations::{
@@ -41,6 +43,15 @@ use crate::state::word::{ConnState, DiskState, Role, State};
 
 /// Largest request in bytes that every version 100 node takes.
 const REQUEST_BYTES_MAX: u32 = 1 << 20;
+
+/// Whether P_SIZES tells the size of the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Current {
+    /// It does.
+    Told,
+    /// 0 instead: the peer shall answer.
+    Asked,
+}
 
 impl Resource {
     /// Features and authentication are through: the link exists, and everything about this node is sent.
@@ -100,6 +111,8 @@ impl Resource {
             let armed = self.connection.discard_my_data;
             if let Some(volume) = self.volumes.get_mut(&number) {
                 volume.peer.restart_sequence();
+                volume.resize_pending = false;
+                volume.peer.sizes_asked = None;
                 volume.peer.discard_armed = armed;
                 volume.peer.uuids = None;
             }
@@ -108,7 +121,7 @@ impl Resource {
         self.connection.state_sent = true;
         for number in self.volume_numbers() {
             self.send_sync_param(number);
-            self.send_sizes(number, 0);
+            self.send_sizes(number, 0, Current::Told);
             self.send_uuids(number);
             self.send_state(number);
         }
@@ -172,7 +185,7 @@ impl Resource {
     }
 
     /// P_SIZES.
-    fn send_sizes(&mut self, number: VolumeNumber, dds_flags: u16) {
+    fn send_sizes(&mut self, number: VolumeNumber, dds_flags: u16, current: Current) {
         let agreed = self.connection.agreed;
         let Some(volume) = self.volumes.get(&number) else {
             return;
@@ -202,7 +215,10 @@ impl Resource {
                 0
             },
             u_size: volume.options.size / 512,
-            c_size: volume.bytes / 512,
+            c_size: match current {
+                Current::Told => volume.bytes / 512,
+                Current::Asked => 0,
+            },
             max_bio_size: REQUEST_BYTES_MAX,
             queue_order_type: 0,
             dds_flags,
@@ -280,7 +296,7 @@ impl Resource {
 
     /// A disk was attached while connected: the peer compares (2.9 no. 14).
     pub(crate) fn start_late_attach(&mut self, number: VolumeNumber) {
-        self.send_sizes(number, 0);
+        self.send_sizes(number, 0, Current::Told);
         self.send_uuids(number);
         self.send_state(number);
     }
@@ -407,12 +423,39 @@ impl Resource {
         if let (Some(limits), true) = (&peer.limits, disk > 0) {
             volume.peer.logical_block = limits.logical_block_size;
         }
-        if volume.state.disk >= DiskState::Negotiating && volume.backing.is_some() {
+        let asks = current == 0 && disk > 0 && volume.state.conn == ConnState::Connected;
+        if asks && volume.state.disk >= DiskState::Inconsistent && volume.backing.is_some() {
+            // A resize on the peer: this disk may have grown, too.
+            if volume.peer.sizes_asked.replace(*peer).is_none() {
+                self.measure_backing(number);
+            }
+        } else if volume.state.disk >= DiskState::Negotiating && volume.backing.is_some() {
             self.sizes_with_disk(number, peer, user, current);
         } else {
             self.sizes_without_disk(number, disk, user, current);
         }
         Ok(())
+    }
+
+    /// A resize asks the peer for its sizes: with a current size of 0 it answers in any case (wire-protocol.md 3.3).
+    pub(super) fn ask_for_sizes(&mut self, number: VolumeNumber, area: NewArea) {
+        let dds_flags = match area {
+            NewArea::Resync => 0,
+            NewArea::AssumeClean => Sizes::DDS_NO_RESYNC,
+        };
+        self.send_sizes(number, dds_flags, Current::Asked);
+    }
+
+    /// The own disk was measured for a peer that asked: it is answered, unless the link is gone.
+    pub(super) fn answer_sizes(&mut self, number: VolumeNumber, peer: &Sizes) {
+        let ready = |volume: &&super::volume::Volume| {
+            volume.state.conn >= ConnState::Connected
+                && volume.state.disk >= DiskState::Negotiating
+                && volume.backing.is_some()
+        };
+        if self.volumes.get(&number).filter(ready).is_some() {
+            self.sizes_with_disk(number, peer, peer.u_size.saturating_mul(512), 0);
+        }
     }
 
     fn sizes_with_disk(&mut self, number: VolumeNumber, peer: &Sizes, user: u64, current: u64) {
@@ -440,20 +483,30 @@ impl Resource {
             self.refuse_connection(&text);
             return;
         }
+        let new_bits = match peer.dds_flags & Sizes::DDS_NO_RESYNC {
+            0 => NewBits::Set,
+            _ => NewBits::Clear,
+        };
         let change = if size > 0 {
-            self.apply_size(number, size)
+            self.apply_size(number, size, new_bits)
         } else {
             SizeChange::Same
         };
         if state.conn > ConnState::WFReportParams {
             let bytes = self.volumes.get(&number).map_or(0, |volume| volume.bytes);
             if bytes != current {
-                self.send_sizes(number, peer.dds_flags);
+                self.send_sizes(number, peer.dds_flags, Current::Told);
             }
         }
-        if change == SizeChange::Grew && state.conn >= ConnState::Connected {
+        let pending = self
+            .volumes
+            .get_mut(&number)
+            .is_some_and(|volume| core::mem::take(&mut volume.resize_pending));
+        let grew = change == SizeChange::Grew || pending;
+        if grew && state.conn >= ConnState::Connected {
             self.grew(number, &state, peer.dds_flags);
         }
+        self.resize_answered(number);
     }
 
     /// The device grew while connected: the new area is synchronised (10.2 step 6).
@@ -487,7 +540,7 @@ impl Resource {
             self.refuse_connection(&text);
             return;
         }
-        self.apply_size(number, offered);
+        self.apply_size(number, offered, NewBits::Set);
     }
 
     /// P_UUIDS (3.11).

@@ -73,6 +73,8 @@ pub(crate) enum Pending {
     Attach(VolumeNumber, attach::Io),
     /// Closing the backing.
     Close(VolumeNumber),
+    /// The backing is measured again.
+    Measure(VolumeNumber),
     /// A metadata or data I/O of a plan.
     Plan(VolumeNumber, plan::PlanIo),
     /// The local leg of a client's request.
@@ -95,7 +97,8 @@ impl Pending {
     /// The volume whose backing an I/O uses.
     pub(crate) fn disk_of(&self) -> Option<VolumeNumber> {
         match self {
-            Pending::Attach(volume, _)
+            Pending::Measure(volume)
+            | Pending::Attach(volume, _)
             | Pending::Plan(volume, _)
             | Pending::Request(volume, _)
             | Pending::Flush(volume, _)
@@ -305,8 +308,10 @@ impl Resource {
         token: Token,
         result: Result<crate::event::BackingInfo, OpenError>,
     ) {
-        if let Some(Pending::Attach(volume, attach::Io::Open)) = self.pending.remove(&token) {
-            self.attach_opened(volume, result);
+        match self.pending.remove(&token) {
+            Some(Pending::Attach(volume, attach::Io::Open)) => self.attach_opened(volume, result),
+            Some(Pending::Measure(volume)) => self.backing_measured(volume, result),
+            _ => {}
         }
     }
 

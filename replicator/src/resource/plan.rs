@@ -75,6 +75,8 @@ pub(crate) enum Then {
     LogWritten,
     /// A new data generation.
     Generation,
+    /// Clients get to know a new size.
+    Sized,
     /// The superblock before a handler runs.
     Handler,
     /// A step of an attach.
@@ -527,6 +529,7 @@ impl Resource {
     ) {
         match then {
             Then::Nothing => {}
+            Then::Sized => self.serve_size(number),
             Then::LogWritten => {
                 self.log_written(number, result);
                 // A plan of the main lane may wait for this transaction.

@@ -18,7 +18,7 @@ use crate::state::word::Role;
 pub(crate) enum SizeChange {
     /// As before.
     Same,
-    /// The device is larger now; new bits are set.
+    /// The device is larger now.
     Grew,
     /// The device is smaller now.
     Shrank,
@@ -47,8 +47,13 @@ impl Volume {
 }
 
 impl Resource {
-    /// Gives the device a size of `bytes`: bitmap, superblock and clients follow. New bits are set.
-    pub(crate) fn apply_size(&mut self, number: VolumeNumber, bytes: u64) -> SizeChange {
+    /// Gives the device a size of `bytes`: bitmap and superblock follow, and clients once both are on disk.
+    pub(crate) fn apply_size(
+        &mut self,
+        number: VolumeNumber,
+        bytes: u64,
+        new_bits: NewBits,
+    ) -> SizeChange {
         let Some(volume) = self.volumes.get_mut(&number) else {
             return SizeChange::Same;
         };
@@ -57,7 +62,7 @@ impl Resource {
             return SizeChange::Same;
         }
         if let Some(backing) = volume.backing.as_mut() {
-            let resized = backing.bitmap.resize(bits_of_device(bytes), NewBits::Set);
+            let resized = backing.bitmap.resize(bits_of_device(bytes), new_bits);
             if let Err(error) = resized {
                 let text = format!("the size stays {old} bytes: {error}");
                 self.log(Level::Error, Some(number), text);
@@ -65,7 +70,6 @@ impl Resource {
             }
         }
         volume.bytes = bytes;
-        let primary = volume.state.role == Role::Primary;
         let has_disk = volume.backing.is_some();
         self.status_changed = true;
         self.log(
@@ -75,18 +79,25 @@ impl Resource {
         );
         if has_disk {
             // Bits beyond the old end are not on disk yet: a crash before they are means a full sync.
-            self.start_plan(number, plan::rewrite_bitmap(), Then::Nothing);
-        }
-        if primary {
-            self.effects.push(Effect::Notify(Notification::Serve {
-                volume: number,
-                bytes: Some(bytes),
-            }));
+            self.start_plan(number, plan::rewrite_bitmap(), Then::Sized);
+        } else {
+            self.serve_size(number);
         }
         if bytes > old {
             SizeChange::Grew
         } else {
             SizeChange::Shrank
+        }
+    }
+
+    /// Clients of a Primary get to know the size of the device.
+    pub(crate) fn serve_size(&mut self, number: VolumeNumber) {
+        let primary = |volume: &&Volume| volume.state.role == Role::Primary;
+        if let Some(volume) = self.volumes.get(&number).filter(primary) {
+            self.effects.push(Effect::Notify(Notification::Serve {
+                volume: number,
+                bytes: Some(volume.bytes),
+            }));
         }
     }
 }

@@ -58,6 +58,7 @@ impl Resource {
                 .as_ref()
                 .is_some_and(|backing| backing.activity_log.mode() == LogMode::Suspended),
             bytes: volume.bytes,
+            was_degraded: volume.was_degraded,
             disk_error: volume.disk_error.clone(),
             uuids: volume
                 .backing

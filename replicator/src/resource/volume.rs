@@ -5,6 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use tandem_metadata::{Flags, Layout, Superblock};
+use tandem_protocol::packets::Sizes;
 
 use super::lost_disk::LostDisk;
 use super::plan::Plans;
@@ -41,6 +42,8 @@ pub(crate) struct Volume {
     pub(crate) bytes: u64,
     /// This node crashed as Primary and the pair has not been UpToDate/UpToDate since (3.7).
     pub(crate) crashed_primary: bool,
+    /// Primary and alone when it went down, the last time before the disk was attached: a boot waits differently (config-and-cli.md 7.5).
+    pub(crate) was_degraded: bool,
     /// A new data generation was asked for and its superblock is not yet durable: no write is answered.
     pub(crate) generation_pending: bool,
     /// Answered writes may be lost that no flush had covered: the next flush is answered with an error.
@@ -67,6 +70,8 @@ pub(crate) struct Volume {
     pub(crate) consider_resync: bool,
     /// An attach or a late exchange of sizes found the device grown; cleared when its resync was started.
     pub(crate) grew_while_detached: bool,
+    /// A resize made the device larger before the peer was asked: its answer starts the resync of the new area.
+    pub(crate) resize_pending: bool,
     /// What is in flight on ranges of the device (bytes): client's and peer's writes, resync blocks.
     pub(crate) intervals: Intervals,
     /// Local flushes.
@@ -133,6 +138,8 @@ pub(crate) struct PeerDevice {
     pub(crate) disk_bytes: u64,
     /// Size of its device as last announced, in bytes.
     pub(crate) current_bytes: u64,
+    /// Its P_SIZES that asks for ours, answered when the own disk was measured.
+    pub(crate) sizes_asked: Option<Sizes>,
     /// Logical block of its disk in bytes as last announced; 0: unknown. Kept over connections.
     pub(crate) logical_block: u32,
     /// Largest request that it takes, in bytes.
@@ -211,6 +218,7 @@ impl Volume {
             peer: PeerDevice::default(),
             bytes: 0,
             crashed_primary: false,
+            was_degraded: false,
             generation_pending: false,
             unflushed_lost: false,
             shown_by_peer: false,
@@ -222,6 +230,7 @@ impl Volume {
             skip_untold: false,
             consider_resync: false,
             grew_while_detached: false,
+            resize_pending: false,
             intervals: Intervals::new(),
             flushes: flush::LocalFlushes::default(),
             open_count: 0,

@@ -1,8 +1,10 @@
 //! Attach: fresh, after a crash, with wrong or broken metadata.
 
+use std::time::Duration;
+
 use tandem_metadata::Flags;
 use tandem_replicator::state::word::{ConnState, DiskState};
-use tandem_replicator::{Command, Effect, Event, Force, MetaOperation, Token};
+use tandem_replicator::{Command, Effect, Event, Force, MetaOperation, NetOptions, Token};
 
 use crate::harness::{
     Disk, VOLUME, World, durable_flags, writes_bitmap, writes_data, writes_superblock,
@@ -297,4 +299,48 @@ fn a_completion_of_an_unknown_io_does_no_harm() {
     assert_eq!(world.state(0).conn, ConnState::StandAlone);
     let bitmap = writes_bitmap(&world.nodes[0].disk);
     assert!(!world.nodes[0].history.iter().any(bitmap));
+}
+
+#[test]
+fn a_node_that_was_primary_and_alone_when_it_went_down_knows_it_at_the_next_attach() {
+    let degraded =
+        |world: &World, node: usize| world.nodes[node].resource.status().volumes[0].was_degraded;
+    let mut world = World::ready(&NetOptions::default());
+    world.cut_network();
+    world.write_ok(0, 0, 4096, 1);
+    world.advance(Duration::from_secs(10));
+    for node in 0..2 {
+        world.crash(node);
+        world.ok(node, Command::Attach { volume: VOLUME });
+    }
+    assert!(degraded(&world, 0));
+    assert!(!degraded(&world, 1), "a Secondary was not degraded");
+    let mut world = World::ready(&NetOptions::default());
+    world.crash(0);
+    world.ok(0, Command::Attach { volume: VOLUME });
+    assert!(!degraded(&world, 0), "its peer was there");
+}
+
+#[test]
+fn metadata_in_a_slot_are_used_and_another_layout_of_the_log_is_refused_there() {
+    let mut world = World::alone();
+    world.nodes[0].with_metadata_in_a_slot(8 << 20);
+    world.ok(0, ATTACH);
+    assert_eq!(world.nodes[0].resource.status().volumes[0].bytes, 8 << 20);
+    assert_eq!(world.nodes[0].disk.superblock().md_size_sect, 262_144);
+    world.ok(0, force_primary());
+    world.write_ok(0, 0, 4096, 3);
+    world.crash(0);
+    world.nodes[0]
+        .disk
+        .edit_superblock(|superblock| superblock.al_stripes = 2);
+    let answer = world.answer(0, ATTACH);
+    assert_eq!(answer.exit, 10, "{answer:?}");
+    assert!(
+        answer
+            .info
+            .iter()
+            .any(|line| line.contains("activity-log stripe")),
+        "{answer:?}"
+    );
 }

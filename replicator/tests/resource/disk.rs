@@ -22,7 +22,21 @@ pub struct Disk {
 impl Disk {
     /// A device with fresh internal metadata, as `create-md` leaves it.
     pub fn fresh(bytes: u64) -> Disk {
-        let layout = Layout::new(Placement::Internal, ByteLen(bytes), AlGeometry::DEFAULT).unwrap();
+        Disk::formatted(Placement::Internal, bytes)
+    }
+
+    /// A device with nothing but fresh external metadata.
+    pub fn metadata(bytes: u64) -> Disk {
+        Disk::formatted(Placement::FlexibleExternal, bytes)
+    }
+
+    /// A slot of 128 MiB with fresh metadata.
+    pub fn slot() -> Disk {
+        Disk::formatted(Placement::Indexed(0), 128 << 20)
+    }
+
+    fn formatted(placement: Placement, bytes: u64) -> Disk {
+        let layout = Layout::new(placement, ByteLen(bytes), AlGeometry::DEFAULT).unwrap();
         let mut disk = Disk::blank(bytes, layout);
         let block = activity_log::initialized_block();
         for number in 0..layout.geometry().blocks() {
@@ -40,13 +54,20 @@ impl Disk {
         Disk::blank(bytes, layout)
     }
 
-    fn blank(bytes: u64, layout: Layout) -> Disk {
+    /// A device of zeroes.
+    pub fn blank(bytes: u64, layout: Layout) -> Disk {
         Disk {
             current: vec![0; bytes as usize],
             durable: vec![0; bytes as usize],
             unflushed: Vec::new(),
             layout,
         }
+    }
+
+    /// It gets larger; the new end is zero.
+    pub fn grow(&mut self, bytes: u64) {
+        self.current.resize(bytes as usize, 0);
+        self.durable.resize(bytes as usize, 0);
     }
 
     pub fn put(&mut self, offset: u64, bytes: &[u8]) {

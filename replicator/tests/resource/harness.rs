@@ -35,8 +35,10 @@ type Matcher = Box<dyn FnMut(&Effect) -> bool>;
 pub struct Node {
     /// The engine.
     pub resource: Resource,
-    /// Its disk.
+    /// Its disk; only the metadata device if the data have one of their own.
     pub disk: Disk,
+    /// The device of the data, with external metadata.
+    pub data: Option<Disk>,
     /// Answers to commands so far.
     pub answers: BTreeMap<CommandId, Answer>,
     /// Replies to requests so far.
@@ -49,6 +51,8 @@ pub struct Node {
     pub handler_exit: i32,
     /// Whether clients are served, and with which size.
     pub served: Option<u64>,
+    /// Where its metadata lie.
+    pub meta_kind: MetaKind,
     /// Logical block of its disk in bytes.
     pub logical_block: u32,
     /// The backing device is open.
@@ -447,6 +451,11 @@ impl World {
         let old = std::mem::replace(&mut self.nodes[node], fresh);
         self.nodes[node].disk = old.disk;
         self.nodes[node].disk.cut_power();
+        self.nodes[node].data = old.data;
+        self.nodes[node].meta_kind = old.meta_kind;
+        if let Some(data) = &mut self.nodes[node].data {
+            data.cut_power();
+        }
         self.events.retain(|(at, _)| *at != node);
         let ends: Vec<SocketId> = self
             .sockets
@@ -475,6 +484,41 @@ impl World {
 }
 
 impl Node {
+    /// What is found when its devices are opened or measured.
+    fn backing(&self) -> BackingInfo {
+        let meta_bytes = self.disk.current.len() as u64;
+        let data = self.data.as_ref();
+        BackingInfo {
+            data_bytes: data.map_or(meta_bytes, |data| data.current.len() as u64),
+            meta_bytes,
+            meta_kind: self.meta_kind,
+            logical_block: self.logical_block,
+            discard: true,
+            discard_zeroes: true,
+        }
+    }
+
+    /// Gives it external metadata of a megabyte and `bytes` for data.
+    pub fn with_external_metadata(&mut self, bytes: u64) {
+        self.meta_kind = MetaKind::FlexibleExternal;
+        self.disk = Disk::metadata(1 << 20);
+        self.data = Some(Disk::blank(bytes, self.disk.layout));
+    }
+
+    /// Gives it metadata in a slot of a shared device and `bytes` for data.
+    pub fn with_metadata_in_a_slot(&mut self, bytes: u64) {
+        self.meta_kind = MetaKind::Indexed;
+        self.disk = Disk::slot();
+        self.data = Some(Disk::blank(bytes, self.disk.layout));
+    }
+
+    /// The device of the data gets larger, as a logical volume would.
+    pub fn grow_data(&mut self, bytes: u64) {
+        if let Some(data) = &mut self.data {
+            data.grow(bytes);
+        }
+    }
+
     fn new(seed: usize, options: DiskOptions) -> Node {
         let mut bytes = [0; 32];
         bytes[0] = seed as u8 + 1;
@@ -490,12 +534,14 @@ impl Node {
         Node {
             resource,
             disk: Disk::fresh(DISK_BYTES),
+            data: None,
             answers: BTreeMap::new(),
             replies: BTreeMap::new(),
             log: Vec::new(),
             handlers: Vec::new(),
             handler_exit: 0,
             served: None,
+            meta_kind: MetaKind::Internal,
             logical_block: 512,
             open: false,
             history: Vec::new(),

@@ -20,6 +20,7 @@ mod odd;
 mod pairs;
 mod plans;
 mod replication;
+mod resizing;
 mod resyncing;
 mod roles;
 mod splitting;

@@ -121,7 +121,9 @@ impl Node {
     pub fn new(index: usize, plan: DiskPlan, stamper: Stamper) -> Node {
         let meta = match plan.meta {
             MetaKind::Internal => None,
-            MetaKind::FlexibleExternal => Some(Disk::new(stamper, meta_bytes(plan.bytes))),
+            MetaKind::FlexibleExternal | MetaKind::Indexed => {
+                Some(Disk::new(stamper, meta_bytes(plan.bytes)))
+            }
         };
         Node {
             index,

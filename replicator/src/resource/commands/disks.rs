@@ -269,12 +269,10 @@ impl Resource {
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;
         };
-        if volume.backing.is_some() && volume.options.size != options.size {
-            let answer = Answer::failure(Failure::InvalidRequest)
-                .with_info("the size of an attached disk cannot be changed")
-                .with_hint(format!("tandem adm detach {}", self.name));
-            self.answer(id, answer);
-            return;
+        let mut options = options;
+        if volume.backing.is_some() {
+            // The size of an attached disk changes with `resize`, which asks the peer.
+            options.size = volume.options.size;
         }
         let before = core::mem::replace(&mut volume.options, options);
         if volume.backing.is_none() {

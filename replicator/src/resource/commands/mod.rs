@@ -16,6 +16,7 @@ pub(crate) mod connection;
 pub(crate) mod disks;
 pub(crate) mod down;
 pub(crate) mod generations;
+pub(crate) mod resize;
 pub(crate) mod roles;
 pub(crate) mod verify;
 
@@ -30,6 +31,8 @@ pub(crate) enum AfterPlan {
     BitmapWritten(CommandId),
     /// New options of the activity log are on disk.
     OptionsWritten(CommandId),
+    /// A new size of the device, if there is one, is on disk.
+    Resized(CommandId),
 }
 
 /// A command under way.
@@ -43,6 +46,8 @@ pub(crate) enum Running {
     Detach(disks::Detaching),
     /// `disk-options`.
     Options(disks::Reconfiguring),
+    /// `resize`.
+    Resize(resize::Resizing),
     /// A change of state, and nothing else; what it changed is on disk before the answer.
     Plain(VolumeNumber),
     /// `verify`: a change of state that is told.
@@ -61,6 +66,7 @@ impl Running {
         match self {
             Running::Promote(promotion) => promotion.retry_at(),
             Running::Detach(detaching) => detaching.gives_up_at(),
+            Running::Resize(resizing) => resizing.due(),
             _ => Time::NEVER,
         }
     }
@@ -115,6 +121,12 @@ impl Resource {
                 self.command_disk_options(id, volume, options);
             }
             Command::Down { force } => self.command_down(id, force),
+            Command::Resize {
+                volume,
+                size,
+                room,
+                area,
+            } => self.command_resize(id, volume, resize::Wish { size, room, area }),
         }
     }
 
@@ -149,7 +161,10 @@ impl Resource {
                 self.rewrite_decided(id, volume, result);
             }
             Some(Running::Connection(_)) => self.connection_command_state_done(id, result),
-            Some(Running::Demote(_) | Running::Options(_) | Running::Elsewhere) | None => {}
+            Some(
+                Running::Demote(_) | Running::Options(_) | Running::Resize(_) | Running::Elsewhere,
+            )
+            | None => {}
         }
     }
 
@@ -169,6 +184,10 @@ impl Resource {
                 }
                 self.answer(id, written(result));
             }
+            AfterPlan::Resized(id) => match result {
+                Ok(()) => self.resized(id, volume),
+                Err(_) => self.answer(id, written(result)),
+            },
             AfterPlan::BitmapWritten(id) => {
                 self.command_bitmap_written(volume);
                 self.answer(id, written(result));
@@ -185,6 +204,7 @@ impl Resource {
                 Some(Running::Demote(_)) => self.step_demotion(id),
                 Some(Running::Detach(_)) => self.step_detaching(id),
                 Some(Running::Options(_)) => self.step_reconfiguring(id),
+                Some(Running::Resize(_)) => self.step_resizing(id),
                 _ => {}
             }
         }
@@ -209,6 +229,7 @@ impl Resource {
             match self.commands.running.get(&id) {
                 Some(Running::Promote(_)) => self.retry_promotion(id),
                 Some(Running::Detach(_)) => self.give_up_detaching(id),
+                Some(Running::Resize(_)) => self.resizing_late(id),
                 _ => {}
             }
         }
@@ -239,7 +260,8 @@ fn volume_of(command: &Command) -> Option<VolumeNumber> {
         | Command::VerifyStop { volume }
         | Command::SuspendIo { volume }
         | Command::ResumeIo { volume }
-        | Command::DiskOptions { volume, .. } => Some(*volume),
+        | Command::DiskOptions { volume, .. }
+        | Command::Resize { volume, .. } => Some(*volume),
         Command::Connect { .. } | Command::Disconnect { .. } | Command::Down { .. } => None,
     }
 }

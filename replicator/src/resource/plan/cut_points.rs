@@ -28,6 +28,8 @@ macro_rules! ends {
 ends! {
     /// Nothing.
     Nothing = Then::Nothing,
+    /// Clients get to know a new size.
+    Sized = Then::Sized,
     /// Writes that wait for the activity log.
     LogWritten = Then::LogWritten,
     /// Answers that wait for a new data generation.
@@ -48,6 +50,8 @@ ends! {
     CommandBitmapWritten = Then::Command(commands::AfterPlan::BitmapWritten(_)),
     /// The answer to a command that changed options of the disk.
     CommandOptionsWritten = Then::Command(commands::AfterPlan::OptionsWritten(_)),
+    /// The answer to a command that made the device larger.
+    CommandResized = Then::Command(commands::AfterPlan::Resized(_)),
     /// A full sync, all bits of which are set.
     ResyncAllBitsSet = Then::Resync(resync::AfterPlan::AllBitsSet),
     /// The start of a resync on its source.

@@ -16,6 +16,7 @@ impl World {
                 token, operation, ..
             } => self.meta(node, token, &operation, fails),
             Effect::OpenBacking { token, .. } => self.open(node, token, fails),
+            Effect::MeasureBacking { token, .. } => self.measure(node, token),
             Effect::CloseBacking { token, .. } => {
                 self.nodes[node].open = false;
                 self.events
@@ -65,21 +66,21 @@ impl World {
         } else {
             assert!(!at.open, "the backing device is opened twice");
             at.open = true;
-            Ok(BackingInfo {
-                data_bytes: at.disk.current.len() as u64,
-                meta_bytes: at.disk.current.len() as u64,
-                meta_kind: MetaKind::Internal,
-                logical_block: at.logical_block,
-                discard: true,
-                discard_zeroes: true,
-            })
+            Ok(at.backing())
         };
         self.events
             .push_back((node, Event::BackingOpened { token, result }));
     }
 
+    fn measure(&mut self, node: usize, token: Token) {
+        let result = Ok(self.nodes[node].backing());
+        self.events
+            .push_back((node, Event::BackingOpened { token, result }));
+    }
+
     fn disk(&mut self, node: usize, token: Token, operation: &DiskOperation, fails: bool) {
-        let disk = &mut self.nodes[node].disk;
+        let at = &mut self.nodes[node];
+        let disk = at.data.as_mut().unwrap_or(&mut at.disk);
         let zeroes = |length: u32| Bytes::from(vec![0; length as usize]);
         let result = if fails {
             Err(io_error("data"))

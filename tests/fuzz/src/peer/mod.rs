@@ -316,6 +316,7 @@ impl World {
                 token, operation, ..
             } => self.submit(token, Io::Meta(operation)),
             Effect::OpenBacking { token, .. } => self.open_backing(token),
+            Effect::MeasureBacking { token, .. } => self.measured(token),
             Effect::CloseBacking { token, .. } => {
                 assert!(
                     self.open && self.io.is_empty(),
@@ -358,6 +359,10 @@ impl World {
     fn open_backing(&mut self, token: Token) {
         assert!(!self.open, "the device is opened twice");
         self.open = true;
+        self.measured(token);
+    }
+
+    fn measured(&mut self, token: Token) {
         let info = BackingInfo {
             data_bytes: DEVICE_BYTES,
             meta_bytes: DEVICE_BYTES,

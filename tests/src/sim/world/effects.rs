@@ -99,7 +99,7 @@ impl World {
             Effect::Answer { command, answer } => self.answer(node, command, answer),
             Effect::PauseClients { .. } => self.nodes[node].clients_paused = true,
             Effect::ResumeClients { .. } => self.nodes[node].clients_paused = false,
-            Effect::OpenBacking { token, .. } => {
+            Effect::OpenBacking { token, .. } | Effect::MeasureBacking { token, .. } => {
                 let result = Ok(self.nodes[node].backing());
                 self.later(node, MS, Event::BackingOpened { token, result });
             }

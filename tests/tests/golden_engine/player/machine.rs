@@ -94,7 +94,7 @@ impl Player {
                     reason: String::from("closed here"),
                 });
             }
-            Effect::OpenBacking { token, .. } => {
+            Effect::OpenBacking { token, .. } | Effect::MeasureBacking { token, .. } => {
                 let result = Ok(BackingInfo {
                     data_bytes: DISK_BYTES,
                     meta_bytes: DISK_BYTES,
