@@ -121,7 +121,7 @@ impl Oracle {
         for (_, id) in std::mem::take(&mut view.unflushed) {
             let write = &mut self.writes[id as usize];
             if !write.remote_only {
-                write.cache_lost = Some(tick);
+                write.cache_lost.get_or_insert(tick);
             }
         }
     }

@@ -182,7 +182,7 @@ impl Oracle {
             .extend(unflushed.into_iter().map(|(_, id)| id));
         if power {
             for id in std::mem::take(&mut view.left_in_cache) {
-                self.writes[id as usize].cache_lost = Some(tick);
+                self.writes[id as usize].cache_lost.get_or_insert(tick);
             }
         }
         let view = &mut self.views[node];
