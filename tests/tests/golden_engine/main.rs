@@ -6,6 +6,7 @@
 )]
 //! The engine in the place of one of two kernels: fed what the other one said in a capture, it says what the kernel said.
 
+mod disks;
 mod player;
 
 use player::{Action, Player, first_resync_payload, writes};

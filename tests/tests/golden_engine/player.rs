@@ -6,7 +6,8 @@
 //!
 //! What may differ (each is left out of the comparison, or translated): opaque ids and epoch numbers, random generations
 //! and challenges, P_UNPLUG_REMOTE, pings, the kernel's count of set bits, a repeated P_STATE, the size of resync requests, the order
-//! of replies and acks of a resync or verify (and so their sequence numbers), and what a node says of its queue in P_SIZES.
+//! of replies and acks of a resync or verify (and so their sequence numbers), which of P_BARRIER and P_UUIDS is first, and what a
+//! node says of its queue in P_SIZES.
 
 mod capture;
 mod machine;
@@ -17,23 +18,27 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tandem_metadata::{AlGeometry, ByteLen, Layout, Placement, Superblock, activity_log};
 use tandem_protocol::auth::{HmacAlgorithm, SharedSecret};
-use tandem_protocol::packets::Data;
+use tandem_protocol::digest::DigestAlgorithm;
+use tandem_protocol::packets::{BlockAck, Data, HashedRequest};
 use tandem_protocol::{Frame, Framer, Packet, Socket};
-use tandem_replicator::state::word::ConnState;
+use tandem_replicator::state::word::{ConnState, DiskState};
 use tandem_replicator::{
     BackingInfo, Command, CommandId, DialError, DiskOperation, DiskOptions, Effect, Effects, Event,
-    Fua, MetaKind, MetaOperation, NetOptions, Notification, Operation, Request, RequestId,
-    Resource, ResourceOptions, SocketId, Time, Token, VolumeNumber, VolumeOptions,
+    Fua, IoError, MetaKind, MetaOperation, NetOptions, Notification, OnIoError, Operation, Request,
+    RequestId, Resource, ResourceOptions, SocketId, Time, Token, Unmap, VolumeNumber,
+    VolumeOptions,
 };
 use tandem_tests::golden::Direction;
 
 use capture::{Captured, captured};
-pub use capture::{first_resync_payload, writes};
+pub use capture::{first_resync_payload, resynced, writes};
 use machine::fresh_disk;
 
 const VOLUME: VolumeNumber = VolumeNumber(0);
-/// The backing disks of the captures.
+/// The backing disks of most captures.
 const DISK_BYTES: u64 = 1064 << 10;
+/// The flag of P_DATA.
+const FUA: u32 = 16;
 /// Time that may pass before the next action is taken.
 const PATIENCE: Duration = Duration::from_millis(400);
 
@@ -50,15 +55,61 @@ pub enum Action {
         data: Vec<u8>,
         fua: Fua,
     },
+    /// An application's discard, or its zeroes.
+    Clear {
+        offset: u64,
+        length: u32,
+        unmap: Unmap,
+        zeroes: bool,
+    },
+    /// An application's read.
+    Read { offset: u64, length: u32 },
+    /// One that causes no packet: done before the other node tells the size of its disk.
+    Unseen(Box<Action>),
     /// The actions that follow wait until the current link has ended.
     LinkEnds,
+    /// The node dies with the link, and lives again with what is on its disk.
+    Crash,
+}
+
+/// The disk of a node.
+#[derive(Clone, Copy, Debug)]
+pub struct Backing {
+    pub bytes: u64,
+    pub placement: Placement,
+    /// Writes to this byte fail until the disk is opened anew.
+    pub bad_byte: Option<u64>,
+    /// KiB per second.
+    pub resync_rate: u32,
+}
+
+impl Backing {
+    /// That of most captures.
+    pub const USUAL: Backing = Backing {
+        bytes: DISK_BYTES,
+        placement: Placement::Internal,
+        bad_byte: None,
+        resync_rate: 102_400,
+    };
+    /// As large, but the metadata lie elsewhere.
+    pub const EXTERNAL: Backing = Backing {
+        placement: Placement::FlexibleExternal,
+        ..Backing::USUAL
+    };
 }
 
 /// One side of a capture, with the engine in its place.
 pub struct Player {
     scenario: &'static str,
     resource: Resource,
+    backing: Backing,
     disk: Vec<u8>,
+    /// How often the disk was opened.
+    openings: u32,
+    /// The metadata, where they are not on the disk.
+    meta: Vec<u8>,
+    /// Reads of the application that were answered, with their data.
+    pub answered_reads: Vec<Bytes>,
     now: Time,
     net: NetOptions,
     actions: VecDeque<Action>,
@@ -79,6 +130,8 @@ pub struct Player {
     compared: usize,
     /// Resync requests of the engine that were not answered yet, by sector, with their bytes.
     requested: BTreeMap<u64, u32>,
+    /// Acks of the engine beyond those of the kernel, since it asks for smaller pieces.
+    more_acks: u32,
 }
 
 struct Speaker {
@@ -95,24 +148,27 @@ impl Player {
         data: &[u8],
         actions: Vec<Action>,
     ) -> Player {
-        let volume = VolumeOptions {
-            number: VOLUME,
-            minor: 0,
-            disk: DiskOptions {
-                c_plan_ahead: 0,
-                resync_rate: 102_400,
-                ..DiskOptions::default()
-            },
-        };
-        let options = ResourceOptions {
-            name: String::from("r0"),
-            volumes: vec![volume],
-            seed: [7; 32],
-        };
+        Player::on(Backing::USUAL, scenario, side, net, data, actions)
+    }
+
+    /// The same with another kind of disk.
+    pub fn on(
+        backing: Backing,
+        scenario: &'static str,
+        side: Direction,
+        net: NetOptions,
+        data: &[u8],
+        actions: Vec<Action>,
+    ) -> Player {
+        let (disk, meta) = fresh_disk(backing, data);
         let mut player = Player {
             scenario,
-            resource: Resource::new(options),
-            disk: fresh_disk(data),
+            resource: new_resource(backing),
+            backing,
+            disk,
+            openings: 0,
+            meta,
+            answered_reads: Vec::new(),
             now: Time(1_000_000_000),
             net,
             actions: actions.into(),
@@ -130,12 +186,17 @@ impl Player {
             log: Vec::new(),
             compared: 0,
             requested: BTreeMap::new(),
+            more_acks: 0,
         };
-        player.run(Action::Run(Box::new(Command::Attach { volume: VOLUME })));
-        player.run(Action::Connect {
+        player.attach_and_connect();
+        player
+    }
+
+    fn attach_and_connect(&mut self) {
+        self.run(Action::Run(Box::new(Command::Attach { volume: VOLUME })));
+        self.run(Action::Connect {
             discard_my_data: false,
         });
-        player
     }
 
     /// Plays the whole capture; returns how many packets of this node were compared.
@@ -143,8 +204,13 @@ impl Player {
         let mut connection = 0;
         while let Some(next) = self.captured.pop_front() {
             if next.connection != connection && !self.is_of_link(&next, connection) {
-                self.end_link();
-                self.offline_actions();
+                if matches!(self.actions.front(), Some(Action::Crash)) {
+                    self.actions.pop_front();
+                    self.live_again();
+                } else {
+                    self.end_link();
+                    self.offline_actions();
+                }
             }
             connection = connection.max(next.connection);
             if next.ours {
@@ -158,6 +224,12 @@ impl Player {
         self.compared
     }
 
+    /// What comes after the first such packet is not played.
+    pub fn ends_with(&mut self, last: fn(&Packet) -> bool) {
+        let at = self.captured.iter().position(|at| last(&at.frame.packet));
+        self.captured.truncate(at.expect("the last packet") + 1);
+    }
+
     /// The state of the volume, for the end of a test.
     pub fn state(&self) -> tandem_replicator::state::word::State {
         self.resource.status().volumes[0].state
@@ -166,6 +238,11 @@ impl Player {
     /// The data on the disk.
     pub fn data(&self) -> &[u8] {
         &self.disk[..1 << 20]
+    }
+
+    /// All the data, where the metadata are elsewhere.
+    pub fn whole_disk(&self) -> &[u8] {
+        &self.disk
     }
 
     /// A link consists of two connections with neighbouring numbers.
@@ -222,6 +299,9 @@ impl Player {
             Packet::RsDataRequest(request) => {
                 self.expect_pieces(captured, request.sector, request.blksize)
             }
+            Packet::CsumRsRequest(hashed) => {
+                self.expect_pieces(captured, hashed.request.sector, hashed.request.blksize)
+            }
             Packet::RsWriteAck(ack) => self.expect_pieces(captured, ack.sector, ack.blksize),
             packet => {
                 let said = self.hear(captured);
@@ -255,12 +335,39 @@ impl Player {
                     (request.sector, request.blksize)
                 }
                 Packet::RsWriteAck(ack) => (ack.sector, ack.blksize),
+                Packet::CsumRsRequest(hashed) => {
+                    self.check_digest(captured, &hashed);
+                    let request = hashed.request;
+                    self.requested.insert(request.sector, request.blksize);
+                    (request.sector, request.blksize)
+                }
                 other => self.fail(&format!("the engine said {other:.300?} in the resync")),
             };
             if from != at || from + u64::from(length) / 512 > end {
                 self.fail(&format!("a resync request or ack of {length} bytes at {from}, not within {sector}..{end}"));
             }
             at += u64::from(length) / 512;
+            if at < end && matches!(captured.frame.packet, Packet::RsWriteAck(_)) {
+                self.more_acks += 1;
+            }
+        }
+    }
+
+    /// The same range has the kernel's digest; of a piece the digest of what is on the disk.
+    fn check_digest(&self, captured: &Captured, said: &HashedRequest) {
+        let start = said.request.sector as usize * 512;
+        let data = &self.disk[start..start + said.request.blksize as usize];
+        let algorithm = DigestAlgorithm::from_name(&self.net.csums_alg).expect("csums-alg");
+        if !algorithm.matches(data, &said.digest) {
+            self.fail(&format!("the digest of {:?} is wrong", said.request));
+        }
+        if let Packet::CsumRsRequest(kernels) = &captured.frame.packet
+            && kernels.request.blksize == said.request.blksize
+            && kernels != said
+        {
+            self.fail(&format!(
+                "the kernel asked {kernels:?}\nthe engine {said:?}"
+            ));
         }
     }
 
@@ -294,9 +401,9 @@ impl Player {
     }
 
     fn may_act(&self) -> bool {
-        self.actions
-            .front()
-            .is_some_and(|action| !matches!(action, Action::LinkEnds))
+        self.actions.front().is_some_and(|action| {
+            !matches!(action, Action::LinkEnds | Action::Crash | Action::Unseen(_))
+        })
     }
 
     fn take_said(&mut self, socket: Socket, wanted: &Packet) -> Option<Frame> {
@@ -307,7 +414,16 @@ impl Player {
             let repeated = match packet {
                 // The engine also tells its state after a skipped initial sync and once more after a resync.
                 Packet::State(state) => {
-                    self.last_state == Some(state.state.0) || !matches!(wanted, Packet::State(_))
+                    let later = || {
+                        speaker
+                            .said
+                            .iter()
+                            .skip(1)
+                            .any(|frame| &frame.packet == wanted)
+                    };
+                    self.last_state == Some(state.state.0)
+                        || !matches!(wanted, Packet::State(_))
+                        || packet != wanted && later()
                 }
                 _ => false,
             };
@@ -332,6 +448,13 @@ impl Player {
             )?,
             Packet::OvResult(ack) => speaker.said.iter().position(
                 |frame| matches!(&frame.packet, Packet::OvResult(own) if own.sector == ack.sector),
+            )?,
+            // A barrier may come before it or after it.
+            Packet::Uuids(_) => speaker.said.iter().position(
+                |frame| !matches!(&frame.packet, Packet::Barrier(_)),
+            )?,
+            Packet::RsDeallocated(hole) => speaker.said.iter().position(
+                |frame| matches!(&frame.packet, Packet::RsDeallocated(own) if own.sector == hole.sector),
             )?,
             _ => 0,
         };
@@ -386,11 +509,24 @@ impl Player {
             (Packet::Data(kernel), Packet::Data(own)) => {
                 self.ids.insert(kernel.block_id, own.block_id);
                 kernel.block_id = own.block_id;
+                if self.state().disk == DiskState::Diskless {
+                    kernel.dp_flags.0 |= FUA; // docs/durability.md: so the engine asks for it.
+                }
+            }
+            (Packet::Trim(kernel), Packet::Trim(own))
+            | (Packet::Zeroes(kernel), Packet::Zeroes(own)) => {
+                self.ids.insert(kernel.block_id, own.block_id);
+                kernel.block_id = own.block_id;
+            }
+            (Packet::DataRequest(kernel), Packet::DataRequest(own)) => {
+                self.ids.insert(kernel.block_id, own.block_id);
+                (kernel.block_id, kernel.pad) = (own.block_id, own.pad); // The kernel's pad is garbage.
             }
             (Packet::Barrier(kernel), Packet::Barrier(own)) => {
                 self.barriers.insert(kernel.barrier, own.barrier);
                 return;
             }
+            (Packet::WriteAck(kernel), Packet::WriteAck(_)) => kernel.seq_num += self.more_acks,
             (Packet::RsWriteAck(kernel), Packet::RsWriteAck(own))
             | (Packet::OvResult(kernel), Packet::OvResult(own)) => kernel.seq_num = own.seq_num,
             (Packet::RsIsInSync(kernel), Packet::RsIsInSync(own)) => {
@@ -440,6 +576,13 @@ impl Player {
         if matches!(captured.frame.packet, Packet::PingAck) {
             return; // The engine's own pings are answered at once.
         }
+        if matches!(captured.frame.packet, Packet::Sizes(_))
+            && let Some(Action::Unseen(action)) = self
+                .actions
+                .pop_front_if(|action| matches!(action, Action::Unseen(_)))
+        {
+            self.run(*action);
+        }
         if matches!(
             captured.frame.packet,
             Packet::InitialData | Packet::InitialMeta
@@ -450,6 +593,23 @@ impl Player {
         }
         if let Packet::RsDataReply(reply) = &captured.frame.packet {
             self.feed_pieces(captured, reply);
+            return;
+        }
+        if let Packet::RsIsInSync(ack) = &captured.frame.packet {
+            let mut at = ack.sector;
+            while at < ack.sector + u64::from(ack.blksize) / 512 {
+                let Some(blksize) = self.requested.remove(&at) else {
+                    self.fail(&format!("the engine did not ask for sector {at}"));
+                };
+                let sector = at;
+                let piece = BlockAck {
+                    sector,
+                    blksize,
+                    ..*ack
+                };
+                self.feed_packet(captured, Packet::RsIsInSync(piece));
+                at += u64::from(blksize) / 512;
+            }
             return;
         }
         let packet = self.translated(captured.frame.packet.clone());
@@ -465,8 +625,13 @@ impl Player {
                 self.fail(&format!("the engine did not ask for sector {sector}"));
             };
             let payload = reply.payload.slice(start..start + bytes as usize);
+            let integrity = DigestAlgorithm::from_name(&self.net.integrity_alg);
+            let digest = integrity.map_or_else(Bytes::new, |algorithm| {
+                Bytes::copy_from_slice(algorithm.digest(&payload).as_ref())
+            });
             let packet = Packet::RsDataReply(Data {
                 sector,
+                digest,
                 payload,
                 ..reply.clone()
             });
@@ -508,6 +673,14 @@ impl Player {
                 ack.block_id = self.own_id(ack.block_id);
                 Packet::RecvAck(ack)
             }
+            Packet::NegAck(mut ack) => {
+                ack.block_id = self.own_id(ack.block_id);
+                Packet::NegAck(ack)
+            }
+            Packet::DataReply(mut reply) => {
+                reply.block_id = self.own_id(reply.block_id);
+                Packet::DataReply(reply)
+            }
             Packet::BarrierAck(mut ack) => {
                 ack.barrier = self
                     .barriers
@@ -546,7 +719,11 @@ impl Player {
         };
         let algorithm = HmacAlgorithm::from_name(name).expect("a known digest");
         let wrong = self.scenario == "06-auth-wrong-secret";
-        let secret = if wrong { &b"other secret"[..] } else { secret };
+        let secret = match (wrong, secret.as_slice()) {
+            (true, b"golden secret") => &b"other secret"[..],
+            (true, _) => &b"golden secret"[..],
+            (false, secret) => secret,
+        };
         algorithm
             .response(&SharedSecret::new(secret), challenge)
             .into()
@@ -622,6 +799,24 @@ impl Player {
             self.pass(Duration::from_millis(200));
         }
     }
+}
+
+fn new_resource(backing: Backing) -> Resource {
+    let volume = VolumeOptions {
+        number: VOLUME,
+        minor: 0,
+        disk: DiskOptions {
+            c_plan_ahead: 0,
+            resync_rate: backing.resync_rate,
+            on_io_error: OnIoError::Detach,
+            ..DiskOptions::default()
+        },
+    };
+    Resource::new(ResourceOptions {
+        name: String::from("r0"),
+        volumes: vec![volume],
+        seed: [7; 32],
+    })
 }
 
 fn is_left_out(packet: &Packet) -> bool {
