@@ -277,11 +277,10 @@ impl Player {
             return; // The engine's own pings are answered at once.
         }
         if matches!(captured.frame.packet, Packet::Sizes(_))
-            && let Some(Action::Unseen(action)) = self
-                .actions
-                .pop_front_if(|action| matches!(action, Action::Unseen(_)))
+            && matches!(self.actions.front(), Some(Action::Unseen(_)))
+            && let Some(action) = self.actions.pop_front()
         {
-            self.run(*action);
+            self.run(action);
         }
         if matches!(
             captured.frame.packet,
