@@ -26,6 +26,39 @@ fn dry_run_of_up_prints_the_steps_of_the_8_4_tools() {
 }
 
 #[test]
+fn a_dry_run_of_up_refuses_what_up_refuses() {
+    let node = Node::pair("alpha");
+    let text = String::from_utf8(node.read("etc/drbd.conf")).unwrap();
+    for (option, why) in [
+        (
+            "disk { fencing resource-only; }",
+            "fencing resource-only; } is refused",
+        ),
+        (
+            "options { on-no-data-accessible suspend-io; }",
+            "on-no-data-accessible suspend-io; } is refused",
+        ),
+        (
+            "net { allow-two-primaries yes; }",
+            "allow-two-primaries yes; } is refused",
+        ),
+        ("net { transport rdma; }", "transport rdma; } is refused"),
+    ] {
+        let without = text.replace("net { protocol C; }", "");
+        let without = without.replace("disk { c-plan-ahead 0; resync-rate 100M; }", "");
+        let with_option = without.replace("resource r0 {", &format!("resource r0 {{ {option}"));
+        assert_ne!(with_option, without);
+        node.write("etc/drbd.conf", with_option);
+        let dry = node.adm(&["--dry-run", "up", "r0"]);
+        let real = node.adm(&["up", "r0"]);
+        assert_eq!(dry.code, real.code, "{dry:?} {real:?}");
+        assert_ne!(dry.code, 0, "{dry:?}");
+        assert!(dry.err.contains(why), "{dry:?}");
+        assert_eq!(dry.out, "", "no step is shown");
+    }
+}
+
+#[test]
 fn options_stand_anywhere() {
     let node = Node::pair("alpha");
     let wanted = node.adm(&["-d", "--discard-my-data", "connect", "r0"]);

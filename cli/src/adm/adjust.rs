@@ -11,7 +11,10 @@ use crate::words::Action;
 use crate::{backend, daemon, definition};
 
 /// The steps of one target, given what the daemon has already; all of them without a daemon.
+///
+/// What would be refused is refused here, too: nobody should learn it only after the other node was taken down.
 pub(super) fn steps(run: &Run<'_>, target: &Target) -> Result<Vec<String>, Failure> {
+    definition::of(&target.view, None)?;
     let Some(mut client) = daemon::running(run.invocation)? else {
         return Ok(backend::steps(run.word, target, run.arguments));
     };

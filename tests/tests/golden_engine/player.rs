@@ -6,10 +6,12 @@
 //!
 //! What may differ (each is left out of the comparison, or translated): opaque ids and epoch numbers, random generations
 //! and challenges, P_UNPLUG_REMOTE, pings, the kernel's count of set bits, a repeated P_STATE, the size of resync requests, the order
-//! of replies and acks of a resync or verify (and so their sequence numbers), and what a node says of its queue in P_SIZES.
+//! of replies and acks of a resync or verify (and so their sequence numbers), which of P_BARRIER and P_UUIDS is first, and what a
+//! node says of its queue in P_SIZES.
 
 mod capture;
 mod machine;
+mod said;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -17,23 +19,27 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use tandem_metadata::{AlGeometry, ByteLen, Layout, Placement, Superblock, activity_log};
 use tandem_protocol::auth::{HmacAlgorithm, SharedSecret};
-use tandem_protocol::packets::Data;
+use tandem_protocol::digest::DigestAlgorithm;
+use tandem_protocol::packets::{BlockAck, Data, HashedRequest};
 use tandem_protocol::{Frame, Framer, Packet, Socket};
-use tandem_replicator::state::word::ConnState;
+use tandem_replicator::state::word::{ConnState, DiskState};
 use tandem_replicator::{
     BackingInfo, Command, CommandId, DialError, DiskOperation, DiskOptions, Effect, Effects, Event,
-    Fua, MetaKind, MetaOperation, NetOptions, Notification, Operation, Request, RequestId,
-    Resource, ResourceOptions, SocketId, Time, Token, VolumeNumber, VolumeOptions,
+    Fua, IoError, MetaKind, MetaOperation, NetOptions, Notification, OnIoError, Operation, Request,
+    RequestId, Resource, ResourceOptions, SocketId, Time, Token, Unmap, VolumeNumber,
+    VolumeOptions,
 };
 use tandem_tests::golden::Direction;
 
 use capture::{Captured, captured};
-pub use capture::{first_resync_payload, writes};
+pub use capture::{first_resync_payload, resynced, writes};
 use machine::fresh_disk;
 
 const VOLUME: VolumeNumber = VolumeNumber(0);
-/// The backing disks of the captures.
+/// The backing disks of most captures.
 const DISK_BYTES: u64 = 1064 << 10;
+/// The flag of P_DATA.
+const FUA: u32 = 16;
 /// Time that may pass before the next action is taken.
 const PATIENCE: Duration = Duration::from_millis(400);
 
@@ -50,15 +56,61 @@ pub enum Action {
         data: Vec<u8>,
         fua: Fua,
     },
+    /// An application's discard, or its zeroes.
+    Clear {
+        offset: u64,
+        length: u32,
+        unmap: Unmap,
+        zeroes: bool,
+    },
+    /// An application's read.
+    Read { offset: u64, length: u32 },
+    /// One that causes no packet: done before the other node tells the size of its disk.
+    Unseen(Box<Action>),
     /// The actions that follow wait until the current link has ended.
     LinkEnds,
+    /// The node dies with the link, and lives again with what is on its disk.
+    Crash,
+}
+
+/// The disk of a node.
+#[derive(Clone, Copy, Debug)]
+pub struct Backing {
+    pub bytes: u64,
+    pub placement: Placement,
+    /// Writes to this byte fail until the disk is opened anew.
+    pub bad_byte: Option<u64>,
+    /// KiB per second.
+    pub resync_rate: u32,
+}
+
+impl Backing {
+    /// That of most captures.
+    pub const USUAL: Backing = Backing {
+        bytes: DISK_BYTES,
+        placement: Placement::Internal,
+        bad_byte: None,
+        resync_rate: 102_400,
+    };
+    /// As large, but the metadata lie elsewhere.
+    pub const EXTERNAL: Backing = Backing {
+        placement: Placement::FlexibleExternal,
+        ..Backing::USUAL
+    };
 }
 
 /// One side of a capture, with the engine in its place.
 pub struct Player {
     scenario: &'static str,
     resource: Resource,
+    backing: Backing,
     disk: Vec<u8>,
+    /// How often the disk was opened.
+    openings: u32,
+    /// The metadata, where they are not on the disk.
+    meta: Vec<u8>,
+    /// Reads of the application that were answered, with their data.
+    pub answered_reads: Vec<Bytes>,
     now: Time,
     net: NetOptions,
     actions: VecDeque<Action>,
@@ -79,6 +131,8 @@ pub struct Player {
     compared: usize,
     /// Resync requests of the engine that were not answered yet, by sector, with their bytes.
     requested: BTreeMap<u64, u32>,
+    /// Acks of the engine beyond those of the kernel, since it asks for smaller pieces.
+    more_acks: u32,
 }
 
 struct Speaker {
@@ -95,24 +149,27 @@ impl Player {
         data: &[u8],
         actions: Vec<Action>,
     ) -> Player {
-        let volume = VolumeOptions {
-            number: VOLUME,
-            minor: 0,
-            disk: DiskOptions {
-                c_plan_ahead: 0,
-                resync_rate: 102_400,
-                ..DiskOptions::default()
-            },
-        };
-        let options = ResourceOptions {
-            name: String::from("r0"),
-            volumes: vec![volume],
-            seed: [7; 32],
-        };
+        Player::on(Backing::USUAL, scenario, side, net, data, actions)
+    }
+
+    /// The same with another kind of disk.
+    pub fn on(
+        backing: Backing,
+        scenario: &'static str,
+        side: Direction,
+        net: NetOptions,
+        data: &[u8],
+        actions: Vec<Action>,
+    ) -> Player {
+        let (disk, meta) = fresh_disk(backing, data);
         let mut player = Player {
             scenario,
-            resource: Resource::new(options),
-            disk: fresh_disk(data),
+            resource: new_resource(backing),
+            backing,
+            disk,
+            openings: 0,
+            meta,
+            answered_reads: Vec::new(),
             now: Time(1_000_000_000),
             net,
             actions: actions.into(),
@@ -130,12 +187,17 @@ impl Player {
             log: Vec::new(),
             compared: 0,
             requested: BTreeMap::new(),
+            more_acks: 0,
         };
-        player.run(Action::Run(Box::new(Command::Attach { volume: VOLUME })));
-        player.run(Action::Connect {
+        player.attach_and_connect();
+        player
+    }
+
+    fn attach_and_connect(&mut self) {
+        self.run(Action::Run(Box::new(Command::Attach { volume: VOLUME })));
+        self.run(Action::Connect {
             discard_my_data: false,
         });
-        player
     }
 
     /// Plays the whole capture; returns how many packets of this node were compared.
@@ -143,8 +205,13 @@ impl Player {
         let mut connection = 0;
         while let Some(next) = self.captured.pop_front() {
             if next.connection != connection && !self.is_of_link(&next, connection) {
-                self.end_link();
-                self.offline_actions();
+                if matches!(self.actions.front(), Some(Action::Crash)) {
+                    self.actions.pop_front();
+                    self.live_again();
+                } else {
+                    self.end_link();
+                    self.offline_actions();
+                }
             }
             connection = connection.max(next.connection);
             if next.ours {
@@ -158,6 +225,12 @@ impl Player {
         self.compared
     }
 
+    /// What comes after the first such packet is not played.
+    pub fn ends_with(&mut self, last: fn(&Packet) -> bool) {
+        let at = self.captured.iter().position(|at| last(&at.frame.packet));
+        self.captured.truncate(at.expect("the last packet") + 1);
+    }
+
     /// The state of the volume, for the end of a test.
     pub fn state(&self) -> tandem_replicator::state::word::State {
         self.resource.status().volumes[0].state
@@ -166,6 +239,11 @@ impl Player {
     /// The data on the disk.
     pub fn data(&self) -> &[u8] {
         &self.disk[..1 << 20]
+    }
+
+    /// All the data, where the metadata are elsewhere.
+    pub fn whole_disk(&self) -> &[u8] {
+        &self.disk
     }
 
     /// A link consists of two connections with neighbouring numbers.
@@ -192,253 +270,17 @@ impl Player {
         );
     }
 
-    // --- what this node says ---
-
-    fn expect(&mut self, captured: &Captured) {
-        if is_left_out(&captured.frame.packet) {
-            return;
-        }
-        if let Packet::State(state) = &captured.frame.packet
-            && self.last_expected_state.replace(state.state.0) == Some(state.state.0)
-        {
-            return; // Said twice.
-        }
-        if matches!(
-            captured.frame.packet,
-            Packet::InitialData | Packet::InitialMeta
-        ) {
-            self.dial_as_captured(captured.socket);
-        }
-        let ending = self.state().conn < ConnState::WFReportParams;
-        let said = self
-            .link
-            .get(&captured.socket)
-            .and_then(|id| self.sockets.get(id));
-        let unsaid = said.is_none_or(|speaker| speaker.said.is_empty());
-        if ending && unsaid && matches!(captured.frame.packet, Packet::Uuids(_)) {
-            return; // Said into a link that ends: a kernel does, or is too late for it.
-        }
-        match &captured.frame.packet {
-            Packet::RsDataRequest(request) => {
-                self.expect_pieces(captured, request.sector, request.blksize)
-            }
-            Packet::RsWriteAck(ack) => self.expect_pieces(captured, ack.sector, ack.blksize),
-            packet => {
-                let said = self.hear(captured);
-                self.compare(packet, &said.packet);
-            }
-        }
-        self.compared += 1;
-    }
-
-    /// The engine may cut a resync request (and so its acks) into smaller ones: together they must cover the same.
-    fn expect_pieces(&mut self, captured: &Captured, sector: u64, bytes: u32) {
-        let (mut at, end) = (sector, sector + u64::from(bytes) / 512);
-        while at < end {
-            let mut wanted = captured.frame.packet.clone();
-            if let Packet::RsWriteAck(ack) = &mut wanted {
-                ack.sector = at;
-            }
-            let frame = Frame {
-                volume: captured.frame.volume,
-                packet: wanted,
-            };
-            let piece = Captured {
-                connection: captured.connection,
-                socket: captured.socket,
-                ours: true,
-                frame,
-            };
-            let (from, length) = match self.hear(&piece).packet {
-                Packet::RsDataRequest(request) => {
-                    self.requested.insert(request.sector, request.blksize);
-                    (request.sector, request.blksize)
-                }
-                Packet::RsWriteAck(ack) => (ack.sector, ack.blksize),
-                other => self.fail(&format!("the engine said {other:.300?} in the resync")),
-            };
-            if from != at || from + u64::from(length) / 512 > end {
-                self.fail(&format!("a resync request or ack of {length} bytes at {from}, not within {sector}..{end}"));
-            }
-            at += u64::from(length) / 512;
-        }
-    }
-
-    /// What the engine says next on that socket, driving it until it does.
-    fn hear(&mut self, captured: &Captured) -> Frame {
-        let wanted = &captured.frame.packet;
-        let mut waited = Duration::ZERO;
-        for _ in 0..100_000 {
-            if let Some(frame) = self.take_said(captured.socket, wanted) {
-                return frame;
-            }
-            if waited < PATIENCE || !self.may_act() || !self.is_connected() {
-                waited += Duration::from_millis(20);
-                self.pass(Duration::from_millis(20));
-                if waited > Duration::from_secs(20) {
-                    break;
-                }
-                continue;
-            }
-            waited = Duration::ZERO;
-            if let Some(action) = self.actions.pop_front() {
-                self.run(action);
-            }
-        }
-        self.fail(&format!("the engine does not say {wanted:.300?}"));
-    }
-
-    /// Nobody acts in the middle of a handshake.
-    fn is_connected(&self) -> bool {
-        self.state().conn >= ConnState::Connected
-    }
-
-    fn may_act(&self) -> bool {
-        self.actions
-            .front()
-            .is_some_and(|action| !matches!(action, Action::LinkEnds))
-    }
-
-    fn take_said(&mut self, socket: Socket, wanted: &Packet) -> Option<Frame> {
-        let id = *self.link.get(&socket)?;
-        let speaker = self.sockets.get_mut(&id)?;
-        loop {
-            let packet = &speaker.said.front()?.packet;
-            let repeated = match packet {
-                // The engine also tells its state after a skipped initial sync and once more after a resync.
-                Packet::State(state) => {
-                    self.last_state == Some(state.state.0) || !matches!(wanted, Packet::State(_))
-                }
-                _ => false,
-            };
-            if !is_left_out(packet) && !repeated {
-                break;
-            }
-            speaker.said.pop_front();
-        }
-        // Resync replies and acks may come in another order: the one that is wanted is looked for.
-        let at = match wanted {
-            Packet::RsDataReply(reply) => speaker.said.iter().position(
-                |frame| matches!(&frame.packet, Packet::RsDataReply(data) if data.sector == reply.sector),
-            )?,
-            Packet::RsWriteAck(ack) => speaker.said.iter().position(
-                |frame| matches!(&frame.packet, Packet::RsWriteAck(own) if own.sector == ack.sector),
-            )?,
-            Packet::RsIsInSync(ack) => speaker.said.iter().position(
-                |frame| matches!(&frame.packet, Packet::RsIsInSync(own) if own.sector == ack.sector),
-            )?,
-            Packet::OvReply(reply) => speaker.said.iter().position(
-                |frame| matches!(&frame.packet, Packet::OvReply(own) if own.request == reply.request),
-            )?,
-            Packet::OvResult(ack) => speaker.said.iter().position(
-                |frame| matches!(&frame.packet, Packet::OvResult(own) if own.sector == ack.sector),
-            )?,
-            _ => 0,
-        };
-        let frame = speaker.said.remove(at)?;
-        if let Packet::State(state) = &frame.packet {
-            self.last_state = Some(state.state.0);
-        }
-        Some(frame)
-    }
-
-    fn compare(&mut self, captured: &Packet, said: &Packet) {
-        let mut captured = captured.clone();
-        let mut said = said.clone();
-        match (&mut captured, &mut said) {
-            (Packet::ConnectionFeatures(kernel), Packet::ConnectionFeatures(own)) => {
-                kernel.protocol_min = own.protocol_min; // We do not speak 86 to 99.
-                kernel.reserved = own.reserved;
-            }
-            (Packet::AuthChallenge(_), Packet::AuthChallenge(own)) => {
-                self.challenge = Some(own.clone());
-                return;
-            }
-            (Packet::Sizes(kernel), Packet::Sizes(own)) => kernel.limits = own.limits,
-            (Packet::Uuids(kernel), Packet::Uuids(own)) => {
-                own.dirty_bits = kernel.dirty_bits;
-                let pairs = [
-                    (kernel.current, own.current),
-                    (kernel.bitmap, own.bitmap),
-                    (kernel.history[0], own.history[0]),
-                    (kernel.history[1], own.history[1]),
-                ];
-                for (theirs, ours) in pairs {
-                    self.same_generation(theirs, ours);
-                }
-                assert_eq!(
-                    kernel.flags, own.flags,
-                    "{}: flags of P_UUIDS",
-                    self.scenario
-                );
-                assert_eq!(
-                    kernel.current & 1,
-                    own.current & 1,
-                    "{}: the role bit",
-                    self.scenario
-                );
-                return;
-            }
-            (Packet::SyncUuid(kernel), Packet::SyncUuid(own)) => {
-                self.same_generation(kernel.uuid, own.uuid);
-                return;
-            }
-            (Packet::Data(kernel), Packet::Data(own)) => {
-                self.ids.insert(kernel.block_id, own.block_id);
-                kernel.block_id = own.block_id;
-            }
-            (Packet::Barrier(kernel), Packet::Barrier(own)) => {
-                self.barriers.insert(kernel.barrier, own.barrier);
-                return;
-            }
-            (Packet::RsWriteAck(kernel), Packet::RsWriteAck(own))
-            | (Packet::OvResult(kernel), Packet::OvResult(own)) => kernel.seq_num = own.seq_num,
-            (Packet::RsIsInSync(kernel), Packet::RsIsInSync(own)) => {
-                // The kernel's block id is garbage (wire-protocol.md 6.4).
-                (kernel.seq_num, kernel.block_id) = (own.seq_num, own.block_id);
-            }
-            _ => {}
-        }
-        if captured != said {
-            self.fail(&format!(
-                "the kernel said {captured:.400?}\nthe engine said {said:.400?}"
-            ));
-        }
-    }
-
-    /// Generations are random: equal ones must stay equal, different ones different. The first meeting pairs them.
-    fn same_generation(&mut self, captured: u64, own: u64) {
-        const DELTA: u64 = 0x0001_0000_0000_0000;
-        let (theirs, ours) = (captured & !1, own & !1);
-        if theirs == 4 || theirs == 0 || ours == 4 || ours == 0 {
-            if theirs != ours {
-                self.fail(&format!(
-                    "generation {captured:016x}, the engine says {own:016x}"
-                ));
-            }
-            return;
-        }
-        let expected = self.generations.get(&theirs).copied().or_else(|| {
-            let before = self.generations.get(&theirs.wrapping_sub(DELTA)).copied();
-            before.map(|known| known.wrapping_add(DELTA))
-        });
-        match expected {
-            Some(expected) if expected != ours => {
-                self.fail(&format!(
-                    "generation {captured:016x} is not the engine's {own:016x}"
-                ));
-            }
-            _ => {
-                self.generations.insert(theirs, ours);
-            }
-        }
-    }
-
     // --- what the other node says ---
 
     fn feed(&mut self, captured: &Captured) {
         if matches!(captured.frame.packet, Packet::PingAck) {
             return; // The engine's own pings are answered at once.
+        }
+        if matches!(captured.frame.packet, Packet::Sizes(_))
+            && matches!(self.actions.front(), Some(Action::Unseen(_)))
+            && let Some(action) = self.actions.pop_front()
+        {
+            self.run(action);
         }
         if matches!(
             captured.frame.packet,
@@ -450,6 +292,23 @@ impl Player {
         }
         if let Packet::RsDataReply(reply) = &captured.frame.packet {
             self.feed_pieces(captured, reply);
+            return;
+        }
+        if let Packet::RsIsInSync(ack) = &captured.frame.packet {
+            let mut at = ack.sector;
+            while at < ack.sector + u64::from(ack.blksize) / 512 {
+                let Some(blksize) = self.requested.remove(&at) else {
+                    self.fail(&format!("the engine did not ask for sector {at}"));
+                };
+                let sector = at;
+                let piece = BlockAck {
+                    sector,
+                    blksize,
+                    ..*ack
+                };
+                self.feed_packet(captured, Packet::RsIsInSync(piece));
+                at += u64::from(blksize) / 512;
+            }
             return;
         }
         let packet = self.translated(captured.frame.packet.clone());
@@ -465,8 +324,13 @@ impl Player {
                 self.fail(&format!("the engine did not ask for sector {sector}"));
             };
             let payload = reply.payload.slice(start..start + bytes as usize);
+            let integrity = DigestAlgorithm::from_name(&self.net.integrity_alg);
+            let digest = integrity.map_or_else(Bytes::new, |algorithm| {
+                Bytes::copy_from_slice(algorithm.digest(&payload).as_ref())
+            });
             let packet = Packet::RsDataReply(Data {
                 sector,
+                digest,
                 payload,
                 ..reply.clone()
             });
@@ -508,6 +372,14 @@ impl Player {
                 ack.block_id = self.own_id(ack.block_id);
                 Packet::RecvAck(ack)
             }
+            Packet::NegAck(mut ack) => {
+                ack.block_id = self.own_id(ack.block_id);
+                Packet::NegAck(ack)
+            }
+            Packet::DataReply(mut reply) => {
+                reply.block_id = self.own_id(reply.block_id);
+                Packet::DataReply(reply)
+            }
             Packet::BarrierAck(mut ack) => {
                 ack.barrier = self
                     .barriers
@@ -546,7 +418,11 @@ impl Player {
         };
         let algorithm = HmacAlgorithm::from_name(name).expect("a known digest");
         let wrong = self.scenario == "06-auth-wrong-secret";
-        let secret = if wrong { &b"other secret"[..] } else { secret };
+        let secret = match (wrong, secret.as_slice()) {
+            (true, b"golden secret") => &b"other secret"[..],
+            (true, _) => &b"golden secret"[..],
+            (false, secret) => secret,
+        };
         algorithm
             .response(&SharedSecret::new(secret), challenge)
             .into()
@@ -622,6 +498,24 @@ impl Player {
             self.pass(Duration::from_millis(200));
         }
     }
+}
+
+fn new_resource(backing: Backing) -> Resource {
+    let volume = VolumeOptions {
+        number: VOLUME,
+        minor: 0,
+        disk: DiskOptions {
+            c_plan_ahead: 0,
+            resync_rate: backing.resync_rate,
+            on_io_error: OnIoError::Detach,
+            ..DiskOptions::default()
+        },
+    };
+    Resource::new(ResourceOptions {
+        name: String::from("r0"),
+        volumes: vec![volume],
+        seed: [7; 32],
+    })
 }
 
 fn is_left_out(packet: &Packet) -> bool {

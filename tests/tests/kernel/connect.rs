@@ -72,21 +72,24 @@ fn the_initial_sync_is_skipped_on_either_sides_command() {
     }
 }
 
-fn authenticates(algorithm: &str) {
+fn authenticates(algorithm: &str, bytes: u32) {
     let setup = Setup {
         net: format!("protocol C; cram-hmac-alg {algorithm}; shared-secret \"a secret of two\";"),
         ..Setup::default()
     };
     let couple = Couple::connected(Machine::shared(), setup);
+    let proved = format!("Peer authenticated using {bytes} bytes HMAC");
+    let log = couple.kernel.log();
+    assert!(log.contains(&proved), "{proved}\n{log}");
     couple.finish_unequal();
 }
 
 #[test]
 fn a_shared_secret_with_sha1_is_proved_to_each_other() {
-    authenticates("sha1");
+    authenticates("sha1", 20);
 }
 
 #[test]
 fn a_shared_secret_with_sha256_is_proved_to_each_other() {
-    authenticates("sha256");
+    authenticates("sha256", 32);
 }

@@ -1,6 +1,8 @@
 //! Goal: what is written on one node is on both disks, with every protocol, flag and kind of request.
 //! Method: writes on the Primary, then both backing disks are compared.
 
+use std::os::unix::fs::MetadataExt;
+
 use tandem_tests::e2e::client::Fua;
 use tandem_tests::e2e::tool;
 use tandem_tests::kernel::{Couple, Machine, Setup, noise};
@@ -60,9 +62,13 @@ fn discards_zeroes_flushes_and_fua_of_the_kernel_reach_tandem() {
     couple.kernel.must("primary");
     couple.kernel.write(0, &noise(1, 4 << 20));
     let device = couple.kernel.device();
+    let allocated = || std::fs::metadata(couple.tandem.disk(0)).unwrap().blocks() * 512;
+    let before = allocated();
     couple
         .kernel
         .shell(&format!("blkdiscard -f -o 65536 -l 65536 {device}"));
+    let given_back = before - allocated();
+    assert!(given_back >= 65_536, "{given_back} bytes were given back");
     couple
         .kernel
         .shell(&format!("blkdiscard -f -o 4096 -l 12288 {device}"));

@@ -175,9 +175,19 @@ fn exchange_as_after_a_crash(couple: &Couple<'_>, demote: impl Fn(&Couple<'_>)) 
     demote(couple);
     couple.tandem.must(&["down", "r0"]);
     couple.kernel.must("down");
-    std::fs::write(couple.tandem.disk(0), &kernels).unwrap();
-    couple.kernel.shell("echo 3 >/proc/sys/vm/drop_caches");
-    couple.kernel.fill(0, &ours);
+    let put = |for_tandem: &[u8], for_kernel: &[u8]| {
+        std::fs::write(couple.tandem.disk(0), for_tandem).unwrap();
+        couple.kernel.shell("echo 3 >/proc/sys/vm/drop_caches");
+        couple.kernel.fill(0, for_kernel);
+    };
+    // As their owners would have found them, activity log applied.
+    put(&ours, &kernels);
+    let dump_of_tandem = tandems_dump(couple);
+    let dump_of_kernel = kernels_dump(couple);
+    put(&kernels, &ours);
+    assert_eq!(tandems_dump(couple), dump_of_kernel);
+    assert_eq!(kernels_dump(couple), dump_of_tandem);
+    put(&kernels, &ours);
     couple.up();
     couple.wait_connected("UpToDate/UpToDate");
 }

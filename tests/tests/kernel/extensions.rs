@@ -11,7 +11,7 @@ use tandem_tests::golden;
 use tandem_tests::kernel::{Couple, Machine, Setup, Wire, noise};
 
 /// All packets of a stream that its dialler sent.
-fn packets(stream: &[u8]) -> Vec<Packet> {
+pub(crate) fn packets(stream: &[u8]) -> Vec<Packet> {
     decode(Framer::accepted(), stream)
 }
 
@@ -95,6 +95,10 @@ fn the_kernel_ignores_what_tandem_announces_and_hears_nothing_that_no_kernel_say
     }
     assert!(announced >= 2, "two connections were made");
     assert!(said.len() > 15, "{said:?}");
+    // A discard goes as a discard, zeroes as zeroes.
+    for command in ["Trim", "Zeroes"] {
+        assert!(said.contains(command), "{command}: {said:?}");
+    }
     let own: Vec<_> = said.difference(&known).collect();
     assert!(own.is_empty(), "no kernel says {own:?}");
     // The kernel's own words stay zero, and it says nothing about ours.

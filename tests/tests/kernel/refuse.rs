@@ -55,6 +55,32 @@ fn a_wrong_secret_leaves_both_alone() {
     couple.finish_unequal();
 }
 
+/// The answers differ in length already: neither a kernel nor Tandem takes that for a wrong secret, both try again.
+#[test]
+fn different_digests_of_the_same_secret_keep_both_apart() {
+    let net =
+        |name: &str| format!("protocol C; cram-hmac-alg {name}; shared-secret \"one secret\";");
+    let couple = refused(&net("sha1"), &net("sha256"), crate::crash::LOSS);
+    couple.may_say(&["uthentication", "AuthResponse"]);
+    both_say(
+        &couple,
+        "expected AuthResponse payload of wrong size",
+        "give both nodes the same cram-hmac-alg",
+    );
+    couple
+        .kernel
+        .wait_for("cs:(WFConnection|Unconnected|NetworkFailure) ro:Secondary/Unknown ds:Inconsistent/DUnknown ");
+    // As soon as both have the same they come together, without a command for the kernel.
+    let mut couple = couple;
+    couple.setup.tandem_net = net("sha256");
+    couple.reconfigure_tandem();
+    for word in ["adjust", "disconnect", "connect"] {
+        couple.tandem.must(&[word, "r0"]);
+    }
+    couple.wait_connected("Inconsistent/Inconsistent");
+    couple.finish_unequal();
+}
+
 #[test]
 fn a_secret_on_tandem_alone_keeps_both_apart() {
     let secret = "protocol C; cram-hmac-alg sha256; shared-secret \"one secret\";";

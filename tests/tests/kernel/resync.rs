@@ -1,8 +1,13 @@
 //! Goal: a node that was away gets exactly what it missed, in both directions.
 //! Method: full syncs of filled disks, disconnects with writes on one side, split brain; disks compared afterwards.
 
+use std::os::unix::fs::FileExt;
+
+use tandem_protocol::Packet;
 use tandem_tests::e2e::client::Fua;
-use tandem_tests::kernel::{Couple, Machine, Setup, noise};
+use tandem_tests::kernel::{Couple, Machine, Setup, Wire, noise};
+
+use super::extensions::packets;
 
 const DISK: usize = 8 << 20;
 
@@ -43,6 +48,18 @@ fn a_full_sync_from_tandem_fills_the_kernels_disk() {
     couple.finish();
 }
 
+/// The kernel counts compressed bitmaps, and says nothing of plain ones.
+fn exchanged_as(couple: &Couple<'_>, net: &str) {
+    let compressed = couple
+        .kernel
+        .messages()
+        .iter()
+        .filter(|message| message.contains("bitmap stats [Bytes(packets)]: plain 0(0), RLE "))
+        .count();
+    let plain = net.contains("use-rle no");
+    assert_eq!(compressed == 0, plain, "{}", couple.kernel.log());
+}
+
 /// The kernel writes while Tandem is away.
 fn tandem_missed(net: &str) {
     let setup = Setup {
@@ -62,6 +79,7 @@ fn tandem_missed(net: &str) {
     couple.tandem.must(&["connect", "r0"]);
     couple.wait_connected("UpToDate/UpToDate");
     assert_eq!(couple.kernel.out_of_sync_kib(), 0);
+    exchanged_as(&couple, net);
     couple.compare_disks();
     couple.kernel.must("secondary");
     couple.finish();
@@ -102,6 +120,7 @@ fn kernel_missed(net: &str) {
         couple.kernel.log()
     );
     client.disconnect().unwrap();
+    exchanged_as(&couple, net);
     couple.compare_disks();
     couple.tandem.must(&["secondary", "r0"]);
     couple.finish();
@@ -121,7 +140,7 @@ fn the_kernel_gets_what_it_missed_with_a_plain_bitmap() {
 fn writes_during_a_resync_end_on_both_disks() {
     for kernel_is_source in [true, false] {
         let setup = Setup {
-            disk: String::from("c-plan-ahead 0; resync-rate 2M;"),
+            disk: String::from("c-plan-ahead 0; resync-rate 1M;"),
             ..Setup::default()
         };
         let couple = Couple::connected(Machine::shared(), setup);
@@ -130,6 +149,9 @@ fn writes_during_a_resync_end_on_both_disks() {
             couple.kernel.wait_for("cs:SyncSource");
             for turn in 0..6u64 {
                 couple.kernel.write(turn * 1_200_128, &noise(turn, 65_536));
+                // The first of them at least met the resync.
+                let during = couple.kernel.state().starts_with("cs:SyncSource ");
+                assert!(during || turn > 0, "{}", couple.kernel.log());
             }
             couple.wait_connected("UpToDate/UpToDate");
             couple.compare_disks();
@@ -196,6 +218,7 @@ fn writes_during_a_bitmap_resync(net: &str) {
     client.disconnect().unwrap();
     couple.wait_connected("UpToDate/UpToDate");
     couple.wait_agreement();
+    exchanged_as(&couple, net);
     couple.tandem.must(&["secondary", "r0"]);
     couple.finish();
 }
@@ -213,14 +236,28 @@ fn writes_during_a_resync_by_plain_bitmap_end_on_both_disks() {
 #[test]
 fn an_invalidate_on_either_side_syncs_everything_again() {
     let couple = Couple::synced(Machine::shared(), Setup::default());
+    let kib = couple.kernel.device_bytes() >> 10;
+    let mut begun = 1;
+    let mut synced_as = |kernel_is: &str| {
+        couple.wait_connected("UpToDate/UpToDate");
+        let messages = couple.kernel.messages();
+        let all = messages
+            .iter()
+            .filter(|said| said.starts_with("Began resync as "));
+        let said: Vec<&String> = all.collect();
+        begun += 1;
+        assert_eq!(said.len(), begun, "{said:?}");
+        let wanted = format!("Began resync as {kernel_is} (will sync {kib} KB ");
+        assert!(said[begun - 1].starts_with(&wanted), "{wanted}: {said:?}");
+    };
     couple.kernel.must("invalidate");
-    couple.wait_connected("UpToDate/UpToDate");
+    synced_as("SyncTarget");
     couple.tandem.must(&["invalidate", "r0"]);
-    couple.wait_connected("UpToDate/UpToDate");
+    synced_as("SyncSource");
     couple.kernel.must("invalidate-remote");
-    couple.wait_connected("UpToDate/UpToDate");
+    synced_as("SyncSource");
     couple.tandem.must(&["invalidate-remote", "r0"]);
-    couple.wait_connected("UpToDate/UpToDate");
+    synced_as("SyncTarget");
     couple.finish();
 }
 
@@ -243,6 +280,9 @@ fn checksums_spare_the_kernel_what_it_has_already() {
     couple.kernel.must("connect");
     couple.wait_connected("UpToDate/UpToDate");
     couple.may_say(&["% had equal checksums"]);
+    let spared = "50 % had equal checksums, eliminated: 64K; transferred 64K total 128K";
+    let log = couple.kernel.log();
+    assert!(log.contains(spared), "{spared}\n{log}");
     client.disconnect().unwrap();
     couple.tandem.must(&["secondary", "r0"]);
     couple.finish();
@@ -254,15 +294,41 @@ fn holes_are_synced_to_the_kernel_as_discards() {
         Machine::shared(),
         Setup {
             kernel_disk: String::from("rs-discard-granularity 65536;"),
+            wire: Wire::Tapped,
             ..Setup::default()
         },
     );
+    // Tandem's disk is noise in its first MiB and empty behind it.
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(couple.tandem.disk(0))
+        .unwrap()
+        .write_all_at(&noise(4, 1 << 20), 0)
+        .unwrap();
     couple.kernel.fill(0, &noise(3, DISK));
     couple.create();
     couple.up();
     couple.wait_connected("Inconsistent/Inconsistent");
     couple.tandem.must(&["primary", "--force", "r0"]);
     couple.wait_connected("UpToDate/UpToDate");
+    let sent: Vec<Packet> = couple
+        .tap()
+        .sent()
+        .iter()
+        .flat_map(|s| packets(s))
+        .collect();
+    let holes = |packet: &Packet| match packet {
+        Packet::RsDeallocated(hole) => u64::from(hole.blksize),
+        _ => 0,
+    };
+    let bytes: u64 = sent.iter().map(holes).sum();
+    assert!(bytes >= 6 << 20, "{bytes} bytes were told as holes");
+    let filled = |packet: &Packet| match packet {
+        Packet::RsDataReply(data) => data.payload.len() as u64,
+        _ => 0,
+    };
+    let bytes: u64 = sent.iter().map(filled).sum();
+    assert!(bytes <= 2 << 20, "{bytes} bytes were sent as data");
     couple.compare_disks();
     couple.tandem.must(&["secondary", "r0"]);
     couple.finish();

@@ -18,10 +18,13 @@ fn a_second_primary_is_refused_on_either_side() {
     couple.kernel.must("primary");
     let refused = couple.tandem.adm(&["primary", "r0"]);
     assert_eq!(refused.code, Some(11), "{}", refused.all());
+    let why = "Multiple primaries not allowed by config";
+    assert!(refused.all().contains(why), "{}", refused.all());
     couple.kernel.must("secondary");
     couple.tandem.must(&["primary", "r0"]);
     let refused = couple.kernel.adm("primary");
     assert_eq!(refused.code, Some(11), "{}", refused.all());
+    assert!(refused.all().contains(why), "{}", refused.all());
     couple.tandem.must(&["secondary", "r0"]);
     couple.finish();
 }

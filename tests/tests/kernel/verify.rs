@@ -31,6 +31,7 @@ fn found(couple: &Couple<'_>, roles: &str, blocks: u64) {
     couple.kernel.wait_state("Connected", roles, BOTH);
     assert_eq!(couple.kernel.out_of_sync_kib(), 4 * blocks);
     couple.tandem.wait_state("Connected", BOTH);
+    couple.wait_agreement();
     let words = format!("found {blocks} blocks of 4 KiB out of sync");
     let log = couple.tandem.log();
     assert!(log.contains(&words), "{words}\n{log}");

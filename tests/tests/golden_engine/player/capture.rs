@@ -88,3 +88,19 @@ pub fn writes(scenario: &str) -> Vec<Action> {
     };
     all.into_iter().filter_map(write).collect()
 }
+
+/// What node a sent in all resyncs of a capture, each part in its place; the rest is zero.
+pub fn resynced(scenario: &str) -> Vec<u8> {
+    let mut disk = Vec::new();
+    for at in captured(scenario, Direction::AToB) {
+        let Packet::RsDataReply(data) = at.frame.packet else {
+            continue;
+        };
+        if at.ours {
+            let start = data.sector as usize * 512;
+            disk.resize(disk.len().max(start + data.payload.len()), 0);
+            disk[start..start + data.payload.len()].copy_from_slice(&data.payload);
+        }
+    }
+    disk
+}

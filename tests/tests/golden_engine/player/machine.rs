@@ -27,15 +27,55 @@ impl Player {
                     data: Bytes::from(data),
                     fua,
                 };
-                let request = Request {
-                    id: RequestId(self.next),
-                    volume: VOLUME,
-                    operation,
-                };
-                self.event(Event::Request(request));
+                self.request(operation);
             }
-            Action::LinkEnds => {}
+            Action::Clear {
+                offset,
+                length,
+                unmap,
+                zeroes,
+            } => {
+                let fua = Fua::No;
+                self.request(if zeroes {
+                    Operation::WriteZeroes {
+                        offset,
+                        length,
+                        fua,
+                        unmap,
+                    }
+                } else {
+                    Operation::Discard {
+                        offset,
+                        length,
+                        fua,
+                    }
+                });
+            }
+            Action::Read { offset, length } => self.request(Operation::Read { offset, length }),
+            Action::Unseen(action) => self.run(*action),
+            Action::LinkEnds | Action::Crash => {}
         }
+    }
+
+    fn request(&mut self, operation: Operation) {
+        let request = Request {
+            id: RequestId(self.next),
+            volume: VOLUME,
+            operation,
+        };
+        self.event(Event::Request(request));
+    }
+
+    /// A new engine finds the disk as the old one left it.
+    pub(super) fn live_again(&mut self) {
+        self.resource = new_resource(self.backing);
+        self.link.clear();
+        self.sockets.clear();
+        (self.last_state, self.last_expected_state) = (None, None);
+        self.more_acks = 0;
+        self.dials.clear();
+        self.requested.clear();
+        self.attach_and_connect();
     }
 
     pub(super) fn pass(&mut self, length: Duration) {
@@ -63,15 +103,19 @@ impl Player {
             Effect::Disk {
                 token, operation, ..
             } => {
-                let result = Ok(self.disk_operation(operation));
+                let result = self.disk_operation(operation);
                 events.push_back(Event::DiskDone { token, result });
             }
             Effect::Meta {
                 token, operation, ..
             } => {
                 let data = match operation {
-                    MetaOperation::Read { offset, length } => self.read(offset, length),
-                    MetaOperation::Write { offset, data, .. } => self.write(offset, &data),
+                    MetaOperation::Read { offset, length } => {
+                        read(self.meta_disk(), offset, length)
+                    }
+                    MetaOperation::Write { offset, data, .. } => {
+                        write(self.meta_disk(), offset, &data)
+                    }
                     MetaOperation::Flush => Bytes::new(),
                 };
                 events.push_back(Event::MetaDone {
@@ -87,6 +131,9 @@ impl Player {
             Effect::Answer { answer, .. } if answer.exit != 0 => {
                 self.log.push(format!("answer {answer:?}"))
             }
+            Effect::Reply {
+                result: Ok(data), ..
+            } if !data.is_empty() => self.answered_reads.push(data),
             Effect::Dial { token } => self.dials.push_back(token),
             Effect::Close { socket, .. } => {
                 events.push_back(Event::Closed {
@@ -95,10 +142,18 @@ impl Player {
                 });
             }
             Effect::OpenBacking { token, .. } | Effect::MeasureBacking { token, .. } => {
+                self.openings += 1;
+                if self.openings > 1 {
+                    self.backing.bad_byte = None;
+                }
+                let meta_kind = match self.backing.placement {
+                    Placement::Internal => MetaKind::Internal,
+                    _ => MetaKind::FlexibleExternal,
+                };
                 let result = Ok(BackingInfo {
-                    data_bytes: DISK_BYTES,
-                    meta_bytes: DISK_BYTES,
-                    meta_kind: MetaKind::Internal,
+                    data_bytes: self.backing.bytes,
+                    meta_bytes: self.meta_disk().len() as u64,
+                    meta_kind,
                     logical_block: 512,
                     discard: true,
                     discard_zeroes: true,
@@ -149,53 +204,75 @@ impl Player {
         });
     }
 
-    fn disk_operation(&mut self, operation: DiskOperation) -> Bytes {
-        match operation {
-            DiskOperation::Read { offset, length } => self.read(offset, length),
-            DiskOperation::Write { offset, data, .. } => self.write(offset, &data),
+    fn disk_operation(&mut self, operation: DiskOperation) -> Result<Bytes, IoError> {
+        let (offset, data) = match operation {
+            DiskOperation::Read { offset, length } => {
+                return Ok(read(&mut self.disk, offset, length));
+            }
+            DiskOperation::Write { offset, data, .. } => (offset, data),
             DiskOperation::Discard { offset, length, .. }
             | DiskOperation::Zero { offset, length, .. } => {
-                self.write(offset, &vec![0; length as usize])
+                (offset, Bytes::from(vec![0; length as usize]))
             }
-            DiskOperation::Flush => Bytes::new(),
+            DiskOperation::Flush => return Ok(Bytes::new()),
+        };
+        let range = offset..offset + data.len() as u64;
+        if self
+            .backing
+            .bad_byte
+            .is_some_and(|byte| range.contains(&byte))
+        {
+            let text = format!("write at {offset}: the disk is bad");
+            return Err(IoError { text });
         }
+        Ok(write(&mut self.disk, offset, &data))
     }
 
-    fn read(&self, offset: u64, length: u32) -> Bytes {
-        let start = offset as usize;
-        Bytes::copy_from_slice(&self.disk[start..start + length as usize])
-    }
-
-    fn write(&mut self, offset: u64, data: &[u8]) -> Bytes {
-        let start = offset as usize;
-        self.disk[start..start + data.len()].copy_from_slice(data);
-        Bytes::new()
+    /// Where the metadata are.
+    fn meta_disk(&mut self) -> &mut Vec<u8> {
+        match self.backing.placement {
+            Placement::Internal => &mut self.disk,
+            _ => &mut self.meta,
+        }
     }
 }
 
-pub(super) fn fresh_disk(data: &[u8]) -> Vec<u8> {
+fn read(disk: &mut [u8], offset: u64, length: u32) -> Bytes {
+    let start = offset as usize;
+    Bytes::copy_from_slice(&disk[start..start + length as usize])
+}
+
+fn write(disk: &mut [u8], offset: u64, data: &[u8]) -> Bytes {
+    let start = offset as usize;
+    disk[start..start + data.len()].copy_from_slice(data);
+    Bytes::new()
+}
+
+/// The disk with `data` on it, and the disk of the metadata: empty where they are internal.
+pub(super) fn fresh_disk(backing: Backing, data: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let (mut disk, mut meta) = (vec![0; backing.bytes as usize], Vec::new());
+    disk[..data.len()].copy_from_slice(data);
+    if backing.placement != Placement::Internal {
+        meta = vec![0; backing.bytes as usize];
+    }
+    let metadata = if meta.is_empty() {
+        &mut disk
+    } else {
+        &mut meta
+    };
     let layout = Layout::new(
-        Placement::Internal,
-        ByteLen(DISK_BYTES),
+        backing.placement,
+        ByteLen(metadata.len() as u64),
         AlGeometry::DEFAULT,
     )
     .expect("a layout");
-    let mut disk = vec![0; DISK_BYTES as usize];
-    let mut put = |offset: u64, bytes: &[u8]| {
-        disk[offset as usize..offset as usize + bytes.len()].copy_from_slice(bytes);
-    };
-    put(0, data);
     let block = activity_log::initialized_block();
     for number in 0..layout.geometry().blocks() {
-        put(layout.activity_log_block(number).0, &block[..]);
+        write(metadata, layout.activity_log_block(number).0, &block[..]);
     }
-    put(
-        layout.bitmap_offset().0,
-        &vec![0xFF; layout.bitmap_len().0 as usize],
-    );
-    put(
-        layout.superblock_offset().0,
-        &Superblock::fresh(&layout).encode()[..],
-    );
-    disk
+    let bits = vec![0xFF; layout.bitmap_len().0 as usize];
+    write(metadata, layout.bitmap_offset().0, &bits);
+    let superblock = Superblock::fresh(&layout).encode();
+    write(metadata, layout.superblock_offset().0, &superblock[..]);
+    (disk, meta)
 }
