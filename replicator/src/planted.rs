@@ -52,8 +52,6 @@ bugs! {
     FlushWithoutDisk,
     /// Writes for a peer that has the only good copy go out without FUA.
     NoFuaWhileDiskless,
-    /// Without a local disk a flush does not wait for the peer.
-    FlushWithoutEither,
     /// The target of a resync takes its own disk for one that a flush can rely on.
     TrustTargetsFlush,
     /// A write without a local disk is answered once it is on its way to the peer's memory.

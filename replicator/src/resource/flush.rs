@@ -140,8 +140,7 @@ impl Resource {
             .as_ref()
             .map_or(Protocol::C, |net| net.protocol);
         self.close_epoch();
-        let alone_there = !disk_counts && !self.planted(Planted::FlushWithoutEither);
-        if (protocol == Protocol::C && !self.planted(Planted::FlushWithoutPeer)) || alone_there {
+        if (protocol == Protocol::C && !self.planted(Planted::FlushWithoutPeer)) || !disk_counts {
             self.connection.send_epochs.newest_unacknowledged()
         } else {
             None

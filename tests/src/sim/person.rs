@@ -281,6 +281,8 @@ impl Person {
                     "{} takes its failed disk back as it is",
                     name(node)
                 ));
+                // Both have failed: what only the other one has is given up.
+                world.oracle.discard(1 - node);
                 world.command(node, Command::Primary { volume, force });
             }
         }

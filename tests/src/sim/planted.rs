@@ -55,7 +55,6 @@ pub fn protocol_of(bug: Planted) -> Protocol {
         | Planted::OverlapEpochs
         | Planted::IgnorePeerOverlap
         | Planted::CrashedIsTarget
-        | Planted::FlushWithoutEither
         | Planted::TrustTargetsFlush
         | Planted::DemoteBeforeConfirmed
         | Planted::AnswerOnItsWay => Protocol::A,
@@ -98,6 +97,12 @@ pub fn hint(bug: Planted) -> Hint {
         Planted::EpochStaysOpen | Planted::OverlapEpochs => {
             Hint::Story("the writes of a peer, protocol A")
         }
+        Planted::CrashedIsTarget => Hint::Story("the last writes of a Primary, protocol A"),
+        Planted::DemoteBeforeConfirmed => {
+            Hint::Story("a demotion without a disk, protocol A, the peer")
+        }
+        Planted::AnswerOnItsWay => Hint::Seed(5),
+        Planted::TrustTargetsFlush => Hint::Seed(17),
         Planted::AnswerBeforeGeneration => Hint::Story("a lost link, the Primary"),
         Planted::NoFlushAtLinkLoss => Hint::Story("a lost link, the Secondary"),
         Planted::CountStaleCopy => Hint::Story("a Primary is the target of a resync, the source"),

@@ -446,6 +446,27 @@ fn lose_disk_and_peer(lab: &mut Lab) {
     wait(lab, 500 * MS);
 }
 
+/// Under protocol A: A answers writes, and makes them durable, that never reach B.
+fn write_into_a_dead_link(lab: &mut Lab) {
+    lab.world.block([true; 2]);
+    write_durably(lab, A, &[3, 5]);
+    wait(lab, 100 * MS);
+}
+
+/// Under protocol A a write is answered that B is slow with; then A loses its disk, and is to be demoted.
+fn demote_without_a_disk(lab: &mut Lab) {
+    lab.world.nodes[B].hang = Some((IoFault::DataWrite, 1));
+    write(lab, A, &[2]);
+    wait(lab, 20 * MS);
+    let (volume, force) = (VOLUME, Force::Yes);
+    ask(lab, A, Command::Detach { volume, force });
+    wait(lab, 20 * MS);
+    ask(lab, A, Command::Secondary { volume });
+    wait(lab, 300 * MS);
+    lab.world.let_go(B);
+    wait(lab, 2 * ACT);
+}
+
 /// What A shows its application is on the disk of B only.
 fn write_without_disk(lab: &mut Lab) {
     write(lab, A, &[2, 3]);
@@ -510,6 +531,9 @@ pub const STORIES: &[Story] = stories! {
     "a Primary is the target of a resync, the source": B, external, behind, catch_up_under_load;
     "a Primary is the target of a resync, the target": A, external, behind, catch_up_under_load;
     "a disk and its peer are lost": B, external, start, lose_disk_and_peer;
+    "the last writes of a Primary, protocol A": A, asynchronous, busy_and_idle, write_into_a_dead_link;
+    "a demotion without a disk, protocol A, the peer": B, asynchronous, start,
+        demote_without_a_disk;
     "an invalidate, the target": B, external, busy_and_idle, invalidate;
     "an invalidate, the source": A, external, busy_and_idle, invalidate;
     "a skipped initial sync": A, external, fresh, new_generation;
