@@ -261,6 +261,26 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         1_349_612,
         "the oracle forgot that a node's data were given up when its disk failed in the resync (its own mistake)",
     ),
+    (
+        Protocol::A,
+        1_357_883,
+        "the oracle took a write that was lost on its way for lost later, when its other copy went, too (its own mistake)",
+    ),
+    (
+        Protocol::B,
+        2_005_061,
+        "under pass_on the target compared a block before it wrote what its source had failed to write, and both took it for equal",
+    ),
+    (
+        Protocol::C,
+        2_007_919,
+        "under pass_on a Primary read its own disk in a verify, which lacked a write that its peer had",
+    ),
+    (
+        Protocol::C,
+        2_009_400,
+        "under pass_on a disk that lacked a write became the source of a resync that its peer had asked for",
+    ),
 ];
 
 #[test]

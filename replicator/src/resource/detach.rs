@@ -22,7 +22,7 @@ use crate::effect::{Effect, Level};
 use crate::event::{CommandId, IoError, VolumeNumber};
 use crate::generations::Uuids;
 use crate::options::OnIoError;
-use crate::state::word::{DiskState, Role, State};
+use crate::state::word::{DiskState, State};
 use crate::state::{Hardness, StateResult};
 
 /// A detach under way.
@@ -110,17 +110,31 @@ impl Resource {
         if disk <= DiskState::Failed {
             return; // Not attached yet (the attach fails), or on its way out.
         }
-        if fault != DiskFault::Meta && policy == OnIoError::PassOn {
-            // Lowered, the last good copy of a Primary would be overwritten with an older one by the next resync.
-            let state = &volume.state;
-            let peer_has = state.conn.is_connected() && state.pdsk == DiskState::UpToDate;
-            if disk > DiskState::Inconsistent && (peer_has || state.role != Role::Primary) {
-                let lower = |state: &mut State| state.disk = DiskState::Inconsistent;
-                self.change_state(number, lower, Hardness::Hard);
-            }
+        if fault != DiskFault::Meta && policy == OnIoError::PassOn && self.passes_on(number, fault)
+        {
             return;
         }
         self.fail_disk(number, Cause::Error);
+    }
+
+    /// `on-io-error pass_on`: the request is answered with the error, or by the peer, and the disk stays, unless it lacks a write now that
+    /// the good disk of the peer has. A kernel keeps that one, too, as Inconsistent, and takes it for UpToDate again in a verify or as the
+    /// source of a resync (state-machine.md 7.8).
+    fn passes_on(&mut self, number: VolumeNumber, fault: DiskFault) -> bool {
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return true;
+        };
+        let state = &volume.state;
+        if fault == DiskFault::Read || state.disk <= DiskState::Inconsistent {
+            return true;
+        }
+        if state.conn.is_connected() && state.pdsk == DiskState::UpToDate {
+            let text = "on-io-error pass_on: the peer's disk has what this one lacks now, so this one is let go";
+            self.log(Level::Warn, Some(number), String::from(text));
+            return false;
+        }
+        volume.write_failed = true;
+        true
     }
 
     fn fail_disk(&mut self, number: VolumeNumber, cause: Cause) -> StateResult {

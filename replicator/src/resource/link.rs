@@ -514,6 +514,7 @@ impl Resource {
                 volume.peer.uuids = None;
                 volume.peer.discard_armed = false;
                 volume.generation_untold = false;
+                volume.write_failed = false;
             }
         }
         self.requests_connection_lost();

@@ -64,6 +64,9 @@ pub(crate) struct Volume {
     pub(crate) lost_disk: Option<LostDisk>,
     /// The peer is told of the generation that is on its way to the disk as soon as it is there.
     pub(crate) generation_untold: bool,
+    /// Under `pass_on` a write failed on this disk, the last good one, which the peer's may have in this connection: checksums that it
+    /// made before say nothing.
+    pub(crate) write_failed: bool,
     /// The peer was told to skip the initial sync, and its P_STATE does not say so yet.
     pub(crate) skip_untold: bool,
     /// Both disks were Inconsistent and the peer became Primary; cleared with the next processed P_STATE.
@@ -227,6 +230,7 @@ impl Volume {
             wrote_without_disk: false,
             lost_disk: None,
             generation_untold: false,
+            write_failed: false,
             skip_untold: false,
             consider_resync: false,
             grew_while_detached: false,

@@ -172,7 +172,7 @@ fn the_handler_runs_when_the_policy_says_so() {
 }
 
 #[test]
-fn with_pass_on_a_failed_write_makes_the_disk_inconsistent() {
+fn with_pass_on_the_last_good_disk_stays_after_a_failed_write() {
     let mut world = primary_alone();
     let options = DiskOptions {
         on_io_error: OnIoError::PassOn,
@@ -188,8 +188,10 @@ fn with_pass_on_a_failed_write_makes_the_disk_inconsistent() {
     world.fail(0, writes_data);
     let id = world.write(0, 0, 4096, 1);
     assert!(world.reply(0, id).unwrap().is_err());
-    assert_eq!(world.state(0).disk, DiskState::Inconsistent);
+    assert_eq!(world.state(0).disk, DiskState::UpToDate);
     assert!(world.nodes[0].open);
+    world.heal_disk(0);
+    world.write_ok(0, 0, 4096, 2);
 }
 
 #[test]

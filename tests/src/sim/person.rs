@@ -250,8 +250,8 @@ impl Person {
         self.mend_at[node] = if alone || diskless { at } else { None };
     }
 
-    /// Under `on-io-error pass_on` a disk that failed stays, Inconsistent: it is detached (and attached again, which syncs it). Where it was
-    /// the last good one, it is taken back as it is by the node that lacks nothing. False: there is something to do, now or soon.
+    /// Under `on-io-error pass_on` the target of a resync stays Inconsistent when it could not write a block: it is detached (and attached
+    /// again, which syncs it). Where there is no good disk any more, it is taken back as it is by the node that lacks nothing. False: there is something to do, now or soon.
     fn look_after_failed_disk(&mut self, world: &mut World, node: usize, state: &State) -> bool {
         let other = world.nodes[1 - node].state();
         let passes_on = world.settings.disk_options.on_io_error == OnIoError::PassOn;

@@ -341,7 +341,13 @@ impl Resource {
 
     fn answer_with(&mut self, number: VolumeNumber, read: &Read, payload: Bytes) {
         let request = read.request;
-        if matches!(&read.question, Question::Digest(digest) if self.equals(digest, &payload)) {
+        let failed = self
+            .volumes
+            .get(&number)
+            .is_some_and(|volume| volume.write_failed);
+        if !failed
+            && matches!(&read.question, Question::Digest(digest) if self.equals(digest, &payload))
+        {
             self.answer_in_sync(number, request);
             return;
         }
