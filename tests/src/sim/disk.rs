@@ -61,6 +61,11 @@ impl Disk {
         self.bytes
     }
 
+    /// The device gets longer by so many bytes, which are zero.
+    pub fn grow(&mut self, bytes: u64) {
+        self.bytes += bytes;
+    }
+
     /// Does a request lie on the device, in whole sectors?
     #[must_use]
     pub fn holds(&self, offset: u64, length: u64) -> bool {

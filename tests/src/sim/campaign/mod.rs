@@ -37,6 +37,9 @@ pub(super) const FIRST_DIGEST_SEED: u64 = 1_000_000;
 /// From this one on a disk that fails may stay (`on-io-error pass_on`).
 pub(super) const FIRST_PASS_ON_SEED: u64 = 2_000_000;
 
+/// From this one on disks grow, and persons type `resize`.
+pub(super) const FIRST_RESIZE_SEED: u64 = 3_000_000;
+
 /// What is asked of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Spec {

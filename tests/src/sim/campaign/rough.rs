@@ -2,9 +2,9 @@
 //! two faults in the worst order, and commands that a person types for no good reason.
 
 use tandem_replicator::state::word::{ConnState, DiskState, Role};
-use tandem_replicator::{Command, DiskOptions, Force, OnIoError};
+use tandem_replicator::{Command, DiskOptions, Force, NewArea, OnIoError, PeerRoom};
 
-use super::{Campaign, FIRST_PASS_ON_SEED, FIRST_ROUGH_SEED};
+use super::{Campaign, FIRST_PASS_ON_SEED, FIRST_RESIZE_SEED, FIRST_ROUGH_SEED};
 use crate::sim::dice::Dice;
 use crate::sim::network::MS;
 use crate::sim::node::{IoFault, Keep, VOLUME};
@@ -51,6 +51,9 @@ impl Campaign {
     pub(super) fn roughen(&mut self) -> Option<&'static str> {
         if self.world.settings.seed < FIRST_ROUGH_SEED || !self.rough.chance(1, 2) {
             return None;
+        }
+        if self.world.settings.seed >= FIRST_RESIZE_SEED && self.rough.chance(1, 3) {
+            return Some(self.type_resize());
         }
         match self.rough.below(9) {
             0 => self.hang(),
@@ -292,6 +295,55 @@ impl Campaign {
             .say(format!("{words} is typed on {}", name(node)));
         self.world.command(node, command);
         Some(words)
+    }
+
+    /// Disks with external metadata may have become larger before. The new area is zero on both: it may as well be left out of a resync.
+    fn type_resize(&mut self) -> &'static str {
+        let primary = (0..2).find(|&node| {
+            self.world.nodes[node]
+                .state()
+                .is_some_and(|state| state.role == Role::Primary)
+        });
+        let node = match self.rough.chance(3, 4) {
+            true => primary.unwrap_or(0),
+            false => self.rough.below(2) as usize,
+        };
+        let more = self.rough.pick(&[4096, 20_480, 131_072]);
+        let grown = self.rough.pick(&[
+            [true, true],
+            [true, true],
+            [true, false],
+            [false, true],
+            [false, false],
+        ]);
+        for (node, grows) in grown.into_iter().enumerate() {
+            if grows && self.world.nodes[node].meta.is_some() {
+                self.world
+                    .say(format!("the disk of {} grows by {more} bytes", name(node)));
+                self.world.nodes[node].data.grow(more);
+            }
+        }
+        let [own, peer] = [node, 1 - node].map(|node| self.world.nodes[node].data.bytes());
+        let room = match self
+            .rough
+            .pick(&[PeerRoom::Asked, PeerRoom::Asked, PeerRoom::Assumed])
+        {
+            PeerRoom::Assumed if peer >= own => PeerRoom::Assumed,
+            _ => PeerRoom::Asked,
+        };
+        let area = self
+            .rough
+            .pick(&[NewArea::Resync, NewArea::Resync, NewArea::AssumeClean]);
+        let (volume, size) = (VOLUME, 0);
+        let command = Command::Resize {
+            volume,
+            size,
+            room,
+            area,
+        };
+        self.world.say(format!("resize is typed on {}", name(node)));
+        self.world.command(node, command);
+        "resize"
     }
 
     fn resume_later(&mut self, node: usize) {
