@@ -140,7 +140,10 @@ impl World {
                 && node.fault.is_none()
                 && node.open_commands.is_empty()
         });
-        if asked.since <= self.trouble || !calm || !self.nodes[node].is_primary() {
+        // A peer whose handler local-io-error runs has not told yet that its disk is gone.
+        let own = |state: State| state.disk == DiskState::UpToDate;
+        let good = self.nodes.iter().any(|node| node.state().is_some_and(own));
+        if asked.since <= self.trouble || !calm || !good || !self.nodes[node].is_primary() {
             return Ok(());
         }
         Err(format!(
