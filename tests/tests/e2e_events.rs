@@ -56,12 +56,10 @@ impl Follower {
 
     /// Its exit code and what it said to a person.
     fn end(&mut self) -> (Option<i32>, String) {
-        let status = wait::until(
-            "events2 ends",
-            STATE_LIMIT,
-            || self.child.try_wait().unwrap(),
-            || self.text(),
-        );
+        let lines = Arc::clone(&self.lines);
+        let told = || lines.lock().unwrap().join("\n");
+        let ended = || self.child.try_wait().unwrap();
+        let status = wait::until("events2 ends", STATE_LIMIT, ended, told);
         let mut words = String::new();
         let mut stderr = self.child.stderr.take().unwrap();
         stderr.read_to_string(&mut words).unwrap();
