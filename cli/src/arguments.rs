@@ -1,6 +1,8 @@
 //! drbdadm's command line: options anywhere, unique abbreviations, old-style backend options after `--`
 //! (docs/spec/config-and-cli.md 4.1). Written by hand, since no parser of options knows this syntax.
 
+use tandem_config::Section;
+use tandem_config::options::Kind;
 use thiserror::Error;
 
 /// Whether an option takes a value.
@@ -82,6 +84,9 @@ pub(crate) const LONG: &[(&str, Takes)] = &[
     ("assume-peer-has-space", Takes::Nothing),
     ("assume-clean", Takes::Nothing),
 ];
+
+/// Sections of drbd.conf whose options commands take.
+const SECTIONS: &[Section] = &[Section::Disk, Section::Net, Section::Options];
 
 const SHORT: &[(char, &str)] = &[
     ('c', "config-file"),
@@ -303,6 +308,17 @@ impl Arguments {
 fn find_long(name: &str) -> Result<(&'static str, Takes), ArgumentError> {
     if let Some(exact) = LONG.iter().find(|(long, _)| *long == name) {
         return Ok(*exact);
+    }
+    // Options of drbd.conf have no abbreviations: those of the commands stay as short as they are.
+    if let Some(spec) = SECTIONS
+        .iter()
+        .find_map(|section| tandem_config::options::find(*section, name))
+    {
+        let takes = match spec.kind {
+            Kind::Switch | Kind::Flag => Takes::OptionalValue,
+            _ => Takes::Value,
+        };
+        return Ok((spec.name, takes));
     }
     let matching: Vec<_> = LONG
         .iter()

@@ -59,6 +59,14 @@ pub(crate) fn steps(word: &Word, target: &Target, arguments: &Arguments) -> Vec<
         Action::WipeMd => metadata("wipe-md"),
         Action::ApplyAl => metadata("apply-al"),
         Action::SetGi => metadata("set-gi"),
+        Action::DiskOptions => target.volumes().map(disk_options).collect(),
+        Action::NetOptions => net_options(view).into_iter().collect(),
+        Action::ResourceOptions => vec![format!(
+            "drbdsetup resource-options {} --set-defaults{}",
+            quoted(&view.name),
+            options(&view.written.options)
+        )],
+        Action::CheckResize => metadata("check-resize"),
         Action::WaitConnect => each("wait-connect"),
         Action::WaitSync => each("wait-sync"),
         _ => each(word.name),
@@ -116,6 +124,18 @@ pub(crate) fn disk_options(volume: &ResolvedVolume) -> String {
         volume.device.minor,
         options(&volume.written)
     )
+}
+
+/// New options of a connection.
+fn net_options(view: &ResolvedResource) -> Option<String> {
+    let peer = view.peers.first()?;
+    let path = peer.paths.first()?;
+    Some(format!(
+        "drbdsetup net-options {} {} --set-defaults{}",
+        path.local,
+        path.remote,
+        options(&peer.written)
+    ))
 }
 
 /// The connect step; none without a peer.

@@ -6,8 +6,9 @@ use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 
 use rustix::fs::{FlockOperation, OFlags};
 use tandem_config::{MetaDisk, ResolvedVolume};
+use tandem_metadata::relocate::CopyOrder;
 use tandem_metadata::{
-    BLOCK_SIZE, ByteLen, Layout, Placement, Step, Superblock, SuperblockError, detect,
+    BLOCK_SIZE, ByteLen, Layout, Placement, Step, Superblock, SuperblockError, Version, detect,
 };
 
 use crate::backend::metadata_place;
@@ -15,6 +16,9 @@ use crate::failure::{CANNOT_RUN, CONFIGURATION, Failure, USAGE};
 
 /// Bytes written at once: long runs of zeros go out in pieces.
 const WRITE_BYTES: usize = 1 << 20;
+
+/// Bytes of a slot of a metadata device that several volumes share (docs/spec/metadata.md 1.3).
+const SLOT_BYTES: u64 = 128 << 20;
 
 /// Largest activity log and largest bitmap of 1 PiB, in bytes: nothing is allocated by a length from a disk beyond it.
 const RING_BYTES_MAX: u64 = 32 << 20;
@@ -93,6 +97,11 @@ impl Device {
                 FlockOperation::NonBlockingLockExclusive
             };
             rustix::fs::flock(&file, operation).map_err(|_| busy(volume, &path))?;
+            if let Placement::Indexed(slot) = placement {
+                // The other slots may be in use; this one must not be.
+                tandem_daemon::lock_slot(&file, u32::from(slot))
+                    .map_err(|_| busy(volume, &path))?;
+            }
         }
         let size = file
             .seek(SeekFrom::End(0))
@@ -150,6 +159,32 @@ impl Device {
         Ok(())
     }
 
+    /// Copies a range whose old and new places may overlap.
+    pub(crate) fn copy(
+        &self,
+        from: u64,
+        to: u64,
+        len: u64,
+        order: CopyOrder,
+    ) -> Result<(), Failure> {
+        let chunk = WRITE_BYTES as u64;
+        let count = len.div_ceil(chunk);
+        for step in 0..count {
+            let at = match order {
+                CopyOrder::Ascending => step,
+                CopyOrder::Descending => count - 1 - step,
+            } * chunk;
+            // At most a megabyte.
+            let bytes = self.read(from + at, usize::try_from(chunk.min(len - at)).unwrap_or(0))?;
+            self.file.write_all_at(&bytes, to + at).map_err(|error| {
+                let (path, offset) = (&self.path, to + at);
+                let line = format!("cannot write at byte {offset} of {path}: {error}");
+                Failure::new(CONFIGURATION, line)
+            })?;
+        }
+        Ok(())
+    }
+
     /// Reads and checks the superblock.
     pub(crate) fn superblock(&self) -> Result<(Superblock, Layout), SuperblockError> {
         let sector = self.placement.superblock_sector(self.size)?;
@@ -157,6 +192,21 @@ impl Device {
             .read(sector.0 * 512, BLOCK_SIZE)
             .map_err(|_| SuperblockError::Short { got: 0 })?;
         Superblock::open(self.placement, self.size, &block)
+    }
+
+    /// Whether there is a superblock of some version at this byte.
+    pub(crate) fn superblock_version(&self, offset: u64) -> Result<Option<Version>, Failure> {
+        Ok(Version::of(&self.read(offset, BLOCK_SIZE)?))
+    }
+
+    /// The beginning of the whole device, slots or not.
+    pub(crate) fn probe_head(&self) -> Result<Vec<(detect::Probe, Vec<u8>)>, Failure> {
+        let head = detect::probes(self.size).into_iter().take(1);
+        head.map(|probe| {
+            let len = usize::try_from(probe.len.0).unwrap_or(0);
+            Ok((probe, self.read(probe.offset.0, len)?))
+        })
+        .collect()
     }
 
     /// Reads the whole activity log.
@@ -169,13 +219,26 @@ impl Device {
         )
     }
 
-    /// The parts of the device that tell what is on it.
+    /// What is the volume's own of it: a slot, or all. Start and length.
+    pub(crate) fn own_part(&self) -> (u64, ByteLen) {
+        match self.placement {
+            Placement::Indexed(_) => {
+                let end = self.placement.least_device();
+                let start = end.0.saturating_sub(SLOT_BYTES);
+                (start, ByteLen(self.size.0.min(end.0).saturating_sub(start)))
+            }
+            Placement::Internal | Placement::FlexibleExternal => (0, self.size),
+        }
+    }
+
+    /// The parts of what is the volume's own that tell what is on it; their offsets count from its start.
     pub(crate) fn probe(&self) -> Result<Vec<(detect::Probe, Vec<u8>)>, Failure> {
-        detect::probes(self.size)
+        let (start, own) = self.own_part();
+        detect::probes(own)
             .into_iter()
             .map(|probe| {
                 let len = usize::try_from(probe.len.0).unwrap_or(0);
-                Ok((probe, self.read(probe.offset.0, len)?))
+                Ok((probe, self.read(start + probe.offset.0, len)?))
             })
             .collect()
     }

@@ -18,6 +18,7 @@ mod invocation;
 mod output;
 mod place;
 mod probe;
+mod slots;
 mod status;
 mod tandem;
 mod words;

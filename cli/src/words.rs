@@ -55,6 +55,11 @@ pub(crate) enum Action {
     DumpMd,
     WipeMd,
     ApplyAl,
+    Resize,
+    CheckResize,
+    DiskOptions,
+    NetOptions,
+    ResourceOptions,
     ShowGi,
     GetGi,
     SetGi,
@@ -108,8 +113,15 @@ const fn word(
 
 /// Whether an option is known, but refused when it is given.
 pub(crate) fn is_refused(action: Action, option: &str) -> bool {
-    action == Action::Secondary && option == "force"
+    match action {
+        Action::Secondary => option == "force",
+        Action::Resize => option.starts_with("al-"),
+        _ => false,
+    }
 }
+
+/// `adjust` with a line for each stage, as init scripts call it (docs/spec/config-and-cli.md 4.9).
+pub(crate) const WITH_PROGRESS: &str = "adjust-with-progress";
 
 const TIMEOUTS: &[&str] = &[
     "wfc-timeout",
@@ -386,6 +398,47 @@ pub(crate) const WORDS: &[Word] = &[
         "apply the activity log of a crashed node (attach does it, too)",
     ),
     word(
+        "resize",
+        Action::Resize,
+        Scope::Volume,
+        &[
+            "size",
+            "assume-peer-has-space",
+            "assume-clean",
+            "al-stripes",
+            "al-stripe-size-kB",
+        ],
+        "let the device grow to what both disks offer now; the new area is copied, unless --assume-clean",
+    ),
+    word(
+        "check-resize",
+        Action::CheckResize,
+        Scope::Volume,
+        &[],
+        "of a detached disk that has grown: move internal metadata to its new end",
+    ),
+    word(
+        "disk-options",
+        Action::DiskOptions,
+        Scope::Volume,
+        &[],
+        "give attached disks the options of the configuration, and those given as --OPTION=VALUE",
+    ),
+    word(
+        "net-options",
+        Action::NetOptions,
+        Scope::Connection,
+        &[],
+        "the same for the connection: they count from the next connect on",
+    ),
+    word(
+        "resource-options",
+        Action::ResourceOptions,
+        Scope::Resource,
+        &[],
+        "the same for the section options",
+    ),
+    word(
         "wipe-md",
         Action::WipeMd,
         Scope::Volume,
@@ -483,37 +536,20 @@ pub(crate) const WORDS: &[Word] = &[
     word("quorum-lost", Action::Handler, Scope::Handler, &[], ""),
     word("disconnected", Action::Handler, Scope::Handler, &[], ""),
     word(
-        "adjust-with-progress",
-        Action::NotYet,
+        WITH_PROGRESS,
+        Action::Adjust,
         Scope::Resource,
-        &[],
+        &["skip-disk", "skip-net", "discard-my-data", "tentative"],
         "",
     ),
-    word(
-        "resize",
-        Action::NotYet,
-        Scope::Volume,
-        &[
-            "size",
-            "assume-peer-has-space",
-            "assume-clean",
-            "al-stripes",
-            "al-stripe-size-kB",
-        ],
-        "",
-    ),
-    word("check-resize", Action::NotYet, Scope::Volume, &[], ""),
-    word("disk-options", Action::NotYet, Scope::Volume, &[], ""),
-    word("net-options", Action::NotYet, Scope::Connection, &[], ""),
-    word("resource-options", Action::NotYet, Scope::Resource, &[], ""),
     word(
         "peer-device-options",
-        Action::NotYet,
+        Action::DiskOptions,
         Scope::Volume,
         &[],
         "",
     ),
-    word("syncer", Action::NotYet, Scope::Resource, &[], ""),
+    word("syncer", Action::DiskOptions, Scope::Volume, &[], ""),
     word("dump-xml", Action::NotYet, Scope::Any, &[], ""),
     word("sh-udev", Action::NotYet, Scope::Handler, &[], ""),
     word("sh-lr-of", Action::NotYet, Scope::Resource, &[], ""),

@@ -129,8 +129,8 @@ fn usage_errors_end_with_1_and_say_what_to_type() {
             "Not a valid connection (r0:gamma) for this host\nPeers of r0: beta\n",
         ),
         (
-            &["check-resize", "r0"],
-            "'check-resize' is a command of drbdadm that is not supported yet\nNothing was done.\nnext: TANDEM adm --root ROOT help\n",
+            &["forget-peer", "r0"],
+            "'forget-peer' is a command of drbdadm that is not supported yet\nNothing was done.\nnext: TANDEM adm --root ROOT help\n",
         ),
         (
             &["up", "--discard-my-data", "r0"],

@@ -209,6 +209,7 @@ pub(crate) mod tests {
             paused_user: false,
             al_suspended: false,
             bytes: 1 << 30,
+            was_degraded: false,
             disk_error: None,
             uuids: None,
             write_order: 'f',

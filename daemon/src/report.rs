@@ -124,6 +124,7 @@ fn volume_report(status: &VolumeStatus, definition: &ResourceDefinition) -> Volu
         paused_user: state.user_isp,
         al_suspended: status.al_suspended,
         bytes: status.bytes,
+        was_degraded: status.was_degraded,
         disk_error: status.disk_error.clone(),
         uuids: status
             .uuids

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tandem_daemon::control::ControlClient;
 use tandem_daemon::control::messages::{
-    Call, CommandAnswer, ResourceDefinition, VolumeReport, WaitFor,
+    Call, CommandAnswer, ResourceDefinition, StandAlone, VolumeReport, WaitFor,
 };
 use tandem_daemon::places::Places;
 use tandem_daemon::{DaemonError, DaemonOptions, LogTarget};
@@ -259,6 +259,7 @@ fn a_pair_replicates_and_fails_over() {
             resource: "r0".to_owned(),
             volume: None,
             until,
+            stand_alone: StandAlone::Ends,
         });
         assert!(
             answer.is_success(),

@@ -25,7 +25,7 @@ use crate::{daemon, failure};
 const BITMAP_CHUNK: u64 = 1 << 20;
 
 /// The state of a volume if the daemon has it attached: then its metadata are the daemon's.
-fn attached(
+pub(super) fn attached(
     run: &Run<'_>,
     target: &Target,
     volume: &ResolvedVolume,
@@ -119,6 +119,7 @@ pub(super) fn create(run: &Run<'_>, target: &Target) -> Outcome {
             format!("--peer-max-bio-size={peer_max_bio_size}: at most 1048576"),
         ));
     }
+    crate::slots::check(run.invocation, run.configuration, &target.view)?;
     for volume in target.volumes() {
         let device = open_to_change(run, target, volume)?;
         let layout = Layout::new(device.placement, device.size, geometry)
@@ -132,6 +133,7 @@ pub(super) fn create(run: &Run<'_>, target: &Target) -> Outcome {
         out_line(create::TEXT_WRITING);
         device.perform(&steps)?;
         out_line(create::TEXT_CREATED);
+        super::resize::remember_if_there(run, volume);
     }
     Ok(())
 }
@@ -147,14 +149,13 @@ fn look(run: &Run<'_>, device: &Device, layout: &Layout) -> Result<Review, Failu
         let block = device.read(offset.0, BLOCK_SIZE)?;
         existing = existing.or_else(|| review::existing(layout, offset, &block));
     }
+    let (start, own) = device.own_part();
     let probed = device.probe()?;
-    let views: Vec<detect::Probed<'_>> = probed
-        .iter()
-        .map(|(probe, bytes)| detect::Probed {
-            offset: probe.offset,
-            bytes,
-        })
-        .collect();
+    let mut found = detect::detect(own, &views(&probed));
+    if found.is_none() && start > 0 && device.superblock_version(0)?.is_none() {
+        // No slot 0: something else may have the whole device.
+        found = detect::detect(device.size, &views(&device.probe_head()?));
+    }
     let checks = if run.arguments.has("ignore-sanity-checks") {
         SanityChecks::Ignore
     } else {
@@ -164,9 +165,19 @@ fn look(run: &Run<'_>, device: &Device, layout: &Layout) -> Result<Review, Failu
         layout,
         &device.path,
         existing.as_ref(),
-        detect::detect(device.size, &views).as_ref(),
+        found.as_ref(),
         checks,
     ))
+}
+
+fn views(probed: &[(detect::Probe, Vec<u8>)]) -> Vec<detect::Probed<'_>> {
+    probed
+        .iter()
+        .map(|(probe, bytes)| detect::Probed {
+            offset: probe.offset,
+            bytes,
+        })
+        .collect()
 }
 
 fn answer_review(run: &Run<'_>, review: &Review) -> Outcome {
@@ -288,30 +299,36 @@ pub(super) fn wipe(run: &Run<'_>, target: &Target) -> Outcome {
 pub(super) fn apply_al(run: &Run<'_>, target: &Target) -> Outcome {
     for volume in target.volumes() {
         let device = open_to_change(run, target, volume)?;
-        let (superblock, layout) = device
-            .superblock()
-            .map_err(|error| unreadable(run, target, &device, &error))?;
-        let ring = device.ring(&layout)?;
-        let plan = ApplyAl::plan(&superblock, &layout, &ring).map_err(|error| {
-            Failure::new(USAGE, format!("{}: {error}", device.path)).next(format!(
-                "{}   # a full resync from the peer, which must have good data",
-                run.invocation.adm(&format!("invalidate {}", target.name()))
-            ))
-        })?;
-        let mut newly_set = 0;
-        for page in plan.pages() {
-            let Some((offset, len)) = layout.bitmap_page(page) else {
-                continue;
-            };
-            let mut bytes = device.read(offset.0, usize::try_from(len.0).unwrap_or(0))?;
-            newly_set += plan.mark_page(page, &mut bytes);
-            let content = Content::Bytes(bytes);
-            device.perform(&[Step::Write(Write { offset, content })])?;
-        }
-        device.perform(&plan.steps_after_bitmap(&layout))?;
-        for line in plan.messages(newly_set) {
-            err(&line);
-        }
+        apply(run, target, &device)?;
+    }
+    Ok(())
+}
+
+/// Applies the activity log of one device.
+pub(super) fn apply(run: &Run<'_>, target: &Target, device: &Device) -> Outcome {
+    let (superblock, layout) = device
+        .superblock()
+        .map_err(|error| unreadable(run, target, device, &error))?;
+    let ring = device.ring(&layout)?;
+    let plan = ApplyAl::plan(&superblock, &layout, &ring).map_err(|error| {
+        Failure::new(USAGE, format!("{}: {error}", device.path)).next(format!(
+            "{}   # a full resync from the peer, which must have good data",
+            run.invocation.adm(&format!("invalidate {}", target.name()))
+        ))
+    })?;
+    let mut newly_set = 0;
+    for page in plan.pages() {
+        let Some((offset, len)) = layout.bitmap_page(page) else {
+            continue;
+        };
+        let mut bytes = device.read(offset.0, usize::try_from(len.0).unwrap_or(0))?;
+        newly_set += plan.mark_page(page, &mut bytes);
+        let content = Content::Bytes(bytes);
+        device.perform(&[Step::Write(Write { offset, content })])?;
+    }
+    device.perform(&plan.steps_after_bitmap(&layout))?;
+    for line in plan.messages(newly_set) {
+        err(&line);
     }
     Ok(())
 }

@@ -3,8 +3,11 @@
 mod adjust;
 mod help;
 mod metadata;
+mod options;
+mod resize;
 mod show;
 mod state;
+mod waiting;
 
 pub(crate) use show::{connection_of_nine, replication_of_nine};
 
@@ -96,7 +99,15 @@ fn take_backend_words(word: &Word, arguments: &mut Arguments) -> Outcome {
             (Action::Connect | Action::Adjust, "dry-run" | "tentative") => Some("tentative"),
             (Action::Primary, "o" | "overwrite-data-of-peer") => Some("overwrite-data-of-peer"),
             (Action::Primary, "f" | "force") => Some("force"),
-            _ => word.options.iter().copied().find(|option| *option == name),
+            _ => word
+                .options
+                .iter()
+                .copied()
+                .find(|option| *option == name)
+                .or_else(|| {
+                    let section = options::section_of(word.action)?;
+                    tandem_config::options::find(section, name).map(|spec| spec.name)
+                }),
         };
         let value = bare.split_once('=').map(|(_, value)| value.to_owned());
         let Some(name) = known else {
@@ -113,10 +124,17 @@ fn take_backend_words(word: &Word, arguments: &mut Arguments) -> Outcome {
 
 fn check_options(word: &Word, arguments: &Arguments) -> Outcome {
     for given in &arguments.options {
-        if !GENERAL.contains(&given.name) && !word.options.contains(&given.name) {
+        let known = GENERAL.contains(&given.name)
+            || word.options.contains(&given.name)
+            || options::takes(word.action, given.name);
+        if !known {
             return Err(
                 Failure::new(USAGE, format!("unrecognized option '--{}'", given.name)).line(
                     match word.options {
+                        [] if options::section_of(word.action).is_some() => format!(
+                            "'{}' takes the options of its section in drbd.conf.",
+                            word.name
+                        ),
                         [] => format!("'{}' has no options of its own.", word.name),
                         options => format!("'{}' knows --{}.", word.name, options.join(", --")),
                     },
@@ -248,7 +266,7 @@ fn dispatch(
     }
     match word.action {
         Action::Up | Action::Adjust | Action::NewResource => state::up(&run, &targets),
-        Action::WaitConInt => state::wait_con_int(&run),
+        Action::WaitConInt => waiting::wait_con_int(&run),
         _ => Ok(each(&targets, |target| {
             one(&run, target, set_gi.as_deref())
         })),
@@ -301,6 +319,7 @@ fn one(run: &Run<'_>, target: &Target, set_gi: Option<&str>) -> Outcome {
         Action::DumpMd => metadata::dump(run, target),
         Action::WipeMd => metadata::wipe(run, target),
         Action::ApplyAl => metadata::apply_al(run, target),
+        Action::CheckResize => resize::check_resize(run, target),
         Action::ShowGi => metadata::show_gi(run, target),
         Action::GetGi => metadata::get_gi(run, target),
         Action::SetGi => metadata::set_gi(run, target, set_gi),

@@ -1,19 +1,15 @@
 //! Commands that change the state of a running resource, through the daemon.
 
-use std::time::Duration;
-
 use tandem_config::ResolvedResource;
 use tandem_daemon::control::ControlClient;
-use tandem_daemon::control::messages::{
-    Call, CommandAnswer, ResourceReport, VolumeReport, WaitFor,
-};
+use tandem_daemon::control::messages::{Call, CommandAnswer, ResourceReport, VolumeReport};
 
 use super::Run;
 use crate::backend;
 use crate::configuration::Target;
-use crate::failure::{CONFIGURATION, Failure, Outcome, TIMED_OUT, USAGE};
+use crate::failure::{CONFIGURATION, Failure, Outcome, USAGE};
 use crate::invocation::quoted;
-use crate::output::err;
+use crate::output::{err, out_line};
 use crate::words::Action;
 use crate::{daemon, definition};
 
@@ -33,6 +29,9 @@ const ADDRESS_IN_USE: i32 = 102;
 /// "Can not open backing device": the first of the failures that are about the disks themselves.
 const OPEN_DISK_FAILED: i32 = 104;
 
+/// "No valid meta-data signature found."
+const NO_METADATA: i32 = 119;
+
 /// "Meta device too small": the last of them.
 const META_TOO_SMALL: i32 = 112;
 
@@ -50,8 +49,12 @@ pub(super) fn run(run: &Run<'_>, target: &Target) -> Outcome {
         Action::Connect => connect(run, &mut client, target),
         Action::Outdate => outdate(run, &mut client, target),
         Action::Invalidate => invalidate(run, &mut client, target),
-        Action::WaitConnect | Action::WaitSync => wait(run, &mut client, target),
+        Action::WaitConnect | Action::WaitSync => super::waiting::wait(run, &mut client, target),
         Action::ShBPri => become_primary(run, &mut client, target),
+        Action::DiskOptions | Action::NetOptions | Action::ResourceOptions => {
+            super::options::run(run, &mut client, target)
+        }
+        Action::Resize => super::resize::resize(run, &mut client, target),
         _ => {
             let call = call_of(run, target)?;
             command(run, &mut client, target, call)
@@ -132,7 +135,7 @@ fn call_of(run: &Run<'_>, target: &Target) -> Result<Call, Failure> {
 
 /// A position on the device in sectors of 512 bytes, as drbdsetup takes it: a number, with `s` (sectors) or a power of 1024
 /// bytes behind it.
-fn sectors(run: &Run<'_>, option: &str) -> Result<Option<u64>, Failure> {
+pub(super) fn sectors(run: &Run<'_>, option: &str) -> Result<Option<u64>, Failure> {
     let Some(text) = run.arguments.value(option) else {
         return Ok(None);
     };
@@ -163,7 +166,11 @@ fn command(run: &Run<'_>, client: &mut ControlClient, target: &Target, call: Cal
     judge(run, target, answer)
 }
 
-fn ask(run: &Run<'_>, client: &mut ControlClient, call: Call) -> Result<CommandAnswer, Failure> {
+pub(super) fn ask(
+    run: &Run<'_>,
+    client: &mut ControlClient,
+    call: Call,
+) -> Result<CommandAnswer, Failure> {
     let global = run.configuration.config.global_options();
     // A promotion may run a fence-peer handler, and a handler may take its whole time.
     let deadline = match run.word.action {
@@ -178,7 +185,7 @@ fn ask(run: &Run<'_>, client: &mut ControlClient, call: Call) -> Result<CommandA
 }
 
 /// An answer as drbdsetup and drbdadm print it (docs/spec/state-machine.md 2.7).
-fn judge(run: &Run<'_>, target: &Target, answer: CommandAnswer) -> Outcome {
+pub(super) fn judge(run: &Run<'_>, target: &Target, answer: CommandAnswer) -> Outcome {
     if answer.is_success() {
         for line in &answer.info {
             err(&format!("{}: {line}", target.view.name));
@@ -225,6 +232,8 @@ fn judge(run: &Run<'_>, target: &Target, answer: CommandAnswer) -> Outcome {
         failure = failure.line(format!("Command '{step}' terminated with exit code {exit}"));
     }
     failure.next = match &answer.hint {
+        // The daemon does not know what is on record of the disk.
+        Some(_) if has_left_its_metadata(run, target, &answer) => next_of(run, target, &answer),
         Some(hint) => Some(run.invocation.hint(hint)),
         None => next_of(run, target, &answer),
     };
@@ -262,6 +271,15 @@ fn failed_step(run: &Run<'_>, target: &Target, volume: Option<u16>) -> String {
         .unwrap_or_else(|| format!("drbdsetup {}", run.word.name))
 }
 
+/// An attach found no metadata, on a disk that is larger than it was.
+fn has_left_its_metadata(run: &Run<'_>, target: &Target, answer: &CommandAnswer) -> bool {
+    run.word.action == Action::Attach
+        && answer.number == NO_METADATA
+        && target
+            .volumes()
+            .any(|volume| super::resize::has_grown(run, volume))
+}
+
 /// What helps in most cases, where the daemon knew nothing better. A remark after `#` does not hinder typing it as is.
 fn next_of(run: &Run<'_>, target: &Target, answer: &CommandAnswer) -> Option<String> {
     let name = target.name();
@@ -283,6 +301,10 @@ fn next_of(run: &Run<'_>, target: &Target, answer: &CommandAnswer) -> Option<Str
         (Action::Connect, 123) => adm(
             format!("secondary {resource}"),
             "a Primary cannot give its data up",
+        ),
+        (Action::Attach, 119) if has_left_its_metadata(run, target, answer) => adm(
+            format!("check-resize {name}"),
+            "the disk has grown: this moves its metadata to the new end",
         ),
         (Action::Attach, 119) => adm(
             format!("create-md {name}"),
@@ -379,34 +401,48 @@ pub(super) fn up(run: &Run<'_>, targets: &[Target]) -> Result<u8, Failure> {
     }
     let mut client = daemon::start(run.invocation)?;
     type Stage = fn(&Run<'_>, &mut ControlClient, &Target) -> Outcome;
-    let mut stages: Vec<Stage> = vec![|run, client, target| configure(run, client, &target.view)];
+    let mut stages: Vec<(&str, Stage)> = vec![("adjust res", |run, client, target| {
+        configure(run, client, &target.view)
+    })];
     if run.word.action != Action::NewResource {
         if !run.arguments.has("skip-disk") {
-            stages.push(attach_missing);
+            stages.push(("adjust disk", attach_missing));
         }
         if !run.arguments.has("skip-net") {
-            stages.push(connect_missing);
+            stages.push(("attempt to connect", connect_missing));
         }
     }
-    for stage in stages {
+    let tell = |line: &str| {
+        if run.word.name == crate::words::WITH_PROGRESS {
+            out_line(line);
+        }
+    };
+    tell("[");
+    for (label, stage) in stages {
         let mut kept = Vec::new();
+        let mut line = format!("  {label}:");
         for target in alive {
+            line.push_str(&format!(" {}", target.view.name));
             match stage(run, &mut client, target) {
                 Ok(()) => kept.push(target),
                 Err(failure) => {
                     failure.print();
+                    line.push_str(&format!("({})", failure.exit));
                     highest = highest.max(failure.exit);
                 }
             }
         }
+        tell(&line);
         alive = kept;
     }
+    tell("]");
     Ok(highest)
 }
 
 /// What can be refused or has to be said before anything is started.
 fn prepare(run: &Run<'_>, view: &ResolvedResource) -> Outcome {
     run.configuration.check_address(view)?;
+    crate::slots::check(run.invocation, run.configuration, view)?;
     for issue in view
         .support_issues()
         .iter()
@@ -442,6 +478,7 @@ fn attach_missing(run: &Run<'_>, client: &mut ControlClient, target: &Target) ->
         if !diskless {
             continue;
         }
+        super::resize::remember_if_there(run, volume);
         let mut one = target.clone();
         one.volume = Some(volume.number);
         let call = Call::Attach {
@@ -493,6 +530,7 @@ fn as_if(run: &Run<'_>, name: &str, act: impl FnOnce(&Run<'_>) -> Outcome) -> Ou
 }
 
 fn attach(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Outcome {
+    crate::slots::check(run.invocation, run.configuration, &target.view)?;
     let report = report(run, client, &target.view.name)?;
     for volume in target.volumes() {
         let attached = volume_of(report.as_ref(), volume.number)
@@ -510,6 +548,9 @@ fn attach(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Outcome
     }
     if report.is_some() {
         configure(run, client, &target.view)?;
+    }
+    for volume in target.volumes() {
+        super::resize::remember_if_there(run, volume);
     }
     let call = Call::Attach {
         resource: target.view.name.clone(),
@@ -578,93 +619,6 @@ fn invalidate(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Out
         volume: target.volume,
     };
     command(run, client, target, call)
-}
-
-/// The limit of a wait: the option on the command line, else that of the configuration; `None` is for ever.
-fn limit(
-    run: &Run<'_>,
-    option: &str,
-    configured: Option<Duration>,
-) -> Result<Option<Duration>, Failure> {
-    let Some(text) = run.arguments.value(option) else {
-        return Ok(configured);
-    };
-    let seconds: u64 = text.parse().map_err(|_| {
-        Failure::new(
-            USAGE,
-            format!("--{option}={text}: a number of seconds is expected, 0 is for ever"),
-        )
-    })?;
-    Ok((seconds > 0).then(|| Duration::from_secs(seconds)))
-}
-
-/// `wait-connect`, `wait-sync`: which limit counts depends on what is known of the peer
-/// (docs/spec/config-and-cli.md 7.5).
-fn wait(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Outcome {
-    let startup = &target.view.startup;
-    let report = report(run, client, &target.view.name)?;
-    let outdated = report.is_some_and(|report| {
-        report
-            .volumes
-            .iter()
-            .any(|volume| volume.peer_disk == "Outdated")
-    });
-    let degraded = limit(run, "degr-wfc-timeout", startup.degr_wfc_timeout)?;
-    let normal = limit(run, "wfc-timeout", startup.wfc_timeout)?;
-    let peer_outdated = limit(run, "outdated-wfc-timeout", startup.outdated_wfc_timeout)?;
-    let deadline = if outdated {
-        peer_outdated.or(degraded)
-    } else {
-        normal
-    };
-    let until = if run.word.action == Action::WaitSync {
-        WaitFor::Synced
-    } else {
-        WaitFor::Connected
-    };
-    let call = Call::Wait {
-        resource: target.view.name.clone(),
-        volume: target.volume,
-        until,
-    };
-    let answer = client
-        .command(call, deadline)
-        .map_err(|error| daemon::failed(run.invocation, &error))?;
-    if answer.is_success() {
-        return Ok(());
-    }
-    if answer.exit == TIMED_OUT {
-        let mut failure = Failure::new(TIMED_OUT, format!("{}: gave up waiting", target.view.name));
-        for line in answer.info {
-            failure = failure.line(line);
-        }
-        return Err(failure.next(run.invocation.tandem("status")));
-    }
-    judge(run, target, answer)
-}
-
-/// `wait-con-int`: waits for every resource of this node with its own limit. Always 0, as boot scripts expect.
-pub(super) fn wait_con_int(run: &Run<'_>) -> Result<u8, Failure> {
-    for view in run.configuration.resources()? {
-        let target = Target { view, volume: None };
-        let Some(mut client) = daemon::running(run.invocation)? else {
-            err("tandemd is not running: nothing to wait for");
-            return Ok(0);
-        };
-        if let Some(report) = report(run, &mut client, &target.view.name)?
-            && report.connection == "WFConnection"
-            && target.view.startup.wfc_timeout.is_none()
-        {
-            err(&format!(
-                "{}: waiting for the peer for ever, as wfc-timeout 0 says",
-                target.view.name
-            ));
-        }
-        if let Err(failure) = wait(run, &mut client, &target) {
-            failure.print();
-        }
-    }
-    Ok(0)
 }
 
 /// `sh-b-pri`: promotes if `become-primary-on` names this host.

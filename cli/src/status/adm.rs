@@ -379,12 +379,12 @@ fn json_peer_device(volume: &VolumeReport) -> Value {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use tandem_daemon::control::messages::{ConnectionDefinition, CounterReport, ResyncReport};
 
     use super::*;
 
-    pub(in crate::status) fn volume(number: u16) -> VolumeReport {
+    pub(crate) fn volume(number: u16) -> VolumeReport {
         VolumeReport {
             number,
             minor: u32::from(number),
@@ -403,6 +403,7 @@ pub(super) mod tests {
             paused_user: false,
             al_suspended: false,
             bytes: 1 << 20,
+            was_degraded: false,
             disk_error: None,
             uuids: None,
             write_order: 'f',
@@ -417,7 +418,7 @@ pub(super) mod tests {
         }
     }
 
-    pub(in crate::status) fn resource() -> ResourceReport {
+    pub(crate) fn resource() -> ResourceReport {
         ResourceReport {
             name: "r0".to_owned(),
             failed: None,

@@ -144,9 +144,11 @@ impl View {
     fn follow(self, invocation: &Invocation, mut watch: Watch, now: bool) -> Result<u8, Failure> {
         let mut known: Option<Vec<Object>> = None;
         let begun = Instant::now();
+        let mut failed = Vec::new();
         loop {
             match watch.next(Some(READER_INTERVAL)) {
                 Ok(WatchItem::Status(report)) => {
+                    tell_failed(invocation, &report.resources, &mut failed);
                     let objects: Vec<Object> = report
                         .resources
                         .iter()
@@ -409,6 +411,27 @@ fn helper(report: &HandlerReport) -> String {
         volume.unwrap_or_default(),
         report.handler
     )
+}
+
+/// No line of events tells that a resource has failed in the daemon: a person is told.
+fn tell_failed(invocation: &Invocation, resources: &[ResourceReport], known: &mut Vec<String>) {
+    known.retain(|name| {
+        let still = |one: &ResourceReport| one.name == *name && one.failed.is_some();
+        resources.iter().any(still)
+    });
+    for resource in resources {
+        if let Some(why) = &resource.failed
+            && !known.contains(&resource.name)
+        {
+            let name = &resource.name;
+            let down = invocation.adm(&format!("down {name}"));
+            let up = invocation.adm(&format!("up {name}"));
+            err(&format!(
+                "{name}: it has failed: {why}\nnext: {down} && {up}"
+            ));
+            known.push(name.clone());
+        }
+    }
 }
 
 /// Whether nobody can read standard output any more: the next line could be a day away.

@@ -228,6 +228,23 @@ pub enum Call {
         #[serde(default)]
         force: bool,
     },
+    /// Let the device grow to what the disks of both nodes offer now.
+    Resize {
+        /// The resource.
+        resource: String,
+        /// The volume, or all.
+        #[serde(default)]
+        volume: Option<u16>,
+        /// Bytes that the device shall have; 0: all that both disks offer.
+        #[serde(default)]
+        bytes: u64,
+        /// Without a connection: believe that the peer has room.
+        #[serde(default)]
+        assume_peer_has_space: bool,
+        /// Do not copy the new area: it is the same on both nodes.
+        #[serde(default)]
+        assume_clean: bool,
+    },
     /// The status of one resource or of all. Answered with [`Body::Status`].
     Status {
         /// One resource, or all.
@@ -243,6 +260,9 @@ pub enum Call {
         volume: Option<u16>,
         /// The condition.
         until: WaitFor,
+        /// What a node that does not try to connect means.
+        #[serde(default)]
+        stand_alone: StandAlone,
     },
     /// The status now and after every change, as a stream of [`Body::Status`] and [`Body::Handler`].
     Watch {
@@ -281,6 +301,17 @@ pub enum WaitFor {
     Connected,
     /// Connected, and no resync or verify is running or pending (`wait-sync`).
     Synced,
+}
+
+/// What a wait does with a node that does not try to connect.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StandAlone {
+    /// It ends, with exit 5.
+    #[default]
+    Ends,
+    /// It goes on (`wait-after-sb`): until somebody has solved the split brain.
+    WaitsOn,
 }
 
 /// One line from the daemon.
@@ -558,6 +589,9 @@ pub struct VolumeReport {
     pub paused_user: bool,
     /// Activity-log updates are suspended.
     pub al_suspended: bool,
+    /// This node was Primary and alone when it went down, the last time before the disk was attached.
+    #[serde(default)]
+    pub was_degraded: bool,
     /// Size of the device in bytes, 0 while unknown.
     pub bytes: u64,
     /// Why there is no disk, or why it is Inconsistent, if that was an error.

@@ -171,6 +171,16 @@ impl Connection {
                         drop(permit);
                         let ended = self.watch(id, resource).await;
                         drop(place);
+                        if ended
+                            .as_ref()
+                            .is_err_and(|error| error.kind() == std::io::ErrorKind::TimedOut)
+                        {
+                            let waited = WRITE_PATIENCE.as_secs();
+                            tracing::info!(
+                                client = self.who,
+                                "dropped: it has not read its events for {waited} s"
+                            );
+                        }
                         return ended;
                     }
                     Ok(Some(request)) => {

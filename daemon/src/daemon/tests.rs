@@ -8,7 +8,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::control::messages::{Body, Call, Options, ResourceDefinition, WaitFor};
+use crate::control::messages::{Body, Call, Options, ResourceDefinition, StandAlone, WaitFor};
 use crate::control::{ControlClient, WatchItem};
 use crate::fake::FakeEngine;
 
@@ -383,6 +383,7 @@ fn two_nodes_connect_through_their_sockets() {
             resource: "r0".to_owned(),
             volume: None,
             until,
+            stand_alone: StandAlone::Ends,
         });
         daemon.ok(Call::Disconnect {
             resource: "r0".to_owned(),
@@ -411,6 +412,7 @@ fn a_wait_ends_at_its_deadline_with_exit_5() {
         resource: "r0".to_owned(),
         volume: None,
         until: WaitFor::Connected,
+        stand_alone: StandAlone::Ends,
     };
     let alone = daemon.refused(wait());
     assert_eq!((alone.exit, alone.text.as_str()), (5, "StandAlone"));
@@ -635,6 +637,7 @@ fn while_all_connections_are_busy_a_further_one_is_told_so() {
         resource: "r1".to_owned(),
         volume: None,
         until: WaitFor::Connected,
+        stand_alone: StandAlone::Ends,
     };
     let socket = daemon.places().control_socket();
     let mut busy = Vec::new();

@@ -4,11 +4,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tandem_replicator::{Command, Force, VolumeNumber};
+use tandem_replicator::{Command, Force, NewArea, PeerRoom, VolumeNumber};
 
 use super::{DEVICE_IN_USE, Node, from_engine, unknown};
 use crate::blackbox;
-use crate::control::messages::{Call, CommandAnswer, Options, ResourceDefinition, WaitFor};
+use crate::control::messages::{
+    Call, CommandAnswer, Options, ResourceDefinition, StandAlone, WaitFor,
+};
 use crate::resource_loop::{Message, disk_options_command};
 
 /// Pause between two attempts to demote a device that is held open.
@@ -64,7 +66,8 @@ impl Node {
                 resource,
                 volume,
                 until,
-            } => self.wait(&resource, volume, until).await,
+                stand_alone,
+            } => self.wait(&resource, volume, until, stand_alone).await,
             Call::RunHandler {
                 resource,
                 volume,
@@ -182,6 +185,7 @@ impl Node {
         resource: &str,
         volume: Option<u16>,
         until: WaitFor,
+        stand_alone: StandAlone,
     ) -> Result<CommandAnswer, CommandAnswer> {
         let wanted = self.volumes(resource, volume)?;
         let mut changes = self.changes();
@@ -203,7 +207,7 @@ impl Node {
             if states.iter().all(|state| holds(until, state)) {
                 return Ok(CommandAnswer::success());
             }
-            if report.connection == "StandAlone" {
+            if report.connection == "StandAlone" && stand_alone == StandAlone::Ends {
                 return Err(CommandAnswer::failure(0, "StandAlone", 5)
                     .with_info(format!("resource {resource} does not try to connect"))
                     .with_hint(format!("tandem adm connect {resource}")));
@@ -372,6 +376,33 @@ fn per_volume(call: &Call) -> Option<(&str, Option<u16>, VolumeCommand)> {
             volume,
             Box::new(|volume| Command::VerifyStop { volume }),
         ),
+        Call::Resize {
+            resource,
+            volume,
+            bytes,
+            assume_peer_has_space,
+            assume_clean,
+        } => {
+            let size = *bytes;
+            let room = match assume_peer_has_space {
+                true => PeerRoom::Assumed,
+                false => PeerRoom::Asked,
+            };
+            let area = match assume_clean {
+                true => NewArea::AssumeClean,
+                false => NewArea::Resync,
+            };
+            (
+                resource,
+                volume,
+                Box::new(move |volume| Command::Resize {
+                    volume,
+                    size,
+                    room,
+                    area,
+                }),
+            )
+        }
         Call::SuspendIo { resource, volume } => (
             resource,
             volume,

@@ -147,6 +147,11 @@ impl Node {
                     "volume {number}: the new disk is used with the next attach"
                 ));
             }
+            if attached && before.options.get("size") != after.options.get("size") {
+                answer.info.push(format!(
+                    "volume {number}: another size of the device is taken over by: tandem adm resize {name}/{number}"
+                ));
+            }
             if before.options != after.options {
                 options.push((after.number, after.options.clone()));
             }

@@ -655,6 +655,9 @@ impl Resource {
             volume.disk_error = Some(words.clone());
         }
         if let Some(attach) = volume.attach.take() {
+            if answer.exit == 0 && volume.bytes != attach.bytes_before {
+                self.serve_size(number);
+            }
             self.answer(attach.asker, answer);
         }
     }

@@ -322,3 +322,22 @@ fn new_options_of_an_attached_disk_leave_its_size_to_resize() {
     until_synced(&mut world);
     assert_eq!((bytes(&world, 0), bytes(&world, 1)), (AFTER, AFTER));
 }
+
+#[test]
+fn clients_of_a_primary_get_to_know_what_an_attach_made_larger() {
+    let mut world = ready();
+    for node in [1, 0] {
+        world.ok(
+            node,
+            Command::Detach {
+                volume: VOLUME,
+                force: Force::No,
+            },
+        );
+        grow(&mut world, &[node]);
+        world.ok(node, Command::Attach { volume: VOLUME });
+        until_synced(&mut world);
+    }
+    assert_eq!((bytes(&world, 0), bytes(&world, 1)), (AFTER, AFTER));
+    assert_eq!(world.nodes[0].served, Some(AFTER));
+}

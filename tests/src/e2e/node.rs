@@ -56,6 +56,8 @@ pub struct Settings {
     pub disk: String,
     /// Lines of the `handlers` section.
     pub handlers: String,
+    /// Lines of the `startup` section.
+    pub startup: String,
 }
 
 /// Where the metadata of the volumes lie.
@@ -76,6 +78,7 @@ impl Default for Settings {
             net: net('C'),
             disk: String::from("c-plan-ahead 0; resync-rate 400M;"),
             handlers: String::new(),
+            startup: String::new(),
         }
     }
 }
@@ -188,9 +191,9 @@ impl Node {
             ));
         }
         let text = format!(
-            "global {{ usage-count no; }}\nresource r0 {{\n  net {{ {} }}\n  disk {{ {} }}\n  handlers {{ {} }}\n{volumes}  \
+            "global {{ usage-count no; }}\nresource r0 {{\n  net {{ {} }}\n  disk {{ {} }}\n  handlers {{ {} }}\n  startup {{ {} }}\n{volumes}  \
              on {} {{ address {own}; }}\n  on {other} {{ address {peer}; }}\n}}\n",
-            settings.net, settings.disk, settings.handlers, self.name
+            settings.net, settings.disk, settings.handlers, settings.startup, self.name
         );
         self.write_config(&text);
     }

@@ -104,6 +104,7 @@ impl<'a> World<'a> {
                 script.resync_rate
             ),
             handlers: String::new(),
+            ..Settings::default()
         };
         let pair = Pair::configured(&settings, LinkKind::Proxied, base);
         let ground = Ground {
