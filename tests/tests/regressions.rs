@@ -281,6 +281,11 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         2_009_400,
         "under pass_on a disk that lacked a write became the source of a resync that its peer had asked for",
     ),
+    (
+        Protocol::B,
+        2_027_853,
+        "the oracle wanted an order among writes of which some were lost with both copies (its own mistake)",
+    ),
 ];
 
 #[test]

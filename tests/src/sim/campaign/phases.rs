@@ -261,7 +261,7 @@ impl Campaign {
             stop: None,
         };
         self.world.command(starter, verify);
-        for second in 0..600 {
+        for second in 0..1800 {
             if self.world.verified == [true; 2] {
                 break;
             }

@@ -20,9 +20,15 @@ impl Oracle {
             .into_iter()
             .partition(|(_, id)| self.writes[*id as usize].submitted < dark);
         self.views[1 - node].unflushed = later;
+        let tick = self.tick();
         for (_, id) in lost {
             let write = &self.writes[id as usize];
             for sector in write.first..write.first + write.sectors {
+                let other = &self.views[1 - node];
+                if self.shows_older(other.history, sector, on.data.content(sector), id) {
+                    // What is written from now on may be there without it.
+                    self.writes[id as usize].cache_lost.get_or_insert(tick);
+                }
                 let other = &self.views[1 - node];
                 if other.client.get(&sector).is_none_or(|seen| *seen != id) {
                     continue;
