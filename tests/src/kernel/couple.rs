@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use super::gate::Gate;
 use super::machine::{Machine, free_port};
 use super::node::KernelNode;
 use super::record::Record;
@@ -33,6 +34,8 @@ pub enum Wire {
     Direct,
     /// A relay that keeps what Tandem says; only Tandem dials then.
     Tapped,
+    /// A gate that can hold what either dials until both have.
+    Gated,
 }
 
 /// What differs from the ordinary.
@@ -60,6 +63,8 @@ pub struct Setup {
     pub dial: Dial,
     /// What is between the two.
     pub wire: Wire,
+    /// How long both wait for each other: lines of both `net` sections.
+    pub times: &'static str,
 }
 
 impl Default for Setup {
@@ -76,6 +81,7 @@ impl Default for Setup {
             meta: Meta::Internal,
             dial: Dial::Both,
             wire: Wire::Direct,
+            times: TIMES,
         }
     }
 }
@@ -99,6 +105,7 @@ pub struct Couple<'m> {
     /// The port of this host that leads to the kernel's.
     kernel_port: u16,
     tap: Option<Tap>,
+    gate: Option<Gate>,
     record: Record,
     machine: &'m Machine,
     announced: RefCell<Vec<&'static str>>,
@@ -115,17 +122,20 @@ impl<'m> Couple<'m> {
         let record = Record::begin();
         let kernel = KernelNode::create(machine, setup.kernel_bytes, setup.volumes, setup.meta);
         let own = free_port();
-        let seen_by_kernel = match (setup.dial, setup.wire) {
-            (Dial::OnlyTandem, _) | (_, Wire::Tapped) => free_port(),
-            (Dial::Both | Dial::OnlyKernel, Wire::Direct) => own,
-        };
         let kernel_port = machine.forward(kernel.guest_port());
         let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let tap = (setup.wire == Wire::Tapped).then(|| Tap::start(local(kernel_port)));
-        let peer = match (setup.dial, &tap) {
-            (_, Some(tap)) => tap.address.port(),
-            (Dial::OnlyKernel, None) => free_port(),
-            (Dial::Both | Dial::OnlyTandem, None) => kernel_port,
+        let gate = (setup.wire == Wire::Gated).then(|| Gate::start(local(own), local(kernel_port)));
+        let seen_by_kernel = match (setup.dial, &gate) {
+            (_, Some(gate)) => gate.for_kernel.port(),
+            _ if setup.dial == Dial::OnlyTandem || tap.is_some() => free_port(),
+            _ => own,
+        };
+        let peer = match (&tap, &gate) {
+            (Some(tap), _) => tap.address.port(),
+            (None, Some(gate)) => gate.for_tandem.port(),
+            _ if setup.dial == Dial::OnlyKernel => free_port(),
+            _ => kernel_port,
         };
         let addresses = (local(own), local(peer));
         let dir = TempDir::with_prefix("tandem-test-").expect("a directory");
@@ -139,6 +149,7 @@ impl<'m> Couple<'m> {
             tandem_port_seen: seen_by_kernel,
             kernel_port,
             tap,
+            gate,
             record,
             machine,
             announced: RefCell::new(Vec::new()),
@@ -151,7 +162,7 @@ impl<'m> Couple<'m> {
     fn kernel_sections(&self) -> (String, String) {
         let setup = &self.setup;
         (
-            format!("{} {} {TIMES}", setup.net, setup.kernel_net),
+            format!("{} {} {}", setup.net, setup.kernel_net, setup.times),
             format!("{} {}", setup.disk, setup.kernel_disk),
         )
     }
@@ -265,6 +276,14 @@ impl<'m> Couple<'m> {
     /// When the setup has none.
     pub fn tap(&self) -> &Tap {
         self.tap.as_ref().expect("Wire::Tapped")
+    }
+
+    /// The gate between the two.
+    ///
+    /// # Panics
+    /// When the setup has none.
+    pub fn gate(&self) -> &Gate {
+        self.gate.as_ref().expect("Wire::Gated")
     }
 
     /// Both report the same: connection, roles and disks from their two ends, and what each counts as out of sync.
@@ -435,7 +454,7 @@ impl Drop for Couple<'_> {
 fn settings(setup: &Setup) -> Settings {
     Settings {
         disk_bytes: setup.tandem_bytes,
-        net: format!("{} {} {TIMES}", setup.net, setup.tandem_net),
+        net: format!("{} {} {}", setup.net, setup.tandem_net, setup.times),
         disk: setup.disk.clone(),
         volumes: setup.volumes,
         meta: setup.meta,

@@ -6,6 +6,7 @@
 //! two healthy kernel nodes never said in the golden captures is a failure, unless the test announced it.
 
 pub mod couple;
+pub mod gate;
 pub mod machine;
 pub mod messages;
 pub mod node;

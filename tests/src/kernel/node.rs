@@ -302,6 +302,20 @@ impl<'m> KernelNode<'m> {
     /// # Panics
     /// When the device refuses.
     pub fn write_with(&self, offset: u64, data: &[u8], words: &str) {
+        self.write_to(&self.device(), offset, data, words);
+    }
+
+    /// Writes the backing disk beneath DRBD, which does not hear of it; past every cache.
+    ///
+    /// # Panics
+    /// When the disk refuses.
+    pub fn write_beneath(&self, offset: u64, data: &[u8]) {
+        let words = "conv=notrunc,fsync oflag=direct,seek_bytes";
+        let disk = format!("/dev/mapper/disk{}", self.minor);
+        self.write_to(&disk, offset, data, words);
+    }
+
+    fn write_to(&self, device: &str, offset: u64, data: &[u8], words: &str) {
         let file = format!("{}.{offset}.data", self.minor);
         let path = self.machine.share().join(&file);
         fs::write(&path, data).expect("write data");
@@ -313,8 +327,7 @@ impl<'m> KernelNode<'m> {
             512
         };
         self.shell(&format!(
-            "dd if=/share/{file} of={} bs={block} seek={offset} iflag=fullblock {words}",
-            self.device()
+            "dd if=/share/{file} of={device} bs={block} seek={offset} iflag=fullblock {words}"
         ));
         fs::remove_file(path).ok();
     }

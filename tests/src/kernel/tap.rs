@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// How soon a thread notices that it is to stop.
-const TICK: Duration = Duration::from_millis(50);
+pub(super) const TICK: Duration = Duration::from_millis(50);
 
 /// Everything that each connection carried in one direction, oldest connection first.
 type Kept = Arc<Mutex<Vec<Vec<u8>>>>;
@@ -134,9 +134,7 @@ fn relay(
         return;
     };
     for stream in [&from, &to] {
-        stream.set_nonblocking(false).ok();
-        stream.set_nodelay(true).ok();
-        stream.set_read_timeout(Some(TICK)).ok();
+        prepare(stream);
     }
     let (Ok(from_too), Ok(to_too)) = (from.try_clone(), to.try_clone()) else {
         return;
@@ -150,19 +148,33 @@ fn relay(
     let [here, there] = [Arc::clone(running), Arc::clone(running)];
     let damage = Arc::clone(damage);
     std::thread::spawn(move || {
-        pump(from, to, &sent, slots[0], &here, |bytes| {
-            damage.apply(bytes)
+        pump(from, to, &here, |bytes| {
+            keep(&sent, slots[0], bytes);
+            damage.apply(bytes);
         });
     });
-    std::thread::spawn(move || pump(to_too, from_too, &heard, slots[1], &there, |_| ()));
+    std::thread::spawn(move || {
+        pump(to_too, from_too, &there, |bytes| {
+            keep(&heard, slots[1], bytes);
+        });
+    });
+}
+
+fn keep(kept: &Kept, slot: usize, bytes: &[u8]) {
+    kept.lock().unwrap_or_else(PoisonError::into_inner)[slot].extend_from_slice(bytes);
+}
+
+/// Both ends of a relayed connection: small packets go at once, and a reader looks up now and then.
+pub(super) fn prepare(stream: &TcpStream) {
+    stream.set_nonblocking(false).ok();
+    stream.set_nodelay(true).ok();
+    stream.set_read_timeout(Some(TICK)).ok();
 }
 
 /// Carries one direction of one connection until either end is gone.
-fn pump(
+pub(super) fn pump(
     mut from: TcpStream,
     mut to: TcpStream,
-    kept: &Kept,
-    slot: usize,
     running: &AtomicBool,
     mut on_the_way: impl FnMut(&mut [u8]),
 ) {
@@ -171,8 +183,6 @@ fn pump(
         match from.read(&mut buffer) {
             Ok(0) => break,
             Ok(length) => {
-                kept.lock().unwrap_or_else(PoisonError::into_inner)[slot]
-                    .extend_from_slice(&buffer[..length]);
                 on_the_way(&mut buffer[..length]);
                 if to.write_all(&buffer[..length]).is_err() {
                     break;

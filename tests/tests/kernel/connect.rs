@@ -1,7 +1,9 @@
 //! Goal: the two connections come up whoever dials, and end and return on either side's command.
-//! Method: one of the two addresses leads nowhere.
+//! Method: one of the two addresses leads nowhere, or a gate holds what both dial until both have.
 
-use tandem_tests::kernel::{Couple, Dial, Machine, Setup};
+use tandem_tests::e2e::wait;
+use tandem_tests::kernel::couple::MOMENT;
+use tandem_tests::kernel::{Couple, Dial, Machine, Setup, Wire};
 
 fn connects(dial: Dial) {
     let setup = Setup {
@@ -31,6 +33,69 @@ fn only_the_kernel_dials_and_the_pair_connects() {
 #[test]
 fn only_tandem_dials_and_the_pair_connects() {
     connects(Dial::OnlyTandem);
+}
+
+/// How often the kernel and how often Tandem found that both had dialled.
+fn crossings(couple: &Couple<'_>) -> (usize, usize) {
+    let count = |text: &str, words: &str| text.matches(words).count();
+    (
+        count(
+            &couple.kernel.messages().join("\n"),
+            "initial packet S crossed",
+        ),
+        count(&couple.tandem.whole_log(), "data sockets crossed"),
+    )
+}
+
+/// Each dials its data connection while the other's is on the way, so both meet a second one.
+#[test]
+fn connections_that_both_dialled_at_once_cross_and_the_pair_connects() {
+    let setup = Setup {
+        wire: Wire::Gated,
+        // Who has dialled waits for the other's, longer than a command takes here.
+        times: "connect-int 6; ping-timeout 30; socket-check-timeout 3;",
+        ..Setup::default()
+    };
+    let couple = Couple::created(Machine::shared(), setup);
+    let gate = couple.gate();
+    gate.close();
+    dial_at_once(&couple, "up");
+    for turn in 1..=5u32 {
+        let crossed = || {
+            let (kernel, tandem) = crossings(&couple);
+            let least = turn as usize;
+            (gate.together() == turn && kernel >= least && tandem >= least).then_some(())
+        };
+        wait::until("a crossing", MOMENT * 3, crossed, || {
+            let (tandem, kernel) = (couple.tandem.log(), couple.kernel.log());
+            format!("turn {turn} of {}\n{tandem}{kernel}", gate.together())
+        });
+        couple.wait_connected("Inconsistent/Inconsistent");
+        if turn == 5 {
+            break;
+        }
+        couple.tandem.must(&["disconnect", "r0"]);
+        couple.kernel.must("disconnect");
+        couple
+            .kernel
+            .wait_for("cs:StandAlone ro:Secondary/Unknown ");
+        gate.close();
+        dial_at_once(&couple, "connect");
+    }
+    couple.finish_unequal();
+}
+
+/// Tandem dials as soon as the kernel's connection is held.
+fn dial_at_once(couple: &Couple<'_>, word: &str) {
+    let kernel = &couple.kernel;
+    std::thread::scope(|scope| {
+        scope.spawn(|| kernel.must(word));
+        let held = || couple.gate().holds_the_kernel().then_some(());
+        wait::until("the kernel's call", MOMENT * 3, held, || {
+            couple.kernel.log()
+        });
+        couple.tandem.must(&[word, "r0"]);
+    });
 }
 
 #[test]

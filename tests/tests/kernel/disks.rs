@@ -1,7 +1,10 @@
 //! Goal: disks may differ in size, go and come back, and move from one kind of node to the other.
 //! Method: detach, attach, and the copy of a whole backing disk.
 
+use crate::crash::quick_to_notice;
 use tandem_tests::e2e::client::Fua;
+use tandem_tests::e2e::wait;
+use tandem_tests::kernel::couple::MOMENT;
 use tandem_tests::kernel::{Couple, Health, Machine, Setup, noise};
 
 fn of_different_sizes(tandem_bytes: u64, kernel_bytes: u64) {
@@ -236,6 +239,109 @@ fn the_disk_of_a_crashed_kernel_primary_is_recovered_by_tandem() {
         "the two hot extents are synced\n{}",
         couple.kernel.log()
     );
+    couple.finish();
+}
+
+/// Three writers fill two extents of the activity log each, again and again; one more writes block after block and tells this
+/// host of each that was acknowledged. Returns the number of those, once the machine has died in the middle of it.
+fn die_in_the_middle_of_writes(couple: &Couple<'_>, machine: &Machine) -> u64 {
+    let device = couple.kernel.device();
+    couple.kernel.shell(&format!(
+        "cd /tmp; tr '\\0' '\\101' </dev/zero | head -c 4096 >a; \
+         for n in 1 2; do head -c 8388608 /dev/urandom >r$n; done; \
+         for start in 0 16 40; do (while :; do for n in 1 2; do \
+         dd if=r$n of={device} bs=256k seek=$((start * 4)) oflag=direct conv=notrunc || exit; \
+         done; done) >/dev/null 2>&1 & done; \
+         (n=0; while :; do dd if=a of={device} bs=4096 seek=$(({FIRST} + n)) oflag=direct conv=notrunc || break; \
+         n=$((n+1)); echo $n >>/share/acknowledged; done) >/dev/null 2>&1 &"
+    ));
+    let acknowledged = || {
+        let file = machine.share().join("acknowledged");
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        text.lines().last()?.parse::<u64>().ok()
+    };
+    let many = || acknowledged().filter(|count| *count >= 20);
+    wait::until("twenty writes", MOMENT * 6, many, || couple.kernel.log());
+    let under_way = || {
+        let line = format!("sed -n '/^ *{}: /{{n;p}}' /proc/drbd", couple.kernel.minor);
+        let counters = couple.kernel.shell(&line);
+        (!counters.contains(" ap:0 ")).then_some(())
+    };
+    wait::until("a write under way", MOMENT, under_way, String::new);
+    machine.crash();
+    acknowledged().unwrap()
+}
+
+/// The first block of those that are told of.
+const FIRST: u64 = (56 << 20) / 4096;
+/// Extents of the activity log that are written.
+const EXTENTS: u64 = 7;
+
+/// What is found when each kind of node attaches the disk: blocks out of sync in KiB, and what lies on it afterwards.
+fn attached_by_the_kernel(couple: &Couple<'_>) -> (u64, Vec<String>) {
+    couple.kernel.must("up");
+    couple
+        .kernel
+        .wait_state("WFConnection", "Secondary/Unknown", "UpToDate/DUnknown");
+    let kib = couple.kernel.out_of_sync_kib();
+    couple.kernel.must("down");
+    (kib, kernels_dump(couple))
+}
+
+fn attached_by_tandem(couple: &Couple<'_>) -> (u64, Vec<String>) {
+    couple.tandem.must(&["up", "r0"]);
+    couple
+        .tandem
+        .wait_state("WFConnection", "UpToDate/DUnknown");
+    let kib = couple.tandem.counter(0, "oos");
+    couple.tandem.must(&["down", "r0"]);
+    (kib, tandems_dump(couple))
+}
+
+#[test]
+fn the_disk_of_a_kernel_primary_that_died_in_the_middle_of_writes_is_recovered_by_tandem() {
+    let machine = Machine::breakable();
+    let setup = Setup {
+        tandem_bytes: 64 << 20,
+        kernel_bytes: 64 << 20,
+        ..quick_to_notice()
+    };
+    let couple = Couple::equal_from_the_start(&machine, setup);
+    couple.may_say(crate::crash::LOSS);
+    couple.kernel.must("primary");
+    let acknowledged = die_in_the_middle_of_writes(&couple, &machine);
+    couple
+        .tandem
+        .wait_state("WFConnection", "UpToDate/DUnknown");
+    couple.tandem.must(&["down", "r0"]);
+    let image = couple.kernel.disk(0, couple.setup.kernel_bytes);
+    let ours = std::fs::read(couple.tandem.disk(0)).unwrap();
+    machine.boot_again();
+    couple.after_boot();
+    let put = |for_tandem: &[u8], for_kernel: &[u8]| {
+        std::fs::write(couple.tandem.disk(0), for_tandem).unwrap();
+        couple.kernel.shell("echo 3 >/proc/sys/vm/drop_caches");
+        couple.kernel.fill(0, for_kernel);
+    };
+    // Looked at by the tools of either, then attached by either.
+    put(&image, &image);
+    assert_eq!(tandems_dump(&couple), kernels_dump(&couple));
+    put(&image, &image);
+    let by_kernel = attached_by_the_kernel(&couple);
+    assert_eq!(attached_by_tandem(&couple), by_kernel);
+    let hot = by_kernel.0;
+    assert!((4096..=EXTENTS * 4096).contains(&hot), "{hot} KiB are hot");
+    // Tandem goes on where the kernel died.
+    put(&image, &ours);
+    couple.up();
+    couple.wait_connected("UpToDate/UpToDate");
+    let amount = format!("Began resync as SyncTarget (will sync {hot} KB");
+    let log = couple.kernel.log();
+    assert!(log.contains(&amount), "{amount}\n{log}");
+    let from = FIRST * 4096;
+    let told = couple.kernel.disk(from, acknowledged * 4096);
+    let lost = told.iter().position(|byte| *byte != b'A');
+    assert_eq!(lost, None, "of {acknowledged} acknowledged writes");
     couple.finish();
 }
 

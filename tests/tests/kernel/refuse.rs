@@ -56,11 +56,10 @@ fn a_wrong_secret_leaves_both_alone() {
 }
 
 /// The answers differ in length already: neither a kernel nor Tandem takes that for a wrong secret, both try again.
-#[test]
-fn different_digests_of_the_same_secret_keep_both_apart() {
+fn different_digests(tandem: &str, kernel: &str) {
     let net =
         |name: &str| format!("protocol C; cram-hmac-alg {name}; shared-secret \"one secret\";");
-    let couple = refused(&net("sha1"), &net("sha256"), crate::crash::LOSS);
+    let couple = refused(&net(tandem), &net(kernel), crate::crash::LOSS);
     couple.may_say(&["uthentication", "AuthResponse"]);
     both_say(
         &couple,
@@ -72,13 +71,23 @@ fn different_digests_of_the_same_secret_keep_both_apart() {
         .wait_for("cs:(WFConnection|Unconnected|NetworkFailure) ro:Secondary/Unknown ds:Inconsistent/DUnknown ");
     // As soon as both have the same they come together, without a command for the kernel.
     let mut couple = couple;
-    couple.setup.tandem_net = net("sha256");
+    couple.setup.tandem_net = net(kernel);
     couple.reconfigure_tandem();
     for word in ["adjust", "disconnect", "connect"] {
         couple.tandem.must(&[word, "r0"]);
     }
     couple.wait_connected("Inconsistent/Inconsistent");
     couple.finish_unequal();
+}
+
+#[test]
+fn different_digests_of_the_same_secret_keep_both_apart() {
+    different_digests("sha1", "sha256");
+}
+
+#[test]
+fn a_longer_digest_on_tandem_keeps_both_apart() {
+    different_digests("sha256", "sha1");
 }
 
 #[test]
