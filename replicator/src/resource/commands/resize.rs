@@ -13,11 +13,11 @@ use core::time::Duration;
 
 use tandem_metadata::{ByteLen, Layout, SectorCount};
 
-use super::{AfterPlan, Running};
+use super::{Running, written};
 use crate::bitmap::NewBits;
 use crate::command::{Answer, NewArea, PeerRoom};
 use crate::effect::{Effect, Level};
-use crate::event::{BackingInfo, CommandId, MetaKind, OpenError, VolumeNumber};
+use crate::event::{BackingInfo, CommandId, IoError, MetaKind, OpenError, VolumeNumber};
 use crate::resource::attach::placement_of;
 use crate::resource::plan::Then;
 use crate::resource::size::SizeChange;
@@ -252,18 +252,30 @@ impl Resource {
         }
     }
 
-    /// The answer waits for the plan that writes the new size, if there is one.
+    /// The answer waits until the new size, if there is one, is on disk.
     fn resize_to_disk(&mut self, id: CommandId) {
         let Some(Running::Resize(resizing)) = self.commands.running.get_mut(&id) else {
             return;
         };
         resizing.phase = Phase::Writing;
         let number = resizing.volume;
-        self.start_plan(number, Vec::new(), Then::Command(AfterPlan::Resized(id)));
+        let volume = self.volumes.get(&number);
+        if volume.is_none_or(|volume| !volume.plans.has(Then::Sized)) {
+            self.resized(id, number);
+        }
     }
 
-    /// The new size, if there is one, is on disk.
-    pub(super) fn resized(&mut self, id: CommandId, number: VolumeNumber) {
+    /// A new size is on disk, or the disk is lost.
+    pub(crate) fn size_written(&mut self, number: VolumeNumber, result: Result<(), IoError>) {
+        for id in self.resizing(number, Phase::Writing) {
+            match &result {
+                Ok(()) => self.resized(id, number),
+                Err(_) => self.answer(id, written(result.clone())),
+            }
+        }
+    }
+
+    fn resized(&mut self, id: CommandId, number: VolumeNumber) {
         let Some(Running::Resize(resizing)) = self.commands.running.get(&id) else {
             return;
         };
