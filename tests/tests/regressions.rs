@@ -281,6 +281,11 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         2_009_400,
         "under pass_on a disk that lacked a write became the source of a resync that its peer had asked for",
     ),
+    (
+        Protocol::C,
+        3_000_122,
+        "a disk that had grown was announced with its former size, and the larger device of the peer gave it up for ever",
+    ),
 ];
 
 #[test]

@@ -115,6 +115,7 @@ impl Resource {
                 volume.peer.sizes_asked = None;
                 volume.peer.discard_armed = armed;
                 volume.peer.uuids = None;
+                volume.grew_with_peer = false;
             }
         }
         self.send_protocol();
@@ -481,6 +482,8 @@ impl Resource {
         volume.peer.too_small_bytes = 0;
         // Then the peer gives up this connection. The disk may have grown since it was attached.
         volume.measure_again = connecting && current > volume.capacity_bytes();
+        let smaller = volume.bytes.min(current);
+        volume.grew_with_peer = connecting && smaller != 0 && size > smaller;
         let new_bits = match peer.dds_flags & Sizes::DDS_NO_RESYNC {
             0 => NewBits::Set,
             _ => NewBits::Clear,

@@ -134,7 +134,8 @@ impl Resource {
             return;
         }
         if capacity >= wanted {
-            let text = format!("the disk offers {capacity} bytes now, the peer's device has {wanted}");
+            let text =
+                format!("the disk offers {capacity} bytes now, the peer's device has {wanted}");
             self.log(Level::Info, Some(number), text);
             return;
         }

@@ -73,6 +73,8 @@ pub(crate) struct Volume {
     pub(crate) consider_resync: bool,
     /// An attach or a late exchange of sizes found the device grown; cleared when its resync was started.
     pub(crate) grew_while_detached: bool,
+    /// The device grows with the handshake under way, on one of the nodes or on both.
+    pub(crate) grew_with_peer: bool,
     /// The peer's device is larger than this node's disk was: it is measured before the next connection.
     pub(crate) measure_again: bool,
     /// A resize made the device larger before the peer was asked: its answer starts the resync of the new area.
@@ -239,6 +241,7 @@ impl Volume {
             skip_untold: false,
             consider_resync: false,
             grew_while_detached: false,
+            grew_with_peer: false,
             measure_again: false,
             resize_pending: false,
             intervals: Intervals::new(),

@@ -353,9 +353,16 @@ fn a_peer_whose_disk_is_too_small_is_given_up_in_words_until_it_has_grown() {
     let alone = |world: &World| world.state(0).conn == ConnState::StandAlone;
     world.run_until("the peer is given up", alone);
     let told = |world: &World, node: usize, words: &str| {
-        world.nodes[node].log.iter().any(|line| line.contains(words))
+        world.nodes[node]
+            .log
+            .iter()
+            .any(|line| line.contains(words))
     };
-    assert!(told(&world, 0, "let the peer's disk grow; then type: tandem adm connect"));
+    assert!(told(
+        &world,
+        0,
+        "let the peer's disk grow; then type: tandem adm connect"
+    ));
     assert!(told(&world, 1, "this disk offers only 16777216"));
     grow(&mut world, &[1]);
     world.connect(0, &NetOptions::default());
