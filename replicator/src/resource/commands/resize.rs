@@ -156,15 +156,19 @@ impl Resource {
             return;
         };
         let adopted = match &result {
+            // The peer judges by what it was told in the handshake.
+            Ok(_) if volume.state.conn == ConnState::WFReportParams => Ok(()),
             Ok(info) => volume.adopt_measure(info),
             Err(error) => Err(error.text.clone()),
         };
         let asked = volume.peer.sizes_asked.take();
         let ids: Vec<CommandId> = self.resizing(number, Phase::Measuring);
+        let alone = ids.is_empty();
         if let Err(text) = &adopted
-            && ids.is_empty()
+            && alone
         {
-            self.log(Level::Warn, Some(number), text.clone());
+            let hint = self.hint_to_move();
+            self.log(Level::Warn, Some(number), format!("{text}; type: {hint}"));
         }
         for id in ids {
             match &adopted {
@@ -177,8 +181,10 @@ impl Resource {
                 }
             }
         }
-        if let Some(sizes) = asked {
-            self.answer_sizes(number, &sizes);
+        match asked {
+            Some(sizes) => self.answer_sizes(number, &sizes),
+            None if alone && adopted.is_ok() => self.tell_of_room(number),
+            None => {}
         }
     }
 
