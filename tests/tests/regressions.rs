@@ -291,6 +291,11 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         3_000_122,
         "a disk that had grown was announced with its former size, and the larger device of the peer gave it up for ever",
     ),
+    (
+        Protocol::A,
+        3_001_427,
+        "what the peer had flushed was taken for durable on the failed disk of its Primary, too",
+    ),
 ];
 
 #[test]
