@@ -9,8 +9,8 @@ use tandem_tests::e2e::node::{Meta, Node, Settings};
 use tandem_tests::e2e::pair::{CLIENT_LIMIT, LinkKind, Pair};
 use tandem_tests::e2e::record::pattern;
 
-const DISK: u64 = 64 << 20;
-const GROWN: u64 = 160 << 20;
+const DISK: u64 = 16 << 20;
+const GROWN: u64 = 40 << 20;
 
 fn set_len(path: &Path, bytes: u64) {
     let file = OpenOptions::new().write(true).open(path).unwrap();
@@ -95,7 +95,7 @@ fn internal_metadata_is_moved_on_one_node_after_the_other() {
     pair.alpha.must(&["secondary", "r0"]);
     pair.bravo.must(&["primary", "r0"]);
     let after = size(&pair.bravo);
-    assert!(after > before + (90 << 20), "{before} {after}");
+    assert!(after > before + (20 << 20), "{before} {after}");
     let mut client = pair.client(&pair.bravo);
     assert!(client.read(before - 8192, 8192).unwrap() == data);
     client.write(after - 8192, &data, Fua::Yes).unwrap();

@@ -286,6 +286,16 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         2_027_853,
         "the oracle wanted an order among writes of which some were lost with both copies (its own mistake)",
     ),
+    (
+        Protocol::C,
+        3_000_122,
+        "a disk that had grown was announced with its former size, and the larger device of the peer gave it up for ever",
+    ),
+    (
+        Protocol::A,
+        3_001_427,
+        "what the peer had flushed was taken for durable on the failed disk of its Primary, too",
+    ),
 ];
 
 #[test]

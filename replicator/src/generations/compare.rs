@@ -91,6 +91,20 @@ impl Comparison {
         }
     }
 
+    /// Rule 42: the device grows with this connection while the generations are the same. Without a resync nobody would copy the new
+    /// area: from the Primary, else from the node that resolves conflicts.
+    pub(crate) fn of_grown(self, roles: [Role; 2], resolves: ResolveConflicts) -> Comparison {
+        let source = match roles {
+            [Role::Primary, peer] if peer != Role::Primary => true,
+            [own, Role::Primary] if own != Role::Primary => false,
+            _ => resolves == ResolveConflicts::Here,
+        };
+        match self.hg {
+            NO_SYNC => Comparison::of(if source { 1 } else { -1 }, 42),
+            _ => self,
+        }
+    }
+
     /// The kernel's log line: `uuid_compare()=-1 by rule 50`.
     pub fn log(&self) -> alloc::string::String {
         alloc::format!(

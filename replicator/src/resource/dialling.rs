@@ -117,6 +117,7 @@ impl Resource {
         if self.connection.cstate == ConnState::Unconnected {
             self.change_connection(|state| state.conn = ConnState::WFConnection, Hardness::Hard);
         }
+        self.measure_what_was_too_small();
         let dialling = &mut self.connection.dialling;
         dialling.attempt += 1;
         dialling.dial_open = false;

@@ -115,6 +115,7 @@ impl Resource {
                 volume.peer.sizes_asked = None;
                 volume.peer.discard_armed = armed;
                 volume.peer.uuids = None;
+                volume.grew_with_peer = false;
             }
         }
         self.send_protocol();
@@ -474,15 +475,15 @@ impl Resource {
         let size = volume.agreed_bytes(volume.capacity_bytes(), volume.bytes);
         let unknown = state.conn < ConnState::Connected || state.pdsk == DiskState::Diskless;
         if size < volume.bytes && state.disk >= DiskState::Outdated && unknown {
-            let have = volume.bytes;
             volume.options.size = own;
-            let text = format!(
-                "the peer's disk is too small: both nodes together offer {size} bytes, the device of volume {} has {have}",
-                number.0
-            );
-            self.refuse_connection(&text);
+            self.peer_is_too_small(number, size);
             return;
         }
+        volume.peer.too_small_bytes = 0;
+        // Then the peer gives up this connection. The disk may have grown since it was attached.
+        volume.measure_again = connecting && current > volume.capacity_bytes();
+        let smaller = volume.bytes.min(current);
+        volume.grew_with_peer = connecting && smaller != 0 && size > smaller;
         let new_bits = match peer.dds_flags & Sizes::DDS_NO_RESYNC {
             0 => NewBits::Set,
             _ => NewBits::Clear,

@@ -75,7 +75,7 @@ pub(crate) enum Then {
     LogWritten,
     /// A new data generation.
     Generation,
-    /// Clients get to know a new size.
+    /// Clients get to know a new size, and whoever asked for it is answered.
     Sized,
     /// The superblock before a handler runs.
     Handler,
@@ -529,7 +529,10 @@ impl Resource {
     ) {
         match then {
             Then::Nothing => {}
-            Then::Sized => self.serve_size(number),
+            Then::Sized => {
+                self.serve_size(number);
+                self.size_written(number, result);
+            }
             Then::LogWritten => {
                 self.log_written(number, result);
                 // A plan of the main lane may wait for this transaction.

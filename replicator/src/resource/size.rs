@@ -11,7 +11,7 @@ use super::volume::Volume;
 use crate::bitmap::{NewBits, bits_of_device};
 use crate::effect::{Effect, Level, Notification};
 use crate::event::VolumeNumber;
-use crate::state::word::Role;
+use crate::state::word::{ConnState, Role};
 
 /// What a new agreement on the size did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +88,64 @@ impl Resource {
         } else {
             SizeChange::Shrank
         }
+    }
+
+    /// The peer's disk offers too little for this device (10.5). It may have grown without its node knowing, which measures it
+    /// when it sees the size of this device: the connection is tried once more, then it takes a person.
+    pub(crate) fn peer_is_too_small(&mut self, number: VolumeNumber, offered: u64) {
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        let (have, disk) = (volume.bytes, volume.peer.disk_bytes);
+        let connecting = volume.state.conn == ConnState::WFReportParams;
+        let again = connecting && volume.peer.too_small_bytes != disk;
+        volume.peer.too_small_bytes = if again { disk } else { 0 };
+        let text = format!(
+            "the peer's disk is too small: both nodes together offer {offered} bytes, the device of volume {} has {have}",
+            number.0
+        );
+        if again {
+            let text = format!("{text}; the peer measures its disk, then they connect again");
+            self.link_lost(ConnState::NetworkFailure, &text);
+            return;
+        }
+        self.refuse_connection(&format!("{text}: let the peer's disk grow"));
+    }
+
+    /// Before the next attempt: measures the disks that were too small for the peer's device.
+    pub(crate) fn measure_what_was_too_small(&mut self) {
+        for number in self.volume_numbers() {
+            let Some(volume) = self.volumes.get_mut(&number) else {
+                continue;
+            };
+            if core::mem::take(&mut volume.measure_again) && volume.backing.is_some() {
+                self.measure_backing(number);
+            }
+        }
+    }
+
+    /// The disk was measured since the peer's device is larger than what it offered: a person may have to let it grow.
+    pub(crate) fn tell_of_room(&mut self, number: VolumeNumber) {
+        let Some(volume) = self.volumes.get(&number) else {
+            return;
+        };
+        let (capacity, wanted) = (volume.capacity_bytes(), volume.peer.current_bytes);
+        if wanted == 0 {
+            return;
+        }
+        if capacity >= wanted {
+            let text =
+                format!("the disk offers {capacity} bytes now, the peer's device has {wanted}");
+            self.log(Level::Info, Some(number), text);
+            return;
+        }
+        let name = &self.name;
+        let text = format!(
+            "the peer's device has {wanted} bytes, this disk offers only {capacity}: let it grow (internal metadata then has to be \
+             moved: tandem adm detach {name} && tandem adm check-resize {name} && tandem adm attach {name}); then type on the peer: \
+             tandem adm connect {name}"
+        );
+        self.log(Level::Warn, Some(number), text);
     }
 
     /// Clients of a Primary get to know the size of the device.

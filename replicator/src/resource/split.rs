@@ -384,7 +384,12 @@ impl Resource {
             crashed_primary: crashed[1],
             role: report.sent.role,
         };
-        let comparison = compare(&own, &other, &link);
+        let mut comparison = compare(&own, &other, &link);
+        let at = (volume.state.disk, report.disk);
+        let good = at.0 >= DiskState::Outdated && at.1 >= DiskState::Outdated;
+        if volume.grew_with_peer && comparison.rule == Some(40) && good && link.tandem {
+            comparison = comparison.of_grown([own.role, other.role], link.resolve_conflicts);
+        }
         let lines = [
             format!("self {}", own.uuids.log(volume.peer.bits_sent, 0)),
             format!("peer {}", other.uuids.log(peer.bits, peer.flags)),

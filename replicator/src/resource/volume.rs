@@ -73,6 +73,10 @@ pub(crate) struct Volume {
     pub(crate) consider_resync: bool,
     /// An attach or a late exchange of sizes found the device grown; cleared when its resync was started.
     pub(crate) grew_while_detached: bool,
+    /// The device grows with the handshake under way, on one of the nodes or on both.
+    pub(crate) grew_with_peer: bool,
+    /// The peer's device is larger than this node's disk was: it is measured before the next connection.
+    pub(crate) measure_again: bool,
     /// A resize made the device larger before the peer was asked: its answer starts the resync of the new area.
     pub(crate) resize_pending: bool,
     /// What is in flight on ranges of the device (bytes): client's and peer's writes, resync blocks.
@@ -141,6 +145,9 @@ pub(crate) struct PeerDevice {
     pub(crate) disk_bytes: u64,
     /// Size of its device as last announced, in bytes.
     pub(crate) current_bytes: u64,
+    /// What its disk offered when that was too little, and the connection was tried once more; 0: it was enough. Kept over
+    /// connections.
+    pub(crate) too_small_bytes: u64,
     /// Its P_SIZES that asks for ours, answered when the own disk was measured.
     pub(crate) sizes_asked: Option<Sizes>,
     /// Logical block of its disk in bytes as last announced; 0: unknown. Kept over connections.
@@ -234,6 +241,8 @@ impl Volume {
             skip_untold: false,
             consider_resync: false,
             grew_while_detached: false,
+            grew_with_peer: false,
+            measure_again: false,
             resize_pending: false,
             intervals: Intervals::new(),
             flushes: flush::LocalFlushes::default(),

@@ -341,3 +341,67 @@ fn clients_of_a_primary_get_to_know_what_an_attach_made_larger() {
     assert_eq!((bytes(&world, 0), bytes(&world, 1)), (AFTER, AFTER));
     assert_eq!(world.nodes[0].served, Some(AFTER));
 }
+
+#[test]
+fn a_disk_that_grew_without_its_node_knowing_is_measured_before_the_next_connection() {
+    let mut world = ready();
+    grow(&mut world, &[0, 1]);
+    world.cut_network();
+    world.run_until("the loss is seen", |world| {
+        world.state(0).peer == Role::Unknown
+    });
+    world.ok(0, resize(PeerRoom::Assumed, NewArea::Resync));
+    world.write_ok(0, AFTER - 4096, 4096, 5);
+    world.join();
+    until_synced(&mut world);
+    assert_eq!((bytes(&world, 0), bytes(&world, 1)), (AFTER, AFTER));
+    let copied = world.nodes[1].data.as_ref().unwrap();
+    assert_eq!(copied.current[AFTER as usize - 4096], 5);
+}
+
+#[test]
+fn a_peer_whose_disk_is_too_small_is_given_up_in_words_until_it_has_grown() {
+    let mut world = ready();
+    grow(&mut world, &[0]);
+    world.cut_network();
+    world.run_until("the loss is seen", |world| {
+        world.state(0).peer == Role::Unknown
+    });
+    world.ok(0, resize(PeerRoom::Assumed, NewArea::Resync));
+    world.join();
+    let alone = |world: &World| world.state(0).conn == ConnState::StandAlone;
+    world.run_until("the peer is given up", alone);
+    let told = |world: &World, node: usize, words: &str| {
+        world.nodes[node]
+            .log
+            .iter()
+            .any(|line| line.contains(words))
+    };
+    assert!(told(
+        &world,
+        0,
+        "let the peer's disk grow; then type: tandem adm connect"
+    ));
+    assert!(told(&world, 1, "this disk offers only 16777216"));
+    grow(&mut world, &[1]);
+    world.connect(0, &NetOptions::default());
+    until_synced(&mut world);
+    assert_eq!((bytes(&world, 0), bytes(&world, 1)), (AFTER, AFTER));
+}
+
+#[test]
+fn disks_that_grew_while_both_nodes_were_down_get_in_sync_with_the_next_connection() {
+    let mut world = ready();
+    world.ok(0, Command::Secondary { volume: VOLUME });
+    grow(&mut world, &[0, 1]);
+    for node in 0..2 {
+        let force = Force::No;
+        world.ok(node, Command::Down { force });
+    }
+    for node in 0..2 {
+        world.ok(node, Command::Attach { volume: VOLUME });
+        world.connect(node, &NetOptions::default());
+    }
+    until_synced(&mut world);
+    assert_eq!((bytes(&world, 0), bytes(&world, 1)), (AFTER, AFTER));
+}

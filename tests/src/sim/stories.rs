@@ -1,7 +1,7 @@
 //! The stories that [`super::crash`] cuts at every I/O: each brings a pair somewhere, then lets one durable sequence happen.
 
 use tandem_replicator::state::word::ConnState;
-use tandem_replicator::{Command, DiskOptions, Force, MetaKind, Protocol};
+use tandem_replicator::{Command, DiskOptions, Force, MetaKind, NewArea, PeerRoom, Protocol};
 
 use super::Settings;
 use super::crash::{ACT, Story};
@@ -26,6 +26,13 @@ fn internal() -> Settings {
         meta: MetaKind::Internal,
         discard: false,
     };
+    settings
+}
+
+/// Half of the disks is not used so far.
+fn half() -> Settings {
+    let mut settings = small();
+    settings.disk_options.size = settings.disk.bytes / 2;
     settings
 }
 
@@ -173,7 +180,8 @@ fn ask(lab: &mut Lab, node: usize, command: Command) {
 /// Requests of a kind ([`super::clients::Habits::mix`]), where clients are served.
 fn request(lab: &mut Lab, node: usize, kind: usize, blocks: &[u64]) {
     for block in blocks {
-        if lab.world.nodes[node].is_primary() && lab.world.nodes[node].serves.is_some() {
+        let serves = lab.world.nodes[node].serves.unwrap_or(0);
+        if lab.world.nodes[node].is_primary() && (block + 1) * 4096 <= serves {
             lab.world.request(node, kind, block * 8, 8);
         }
     }
@@ -419,6 +427,27 @@ fn change_options(lab: &mut Lab) {
     wait(lab, ACT);
 }
 
+/// The device gets the other half of the disks, under load; whoever starts later knows of no limit.
+fn resize(lab: &mut Lab) {
+    write(lab, A, &[0, 3]);
+    lab.world.settings.disk_options.size = 0;
+    ask(
+        lab,
+        A,
+        Command::Resize {
+            volume: VOLUME,
+            size: 0,
+            room: PeerRoom::Asked,
+            area: NewArea::Resync,
+        },
+    );
+    wait(lab, 10 * MS);
+    write(lab, A, &[1, 2]);
+    wait(lab, 500 * MS);
+    write(lab, A, &[5, 7]);
+    wait(lab, ACT);
+}
+
 fn evict(lab: &mut Lab) {
     write(lab, A, &[67 * 1024]);
     wait(lab, ACT);
@@ -542,6 +571,8 @@ pub const STORIES: &[Story] = stories! {
     "a first full sync, the target": B, external, alone_by_force, join;
     "other options of the disk": A, external, busy, change_options;
     "other options of the disk without the peer": A, external, degraded, change_options;
+    "a resize, the Primary": A, half, start, resize;
+    "a resize, the Secondary": B, half, start, resize;
     "an eviction from the activity log": A, large, full_log, evict;
 };
 

@@ -31,8 +31,6 @@ pub(crate) enum AfterPlan {
     BitmapWritten(CommandId),
     /// New options of the activity log are on disk.
     OptionsWritten(CommandId),
-    /// A new size of the device, if there is one, is on disk.
-    Resized(CommandId),
 }
 
 /// A command under way.
@@ -184,10 +182,6 @@ impl Resource {
                 }
                 self.answer(id, written(result));
             }
-            AfterPlan::Resized(id) => match result {
-                Ok(()) => self.resized(id, volume),
-                Err(_) => self.answer(id, written(result)),
-            },
             AfterPlan::BitmapWritten(id) => {
                 self.command_bitmap_written(volume);
                 self.answer(id, written(result));
@@ -237,7 +231,7 @@ impl Resource {
 }
 
 /// A command whose last writes ended: with an error the disk is gone, and the change with it.
-fn written(result: Result<(), IoError>) -> Answer {
+pub(crate) fn written(result: Result<(), IoError>) -> Answer {
     match result {
         Ok(()) => Answer::done(),
         Err(error) => Answer::failure(Failure::MetadataIo).with_info(error.text),

@@ -13,11 +13,11 @@ use core::time::Duration;
 
 use tandem_metadata::{ByteLen, Layout, SectorCount};
 
-use super::{AfterPlan, Running};
+use super::{Running, written};
 use crate::bitmap::NewBits;
 use crate::command::{Answer, NewArea, PeerRoom};
 use crate::effect::{Effect, Level};
-use crate::event::{BackingInfo, CommandId, MetaKind, OpenError, VolumeNumber};
+use crate::event::{BackingInfo, CommandId, IoError, MetaKind, OpenError, VolumeNumber};
 use crate::resource::attach::placement_of;
 use crate::resource::plan::Then;
 use crate::resource::size::SizeChange;
@@ -156,15 +156,19 @@ impl Resource {
             return;
         };
         let adopted = match &result {
+            // The peer judges by what it was told in the handshake.
+            Ok(_) if volume.state.conn == ConnState::WFReportParams => Ok(()),
             Ok(info) => volume.adopt_measure(info),
             Err(error) => Err(error.text.clone()),
         };
         let asked = volume.peer.sizes_asked.take();
         let ids: Vec<CommandId> = self.resizing(number, Phase::Measuring);
+        let alone = ids.is_empty();
         if let Err(text) = &adopted
-            && ids.is_empty()
+            && alone
         {
-            self.log(Level::Warn, Some(number), text.clone());
+            let hint = self.hint_to_move();
+            self.log(Level::Warn, Some(number), format!("{text}; type: {hint}"));
         }
         for id in ids {
             match &adopted {
@@ -177,8 +181,10 @@ impl Resource {
                 }
             }
         }
-        if let Some(sizes) = asked {
-            self.answer_sizes(number, &sizes);
+        match asked {
+            Some(sizes) => self.answer_sizes(number, &sizes),
+            None if alone && adopted.is_ok() => self.tell_of_room(number),
+            None => {}
         }
     }
 
@@ -252,18 +258,30 @@ impl Resource {
         }
     }
 
-    /// The answer waits for the plan that writes the new size, if there is one.
+    /// The answer waits until the new size, if there is one, is on disk.
     fn resize_to_disk(&mut self, id: CommandId) {
         let Some(Running::Resize(resizing)) = self.commands.running.get_mut(&id) else {
             return;
         };
         resizing.phase = Phase::Writing;
         let number = resizing.volume;
-        self.start_plan(number, Vec::new(), Then::Command(AfterPlan::Resized(id)));
+        let volume = self.volumes.get(&number);
+        if volume.is_none_or(|volume| !volume.plans.has(Then::Sized)) {
+            self.resized(id, number);
+        }
     }
 
-    /// The new size, if there is one, is on disk.
-    pub(super) fn resized(&mut self, id: CommandId, number: VolumeNumber) {
+    /// A new size is on disk, or the disk is lost.
+    pub(crate) fn size_written(&mut self, number: VolumeNumber, result: Result<(), IoError>) {
+        for id in self.resizing(number, Phase::Writing) {
+            match &result {
+                Ok(()) => self.resized(id, number),
+                Err(_) => self.answer(id, written(result.clone())),
+            }
+        }
+    }
+
+    fn resized(&mut self, id: CommandId, number: VolumeNumber) {
         let Some(Running::Resize(resizing)) = self.commands.running.get(&id) else {
             return;
         };

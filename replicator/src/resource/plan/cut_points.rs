@@ -28,7 +28,7 @@ macro_rules! ends {
 ends! {
     /// Nothing.
     Nothing = Then::Nothing,
-    /// Clients get to know a new size.
+    /// Clients get to know a new size, and whoever asked for it is answered.
     Sized = Then::Sized,
     /// Writes that wait for the activity log.
     LogWritten = Then::LogWritten,
@@ -50,8 +50,6 @@ ends! {
     CommandBitmapWritten = Then::Command(commands::AfterPlan::BitmapWritten(_)),
     /// The answer to a command that changed options of the disk.
     CommandOptionsWritten = Then::Command(commands::AfterPlan::OptionsWritten(_)),
-    /// The answer to a command that made the device larger.
-    CommandResized = Then::Command(commands::AfterPlan::Resized(_)),
     /// A full sync, all bits of which are set.
     ResyncAllBitsSet = Then::Resync(resync::AfterPlan::AllBitsSet),
     /// The start of a resync on its source.

@@ -76,7 +76,11 @@ impl Oracle {
             // Its own disk, which is not the good one any more, may have it.
             let view = &mut self.views[node];
             for own in [&mut view.live, &mut view.kept, &mut view.durable] {
-                own.insert(*sector, floor);
+                let has = own.get(sector).copied().unwrap_or(NEVER_WRITTEN);
+                // What the peer has flushed may still be in the cache of its own disk.
+                if self.writes[has as usize].submitted > self.writes[floor as usize].submitted {
+                    own.insert(*sector, floor);
+                }
             }
             for gone in self.missing(history, *sector, floor, peer) {
                 self.writes[gone as usize].cache_lost.get_or_insert(tick);
