@@ -87,7 +87,6 @@ const DISK_WITHOUT_EFFECT: &[(&str, &str)] = &[
     ("resync-after", ""),
     ("discard-zeroes-if-aligned", "yes"),
     ("disable-write-same", "no"),
-    ("rs-discard-granularity", "0"),
     ("max-bio-bvecs", "0"),
     ("read-balancing", "prefer-local"),
     ("use-bmbv", "no"),
@@ -379,6 +378,7 @@ pub(crate) fn disk_options(
         c_fill_target: s.small("c-fill-target", 0..=1_048_576, 100)?,
         c_max_rate: s.small("c-max-rate", 0..=4_194_304, 102_400)?,
         c_min_rate: s.small("c-min-rate", 0..=4_194_304, 250)?,
+        rs_discard_granularity: s.small("rs-discard-granularity", 0..=1_048_576, 0)?,
     };
     s.finish(DISK_WITHOUT_EFFECT)?;
     Ok(disk)

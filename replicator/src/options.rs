@@ -125,6 +125,9 @@ pub struct DiskOptions {
     pub c_max_rate: u32,
     /// `c-min-rate` in KiB/s. Default 250.
     pub c_min_rate: u32,
+    /// `rs-discard-granularity` in bytes: as the target of a resync, blocks of this size are asked for in a way that lets the source
+    /// answer "all zero". Default 0: none.
+    pub rs_discard_granularity: u32,
 }
 
 impl Default for DiskOptions {
@@ -142,6 +145,7 @@ impl Default for DiskOptions {
             c_fill_target: 100,
             c_max_rate: 102_400,
             c_min_rate: 250,
+            rs_discard_granularity: 0,
         }
     }
 }

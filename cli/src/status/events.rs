@@ -3,6 +3,7 @@
 //! The daemon sends whole reports; the lines are the differences between one report and the next. A reader that is slow gets
 //! fewer and later reports, never a wrong one; one that does not read at all is dropped, and told so.
 
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -24,6 +25,8 @@ const FIRST_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How often it looks whether anybody still reads, while nothing happens.
 const READER_INTERVAL: Duration = Duration::from_millis(500);
+/// How long a daemon that has closed the connection may take to end.
+const ENDING: Duration = Duration::from_secs(3);
 
 /// Largest number of replicas or volumes that a promotion score counts.
 const SCORE_COUNT_MAX: usize = 99;
@@ -189,7 +192,14 @@ impl View {
 
     /// The daemon has closed the connection: because it ended, or because nobody read what it said.
     fn hung_up(self, invocation: &Invocation, known: &[Object]) -> Result<u8, Failure> {
-        if daemon::running(invocation)?.is_some() {
+        // A killed daemon's sockets are closed before its lock is free.
+        let closed = Instant::now();
+        let mut runs = daemon::running(invocation)?.is_some();
+        while runs && closed.elapsed() < ENDING {
+            thread::sleep(Duration::from_millis(20));
+            runs = daemon::running(invocation)?.is_some();
+        }
+        if runs {
             return Err(Failure::new(
                 CANNOT_RUN,
                 "events were lost: what reads them did not do so for too long, and tandemd does not wait for it",

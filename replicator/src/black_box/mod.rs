@@ -51,7 +51,7 @@ pub const MAGIC: [u8; 8] = *b"tandembb";
 
 /// Version of the format. It grows with every change of what an entry looks like, also of an event's or a command's fields: a test
 /// keeps the bytes of one.
-pub const FORMAT_VERSION: u16 = 2;
+pub const FORMAT_VERSION: u16 = 3;
 
 /// Bytes of entries kept in memory: a hundred thousand events of a busy resource, all of a quiet one's day.
 pub const RING_BYTES_MAX: usize = 4 << 20;

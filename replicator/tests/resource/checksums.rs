@@ -20,7 +20,7 @@ fn with_csums(letter: Protocol) -> NetOptions {
 }
 
 /// Bytes of payload that a node sent with packets of one command.
-fn payload_sent(world: &World, node: usize, command: u16) -> usize {
+pub fn payload_sent(world: &World, node: usize, command: u16) -> usize {
     let history = world.nodes[node].history.iter();
     history
         .map(|effect| match effect {
@@ -37,7 +37,7 @@ fn payload_sent(world: &World, node: usize, command: u16) -> usize {
 }
 
 /// Packets of one command that a node sent.
-fn count_sent(world: &World, node: usize, command: u16) -> usize {
+pub fn count_sent(world: &World, node: usize, command: u16) -> usize {
     let history = world.nodes[node].history.iter();
     history
         .filter(|effect| {

@@ -12,6 +12,7 @@ mod detaching;
 mod disk;
 mod failovers;
 mod harness;
+mod holes;
 mod inquiry;
 mod integrity;
 mod linking;

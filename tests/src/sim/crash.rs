@@ -432,7 +432,9 @@ fn read_all(world: &mut World) -> Result<(), String> {
             world.promote(node, Force::No);
             world.run_for(200 * MS)?;
         }
-        for block in 0..8 {
+        // All of it, if the device has got its other half (`resize`).
+        let blocks = world.nodes[node].serves.unwrap_or(0) / 4096;
+        for block in 0..blocks.min(8) {
             world.request(node, 0, block * 8, 8);
         }
         world.run_for(300 * MS)?;

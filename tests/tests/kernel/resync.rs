@@ -1,7 +1,7 @@
 //! Goal: a node that was away gets exactly what it missed, in both directions.
 //! Method: full syncs of filled disks, disconnects with writes on one side, split brain; disks compared afterwards.
 
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use tandem_protocol::Packet;
 use tandem_tests::e2e::client::Fua;
@@ -335,19 +335,40 @@ fn holes_are_synced_to_the_kernel_as_discards() {
 }
 
 #[test]
-fn a_thin_resync_of_the_kernel_fills_tandems_disk_and_its_zeroes() {
-    let mut setup = Setup::default();
+fn holes_are_synced_to_tandem_as_discards() {
+    let mut setup = Setup {
+        wire: Wire::Tapped,
+        ..Setup::default()
+    };
     setup.disk.push_str(" rs-discard-granularity 65536;");
     let mut couple = Couple::configured(Machine::shared(), setup);
-    // The kernel's disk is half noise, half empty; Tandem's is all noise.
-    couple.kernel.fill(0, &noise(3, DISK / 2));
+    // The kernel's disk is noise in its first MiB and empty behind it; Tandem's is all noise.
+    couple.kernel.fill(0, &vec![0; DISK]);
+    couple.kernel.fill(0, &noise(3, 1 << 20));
     std::fs::write(couple.tandem.disk(0), noise(4, DISK)).unwrap();
+    let blocks = || std::fs::metadata(couple.tandem.disk(0)).unwrap().blocks();
+    let full = blocks();
     couple.create();
     couple.up();
     couple.wait_connected("Inconsistent/Inconsistent");
     couple.kernel.must("primary --force");
     couple.wait_connected("UpToDate/UpToDate");
+    let sent: Vec<Packet> = couple
+        .tap()
+        .sent()
+        .iter()
+        .flat_map(|s| packets(s))
+        .collect();
+    let asked = |packet: &Packet| match packet {
+        Packet::RsThinReq(request) => u64::from(request.blksize),
+        _ => 0,
+    };
+    let bytes: u64 = sent.iter().map(asked).sum();
+    assert!(bytes >= 6 << 20, "{bytes} bytes were asked for as holes");
     couple.compare_disks();
+    // The file has given its space back where the kernel has zeroes (in units of 512 bytes).
+    let left = std::fs::metadata(couple.tandem.disk(0)).unwrap().blocks();
+    assert!(left < full / 2, "{left} of {full} blocks are left");
     couple.kernel.must("secondary");
     couple.finish();
 }

@@ -9,6 +9,7 @@ use core::time::Duration;
 
 use bytes::Bytes;
 use tandem_protocol::digest::DigestAlgorithm;
+use tandem_protocol::features::Features;
 use tandem_protocol::packet::Packet;
 use tandem_protocol::packets::{BLOCK_ID_SYNCER, BlockRequest, HashedRequest};
 
@@ -22,7 +23,7 @@ use crate::resource::{Pending, Resource};
 use crate::resync::controller::{
     Load, MinRateThrottle, RateController, RateOptions, TURN, Throttle,
 };
-use crate::resync::merge::{RequestLimits, next_request};
+use crate::resync::merge::{RequestKind, RequestLimits, next_request};
 use crate::state::word::{ConnState, Role};
 use crate::time::Time;
 
@@ -109,6 +110,8 @@ struct Asked {
     length: u32,
     /// It has an interval.
     interval: bool,
+    /// Whether the source may answer that all of it is zero.
+    kind: RequestKind,
     asking: Asking,
 }
 
@@ -364,6 +367,8 @@ impl Resource {
             .as_ref()
             .map_or(2048, |net| net.max_buffers);
         let window = (buffers / 2).clamp(1, WINDOW_BLOCKS_MAX);
+        let agreed = self.connection.agreed;
+        let thin = agreed.is_some_and(|agreed| agreed.features.contains(Features::THIN_RESYNC));
         while self.target_runs(number).is_some() {
             let id = self.requests.next_id();
             let Some(volume) = self.volumes.get_mut(&number) else {
@@ -377,6 +382,8 @@ impl Resource {
                 .map(|write| write.length / BLOCK_BYTES)
                 .sum();
             let device_bytes = volume.bytes;
+            let granularity = volume.options.rs_discard_granularity;
+            let thin = (thin && granularity > 0).then(|| granularity.next_multiple_of(BLOCK_BYTES));
             let (Some(backing), Some(resync)) = (volume.backing.as_ref(), volume.resync.as_mut())
             else {
                 return;
@@ -396,7 +403,7 @@ impl Resource {
                     most.saturating_mul(BLOCK_BYTES).min(REQUEST_BYTES_MAX)
                 },
                 device_bytes,
-                discard_granularity: None,
+                discard_granularity: thin,
             };
             let Some(request) = next_request(&backing.bitmap, target.cursor, &limits) else {
                 return;
@@ -410,6 +417,7 @@ impl Resource {
                 bits: request.bits,
                 length: request.len,
                 interval: primary,
+                kind: request.kind,
                 asking: Asking::Waits,
             };
             target.asked.insert(offset, block);
@@ -446,7 +454,11 @@ impl Resource {
         if !compares {
             block.asking = Asking::Sent;
             let request = request_of(offset, length);
-            self.send(Some(number), Packet::RsDataRequest(request));
+            let packet = match block.kind {
+                RequestKind::Data => Packet::RsDataRequest(request),
+                RequestKind::Thin => Packet::RsThinReq(request),
+            };
+            self.send(Some(number), packet);
             return;
         }
         block.asking = Asking::Reads;

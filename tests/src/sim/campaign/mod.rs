@@ -37,7 +37,7 @@ pub(super) const FIRST_DIGEST_SEED: u64 = 1_000_000;
 /// From this one on a disk that fails may stay (`on-io-error pass_on`).
 pub(super) const FIRST_PASS_ON_SEED: u64 = 2_000_000;
 
-/// From this one on disks grow, and persons type `resize`.
+/// From this one on disks grow, persons type `resize`, and the target of a resync may ask for holes.
 pub(super) const FIRST_RESIZE_SEED: u64 = 3_000_000;
 
 /// What is asked of a run.

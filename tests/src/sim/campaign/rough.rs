@@ -40,8 +40,10 @@ pub(super) fn draw_policy(options: DiskOptions, seed: u64) -> DiskOptions {
         true if seed >= FIRST_PASS_ON_SEED => OnIoError::PassOn,
         _ => on_io_error,
     };
+    let thin = Dice::new(seed, "thin").pick(&[0, 4096, 16_384, 65_536]);
     DiskOptions {
         on_io_error,
+        rs_discard_granularity: if seed < FIRST_RESIZE_SEED { 0 } else { thin },
         ..options
     }
 }
