@@ -29,10 +29,10 @@ fn internal() -> Settings {
     settings
 }
 
-/// Half of the disks is not used so far.
+/// Disks that are half as large so far.
 fn half() -> Settings {
     let mut settings = small();
-    settings.disk_options.size = settings.disk.bytes / 2;
+    settings.disk.bytes /= 2;
     settings
 }
 
@@ -427,10 +427,13 @@ fn change_options(lab: &mut Lab) {
     wait(lab, ACT);
 }
 
-/// The device gets the other half of the disks, under load; whoever starts later knows of no limit.
+/// The disks become as large again, and the device with them, under load.
 fn resize(lab: &mut Lab) {
     write(lab, A, &[0, 3]);
-    lab.world.settings.disk_options.size = 0;
+    for node in &mut lab.world.nodes {
+        let bytes = node.data.bytes();
+        node.data.grow(bytes);
+    }
     ask(
         lab,
         A,
