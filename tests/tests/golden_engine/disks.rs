@@ -195,6 +195,23 @@ fn thin_resync_as_the_source() {
     assert!(player.play() >= 128 + 14);
 }
 
+#[test]
+fn thin_resync_as_the_target() {
+    let backing = Backing {
+        discard_granularity: 8192,
+        ..Backing::USUAL
+    };
+    let mut player = Player::on(
+        backing,
+        "11-thin-resync",
+        BToA,
+        net(Protocol::C),
+        &[],
+        vec![down()],
+    );
+    assert!(player.play() >= 128 + 14);
+}
+
 /// Large, and hot when its Primary dies.
 const LARGE: Backing = Backing {
     bytes: 256 << 20,

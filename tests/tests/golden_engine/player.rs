@@ -82,6 +82,8 @@ pub struct Backing {
     pub bad_byte: Option<u64>,
     /// KiB per second.
     pub resync_rate: u32,
+    /// `rs-discard-granularity`.
+    pub discard_granularity: u32,
 }
 
 impl Backing {
@@ -91,6 +93,7 @@ impl Backing {
         placement: Placement::Internal,
         bad_byte: None,
         resync_rate: 102_400,
+        discard_granularity: 0,
     };
     /// As large, but the metadata lie elsewhere.
     pub const EXTERNAL: Backing = Backing {
@@ -507,6 +510,7 @@ fn new_resource(backing: Backing) -> Resource {
         disk: DiskOptions {
             c_plan_ahead: 0,
             resync_rate: backing.resync_rate,
+            rs_discard_granularity: backing.discard_granularity,
             on_io_error: OnIoError::Detach,
             ..DiskOptions::default()
         },

@@ -30,7 +30,7 @@ impl Player {
             return; // Said into a link that ends: a kernel does, or is too late for it.
         }
         match &captured.frame.packet {
-            Packet::RsDataRequest(request) => {
+            Packet::RsDataRequest(request) | Packet::RsThinReq(request) => {
                 self.expect_pieces(captured, request.sector, request.blksize)
             }
             Packet::CsumRsRequest(hashed) => {
@@ -64,7 +64,7 @@ impl Player {
                 frame,
             };
             let (from, length) = match self.hear(&piece).packet {
-                Packet::RsDataRequest(request) => {
+                Packet::RsDataRequest(request) | Packet::RsThinReq(request) => {
                     self.requested.insert(request.sector, request.blksize);
                     (request.sector, request.blksize)
                 }
