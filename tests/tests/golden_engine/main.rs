@@ -7,8 +7,8 @@
 //! The engine in the place of one of two kernels: fed what the other one said in a capture, it says what the kernel said.
 //!
 //! Every capture is played from both sides, except: `19-two-primaries` (two Primaries are not supported), the Primary of
-//! `17-ahead-behind` (the engine never pulls ahead), the target of
-//! `21-kill-sync-target` (which pieces it asks for at that rate is the controller's choice).
+//! `17-ahead-behind` (the engine never pulls ahead), the target of `21-kill-sync-target` (which pieces it asks for at that rate is the
+//! controller's choice).
 
 mod disks;
 mod player;
