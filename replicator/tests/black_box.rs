@@ -247,7 +247,7 @@ fn the_format_changes_only_together_with_its_version() {
     });
     assert_eq!(
         (FORMAT_VERSION, image.len(), hash),
-        (2, 899, 1_955_436_308_183_987_032)
+        (3, 901, 16_255_784_858_178_436_715)
     );
 }
 
