@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -199,6 +200,8 @@ fn a_reader_that_was_dropped_is_told_that_it_has_missed_something() {
     std::fs::create_dir_all(socket.parent().unwrap()).unwrap();
     let listener = UnixListener::bind(&socket).unwrap();
     // A daemon that loses patience with this reader, and lives on.
+    let over = Arc::new(AtomicBool::new(false));
+    let ends = Arc::clone(&over);
     let daemon = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         stream
@@ -209,12 +212,16 @@ fn a_reader_that_was_dropped_is_told_that_it_has_missed_something() {
         let line = "{\"id\":1,\"body\":{\"kind\":\"status\",\"schema\":1,\"resources\":[]}}\n{\"id\":1,\"bo";
         stream.write_all(line.as_bytes()).unwrap();
         drop(stream);
-        listener.accept().unwrap();
+        while !ends.load(Ordering::SeqCst) {
+            listener.accept().unwrap();
+        }
     });
     let ended = node.adm(&["events2"]);
     assert_eq!(ended.code, Some(20), "{}", ended.all());
     assert_eq!(ended.stdout, "exists -\n");
     assert!(ended.stderr.contains("events were lost"), "{}", ended.all());
     assert!(ended.stderr.contains("next:"), "{}", ended.all());
+    over.store(true, Ordering::SeqCst);
+    UnixStream::connect(&socket).unwrap();
     daemon.join().unwrap();
 }

@@ -333,11 +333,14 @@ fn lock(file: &File, path: &str, usage: Use) -> Result<(), OpenError> {
             return Ok(());
         };
         let holder = lock_holder(file);
-        if holder.is_none() && start.elapsed() < LEFTOVER_LOCK {
+        if !holder.is_some_and(crate::process::is_there) && start.elapsed() < LEFTOVER_LOCK {
             std::thread::sleep(LOCK_POLL);
             continue;
         }
-        let who = holder.unwrap_or_else(|| format!("another program: {error}"));
+        let who = holder.map_or_else(
+            || format!("another program: {error}"),
+            crate::process::name_of,
+        );
         return Err(OpenError {
             number: usage.busy(),
             text: format!("the {} {path} is locked by {who}", usage.words()),
@@ -346,7 +349,7 @@ fn lock(file: &File, path: &str, usage: Use) -> Result<(), OpenError> {
 }
 
 /// Who holds a flock on `file`, from /proc/locks: `1: FLOCK  ADVISORY  WRITE 812 fe:00:131 0 EOF`.
-fn lock_holder(file: &File) -> Option<String> {
+fn lock_holder(file: &File) -> Option<i32> {
     let metadata = file.metadata().ok()?;
     let device = metadata.dev();
     let wanted = format!(
@@ -356,12 +359,11 @@ fn lock_holder(file: &File) -> Option<String> {
         metadata.ino()
     );
     let table = std::fs::read_to_string("/proc/locks").ok()?;
-    let pid = table.lines().find_map(|line| {
+    table.lines().find_map(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
         let at = words.iter().position(|word| *word == wanted)?;
         words.get(at.checked_sub(1)?)?.parse::<i32>().ok()
-    })?;
-    Some(crate::process::name_of(pid))
+    })
 }
 
 /// Why a block device is busy: mounted, or held by a device above it.
