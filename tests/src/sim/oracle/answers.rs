@@ -5,7 +5,7 @@ use std::ops::Range;
 use tandem_replicator::Protocol;
 use tandem_replicator::state::word::{DiskState, State};
 
-use super::{NEVER_WRITTEN, Oracle, Version, Write, raise};
+use super::{NEVER_WRITTEN, Oracle, Version, Write, merge, raise};
 use crate::sim::stamp::{Content, UNITS};
 use crate::sim::trace::name;
 
@@ -84,6 +84,9 @@ impl Oracle {
                 raise(writes, &mut other.kept, id);
             }
         }
+        if !own && !connected {
+            self.had_it_when_it_forked(1 - node, id);
+        }
         let remote_only = self.writes[id as usize].remote_only && !own;
         if !own && !remote_only {
             self.views[node].in_doubt.push(id);
@@ -97,6 +100,31 @@ impl Oracle {
             self.make_durable_on_peer(node, id, state);
         }
         self.views[node].unflushed.push((tick, id));
+    }
+
+    /// A write that suspend-io froze is answered after the node that had done it was promoted alone: that went its own way with it.
+    fn had_it_when_it_forked(&mut self, node: usize, id: u64) {
+        let write = &self.writes[id as usize];
+        let (history, sectors) = (write.history, write.first..write.first + write.sectors);
+        let fork = self.views[node].history;
+        let Some(parent) = &self.histories[fork].parent else {
+            return;
+        };
+        if parent.history != history {
+            return;
+        }
+        let forked = self.histories[fork].forked;
+        let found = |sector: &u64| {
+            let versions = self.histories[fork].sectors.get(sector);
+            let mut versions = versions.into_iter().flatten();
+            // What it began with has its tick.
+            let base = versions.find(|found| self.writes[found.write as usize].submitted == forked);
+            base.is_some_and(|base| self.allowed(history, *sector, &base.content, id).is_ok())
+        };
+        let had = sectors.filter(found).map(|sector| (sector, id)).collect();
+        if let Some(parent) = &mut self.histories[fork].parent {
+            merge(&self.writes, &mut parent.floor, &had);
+        }
     }
 
     /// The write was answered with an error, or its node died first: it may be there or not.

@@ -215,11 +215,15 @@ impl Oracle {
                 }
             }
         }
+        let discard = self.views[node].discard;
         let source = &self.views[1 - node];
-        if self.views[node].discard && source.history == promise.history {
+        if discard && source.history == promise.history {
             // What only this node had acknowledged was given up by a person, also what came before it went its own way.
             self.histories[promise.history].acknowledged = source.live.clone();
             self.histories[promise.history].flushed = source.durable.clone();
+        }
+        if discard || promise.alone {
+            self.give_up_what_is_missing(promise.history, on);
         }
         let view = &mut self.views[node];
         view.history = promise.history;
@@ -239,6 +243,23 @@ impl Oracle {
         view.discard = false;
         view.finished = true;
         Ok(())
+    }
+
+    /// A node that lacked writes of this history has legally become its only copy: on this disk, its target's, is what goes on.
+    fn give_up_what_is_missing(&mut self, history: usize, on: &Node) {
+        let busy = on.sectors_in_flight();
+        let mut missing = Vec::new();
+        for (sector, versions) in &self.histories[history].sectors {
+            if busy.iter().any(|range| range.contains(sector)) {
+                continue;
+            }
+            let content = on.data.content(*sector);
+            let written = versions.iter().map(|version| version.write);
+            missing.extend(written.filter(|id| self.shows_older(history, *sector, content, *id)));
+        }
+        for id in missing {
+            self.writes[id as usize].cache_lost = Some(0);
+        }
     }
 
     /// The process of a target died after the end of its resync was on its disk, and before it said so.
