@@ -90,7 +90,7 @@ impl Default for NetOptions {
 /// What a failed I/O of the local disk does (`on-io-error`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub enum OnIoError {
-    /// The disk becomes Inconsistent, the request goes on at the peer.
+    /// The request is answered with the error, or by the peer; the disk stays, unless it now lacks a write that the peer's good disk has.
     PassOn,
     /// Run the handler, then detach.
     CallLocalIoError,

@@ -284,7 +284,7 @@ impl Resource {
             return Ok(());
         };
         let last = superblock.la_size.0 * 512;
-        let bytes = volume.attach_size(&superblock, &layout, &info)?;
+        let bytes = volume.attach_size(&self.name, &superblock, &layout, &info)?;
         let on_disk = if last == 0 || superblock.flags.contains(Flags::FULL_SYNC) {
             0
         } else {
@@ -796,6 +796,7 @@ impl super::volume::Volume {
     /// The size that the device gets from this disk (10.1), or why it must not be attached.
     fn attach_size(
         &self,
+        name: &str,
         superblock: &Superblock,
         layout: &Layout,
         info: &BackingInfo,
@@ -820,7 +821,10 @@ impl super::volume::Volume {
         let consistent = superblock.flags.contains(Flags::CONSISTENT);
         if consistent && bytes < last && bytes != configured {
             let text = format!("the device had {last} bytes and would get {bytes}");
-            return Err(refuse(Failure::ImplicitShrink, text));
+            let answer = refuse(Failure::ImplicitShrink, text);
+            return Err(answer.with_hint(format!(
+                "tandem adm resize {name} (on the peer, if its device is the smaller one and its disk large enough)"
+            )));
         }
         if bytes == 0 {
             let text = String::from("the disk has no room for data");

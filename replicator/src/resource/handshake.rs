@@ -432,9 +432,10 @@ impl Resource {
             }
         } else if volume.state.disk >= DiskState::Negotiating && volume.backing.is_some() {
             self.sizes_with_disk(number, peer, user, current);
-        } else {
+        } else if !asks || self.peer_is_kernel() {
             self.sizes_without_disk(number, disk, user, current);
         }
+        // Else it has not heard yet that this disk is lost: it asks only a peer with a disk, and its device is as large as before.
         Ok(())
     }
 

@@ -1,13 +1,14 @@
 //! Detach, down, and disks that fail.
 
 use tandem_metadata::Flags;
-use tandem_replicator::state::word::{DiskState, Role};
+use tandem_replicator::state::word::{ConnState, DiskState, Role};
 use tandem_replicator::{
-    Command, DiskOptions, Effect, Force, MetaOperation, OnIoError, Operation, RequestError,
+    Command, DiskOptions, Effect, Force, MetaOperation, OnIoError, Operation, Protocol,
+    RequestError,
 };
 
 use crate::harness::{
-    VOLUME, World, durable_flags, flushes_data, writes_bitmap, writes_data, writes_log,
+    VOLUME, World, durable_flags, flushes_data, protocol, writes_bitmap, writes_data, writes_log,
     writes_superblock,
 };
 
@@ -192,6 +193,38 @@ fn with_pass_on_the_last_good_disk_stays_after_a_failed_write() {
     assert!(world.nodes[0].open);
     world.heal_disk(0);
     world.write_ok(0, 0, 4096, 2);
+}
+
+/// The peer was told to hold an older copy when the link broke: the next resync takes its content from this disk.
+#[test]
+fn with_pass_on_a_write_that_only_a_peer_left_behind_has_is_an_error() {
+    let mut world = World::ready(&protocol(Protocol::B));
+    world.primary(0);
+    let options = DiskOptions {
+        on_io_error: OnIoError::PassOn,
+        ..DiskOptions::default()
+    };
+    world.ok(
+        0,
+        Command::DiskOptions {
+            volume: VOLUME,
+            options,
+        },
+    );
+    world.hold(0, writes_data);
+    let id = world.write(0, 0, 4096, 1);
+    world.settle();
+    world.cut_network();
+    world.run_until("the link is lost", |world| {
+        world.state(0).conn < ConnState::Connected && world.state(1).conn < ConnState::Connected
+    });
+    world.fail(0, writes_data);
+    world.release(0);
+    world.run_until("the write is answered", |world| {
+        world.reply(0, id).is_some()
+    });
+    assert!(world.reply(0, id).unwrap().is_err());
+    assert_eq!(world.state(0).disk, DiskState::UpToDate);
 }
 
 #[test]

@@ -298,9 +298,16 @@ impl Resource {
         let Some(Running::Resize(resizing)) = self.commands.running.get(&id) else {
             return;
         };
-        let conn = self.volumes.get(&resizing.volume).map(|at| at.state.conn);
-        if resizing.phase == Phase::Asked && conn < Some(ConnState::Connected) {
+        let Some(state) = self.volumes.get(&resizing.volume).map(|at| at.state) else {
+            return;
+        };
+        if resizing.phase != Phase::Asked {
+            return;
+        }
+        if state.conn < ConnState::Connected {
             self.give_up_resizing(id, "the connection was lost before the peer had answered");
+        } else if state.pdsk < DiskState::Inconsistent {
+            self.give_up_resizing(id, "the peer has lost its disk before it had answered");
         }
     }
 

@@ -199,9 +199,11 @@ impl Resource {
             .net
             .as_ref()
             .map_or(Protocol::C, |net| net.protocol);
-        // Without a good local copy the peer's disk must have it, whatever the protocol.
-        let peer_only = (write.peer_only || matches!(write.local, Local::None | Local::Failed))
-            && !self.planted(Planted::AnswerOnItsWay);
+        // Without a good local copy the peer's disk must have it, whatever the protocol. A disk that is lost has none, whatever it did.
+        let lost = |volume: &Volume| volume.state.disk <= DiskState::Failed;
+        let no_copy = matches!(write.local, Local::None | Local::Failed)
+            || self.volumes.get(&write.volume).is_some_and(lost);
+        let peer_only = (write.peer_only || no_copy) && !self.planted(Planted::AnswerOnItsWay);
         match write.remote {
             Remote::None | Remote::Written | Remote::Failed => true,
             Remote::Sent { .. } => self.planted(Planted::AnswerBeforePeer),
@@ -278,11 +280,16 @@ impl Resource {
         let invalidated = volume.state.conn.is_connected()
             && volume.state.pdsk < DiskState::Consistent
             && volume.state.pdsk >= DiskState::Inconsistent;
+        // Under `pass_on` this disk, which lacks the write, goes on: the next resync would overwrite a copy of it on a peer that is left.
+        let peer_is_good =
+            volume.state.conn.is_connected() && volume.state.pdsk == DiskState::UpToDate;
+        let left_behind = write.local == Local::Failed && good && !peer_is_good;
         let remote = matches!(
             write.remote,
             Remote::Handed | Remote::Received | Remote::Written
         ) && write.peer_counts
-            && !invalidated;
+            && !invalidated
+            && !left_behind;
         if local || remote {
             Ok(())
         } else {
