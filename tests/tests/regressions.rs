@@ -13,6 +13,21 @@ use tandem_tests::sim::{Spec, run};
 const SEEDS: &[(Protocol, u64, &str)] = &[
     (
         Protocol::C,
+        3_022_730,
+        "under pass_on a write that the own disk lacked was answered by the copy of a peer whose disk was on its way out",
+    ),
+    (
+        Protocol::A,
+        3_029_507,
+        "under pass_on a write that the own disk lacked was answered by the copy of a peer that was lost",
+    ),
+    (
+        Protocol::C,
+        3_023_551,
+        "writes of a peer without a disk went into a hot extent before the disk said durably that its activity log counts",
+    ),
+    (
+        Protocol::C,
         2_002_050,
         "under pass_on the disk of a Primary alone became Inconsistent, and its peer's older one was copied over it",
     ),

@@ -278,11 +278,16 @@ impl Resource {
         let invalidated = volume.state.conn.is_connected()
             && volume.state.pdsk < DiskState::Consistent
             && volume.state.pdsk >= DiskState::Inconsistent;
+        // `on-io-error pass_on` has kept the own disk, which lacks the write, since there was no other good one.
+        let kept = write.local == Local::Failed
+            && volume.state.disk == DiskState::UpToDate
+            && !(volume.state.conn.is_connected() && volume.state.pdsk == DiskState::UpToDate);
         let remote = matches!(
             write.remote,
             Remote::Handed | Remote::Received | Remote::Written
         ) && write.peer_counts
-            && !invalidated;
+            && !invalidated
+            && !kept;
         if local || remote {
             Ok(())
         } else {
