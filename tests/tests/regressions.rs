@@ -13,6 +13,11 @@ use tandem_tests::sim::{Spec, run};
 const SEEDS: &[(Protocol, u64, &str)] = &[
     (
         Protocol::C,
+        3_049_010,
+        "a disk on its way out took the size that a resize on the peer had asked about, and could not be attached again",
+    ),
+    (
+        Protocol::C,
         3_022_730,
         "under pass_on a write that the own disk lacked was answered by the copy of a peer whose disk was on its way out",
     ),
