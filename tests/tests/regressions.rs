@@ -12,6 +12,11 @@ use tandem_tests::sim::{Spec, run};
 /// A history that was wrong once, by protocol and seed, and why.
 const SEEDS: &[(Protocol, u64, &str)] = &[
     (
+        Protocol::A,
+        3_075_555,
+        "a target that was promoted by force showed what only its source had written: the judge did not know that place",
+    ),
+    (
         Protocol::C,
         3_049_010,
         "a disk on its way out took the size that a resize on the peer had asked about, and could not be attached again",
