@@ -12,6 +12,31 @@ use tandem_tests::sim::{Spec, run};
 /// A history that was wrong once, by protocol and seed, and why.
 const SEEDS: &[(Protocol, u64, &str)] = &[
     (
+        Protocol::A,
+        3_075_555,
+        "a target that was promoted by force showed what only its source had written: the judge did not know that place",
+    ),
+    (
+        Protocol::C,
+        3_049_010,
+        "a disk on its way out took the size that a resize on the peer had asked about, and could not be attached again",
+    ),
+    (
+        Protocol::C,
+        3_022_730,
+        "under pass_on a write that the own disk lacked was answered by the copy of a peer whose disk was on its way out",
+    ),
+    (
+        Protocol::A,
+        3_029_507,
+        "under pass_on a write that the own disk lacked was answered by the copy of a peer that was lost",
+    ),
+    (
+        Protocol::C,
+        3_023_551,
+        "writes of a peer without a disk went into a hot extent before the disk said durably that its activity log counts",
+    ),
+    (
         Protocol::C,
         2_002_050,
         "under pass_on the disk of a Primary alone became Inconsistent, and its peer's older one was copied over it",

@@ -80,6 +80,13 @@ pub(crate) struct Attach {
     bytes_before: u64,
 }
 
+impl Attach {
+    /// The device of the peer has this size, whatever becomes of the attach.
+    pub(super) fn device_has(&mut self, bytes: u64) {
+        self.bytes_before = bytes;
+    }
+}
+
 #[derive(Debug)]
 enum Phase {
     Opening,

@@ -320,7 +320,7 @@ impl Volume {
             bitmap: uuids.bitmap,
             history: uuids.history,
         };
-        if sectors > 0 {
+        if sectors > 0 && self.state.disk != DiskState::Failed {
             backing.superblock.la_size = SectorCount(sectors);
         }
         backing.superblock.al_extents = u32::from(backing.activity_log.slots());

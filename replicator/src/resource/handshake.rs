@@ -432,10 +432,9 @@ impl Resource {
             }
         } else if volume.state.disk >= DiskState::Negotiating && volume.backing.is_some() {
             self.sizes_with_disk(number, peer, user, current);
-        } else if !asks || self.peer_is_kernel() {
+        } else {
             self.sizes_without_disk(number, disk, user, current);
         }
-        // Else it has not heard yet that this disk is lost: it asks only a peer with a disk, and its device is as large as before.
         Ok(())
     }
 
@@ -446,6 +445,11 @@ impl Resource {
             NewArea::AssumeClean => Sizes::DDS_NO_RESYNC,
         };
         self.send_sizes(number, dds_flags, Current::Asked);
+    }
+
+    /// What this device has now, for a peer that may have crossed an older answer.
+    pub(super) fn tell_sizes(&mut self, number: VolumeNumber) {
+        self.send_sizes(number, 0, Current::Told);
     }
 
     /// The own disk was measured for a peer that asked: it is answered, unless the link is gone.
@@ -524,10 +528,24 @@ impl Resource {
     }
 
     fn sizes_without_disk(&mut self, number: VolumeNumber, disk: u64, user: u64, current: u64) {
-        let Some(volume) = self.volumes.get(&number) else {
+        let tandem = !self.peer_is_kernel();
+        let Some(volume) = self.volumes.get_mut(&number) else {
             return;
         };
+        if current == 0 && tandem && volume.state.conn == ConnState::Connected {
+            // A resize that asks what this disk offers, and has crossed its loss: the peer hears of that, and tells what its device has.
+            return;
+        }
         let offered = [current, user, disk].into_iter().find(|bytes| *bytes != 0);
+        if let (Some(attach), Some(bytes), true) = (
+            volume.attach.as_mut(),
+            offered,
+            volume.backing.is_some() && disk != 0,
+        ) {
+            // The disk is being read by the size that it had; once it takes part, both agree anew.
+            attach.device_has(bytes);
+            return;
+        }
         let Some(offered) = offered.filter(|bytes| *bytes != volume.bytes) else {
             return;
         };

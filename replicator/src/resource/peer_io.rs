@@ -280,7 +280,7 @@ impl Resource {
         let Some(write) = self.peer_io.writes.get(&id) else {
             return;
         };
-        let number = write.volume;
+        let (number, only_copy) = (write.volume, write.only_copy);
         if !self
             .volumes
             .get(&number)
@@ -289,6 +289,12 @@ impl Resource {
             self.finish_peer_write(id, Err(()));
             return;
         }
+        if only_copy && self.waits_for_the_primary_mark(number, id) {
+            return;
+        }
+        let Some(write) = self.peer_io.writes.get(&id) else {
+            return;
+        };
         if write.flags.contains(DpFlags::FLUSH) {
             self.flush_local(number, Waiter::PeerWrite(id));
         } else {

@@ -169,6 +169,13 @@ impl Plans {
                 .is_some_and(|at| writes(&at.plan))
     }
 
+    /// The flags of a superblock that is on its way to the disk: they may be there already, or never.
+    pub(crate) fn flags_in_flight(&self) -> Option<Flags> {
+        let queues = [&self.main, &self.log];
+        let mut running = queues.into_iter().filter_map(|at| at.running.as_ref());
+        running.find_map(|running| running.flags)
+    }
+
     fn lane(&mut self, lane: Lane) -> &mut Queue {
         match lane {
             Lane::Main => &mut self.main,

@@ -11,7 +11,7 @@ use super::volume::Volume;
 use crate::bitmap::{NewBits, bits_of_device};
 use crate::effect::{Effect, Level, Notification};
 use crate::event::VolumeNumber;
-use crate::state::word::{ConnState, Role};
+use crate::state::word::{ConnState, DiskState, Role};
 
 /// What a new agreement on the size did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +61,9 @@ impl Resource {
         if bytes == old {
             return SizeChange::Same;
         }
-        if let Some(backing) = volume.backing.as_mut() {
+        // A disk on its way out keeps the size that it had.
+        let has_disk = volume.backing.is_some() && volume.state.disk > DiskState::Failed;
+        if let Some(backing) = volume.backing.as_mut().filter(|_| has_disk) {
             let resized = backing.bitmap.resize(bits_of_device(bytes), new_bits);
             if let Err(error) = resized {
                 let text = format!("the size stays {old} bytes: {error}");
@@ -70,7 +72,6 @@ impl Resource {
             }
         }
         volume.bytes = bytes;
-        let has_disk = volume.backing.is_some();
         self.status_changed = true;
         self.log(
             Level::Info,

@@ -291,8 +291,22 @@ impl Volume {
     pub(crate) fn says_too_much(&self) -> bool {
         self.writes_locally()
             && self.backing.as_ref().is_some_and(|backing| {
-                let better = |flag| backing.flags_on_disk.contains(flag) && !backing.has(flag);
+                let in_flight = self.plans.flags_in_flight().unwrap_or(Flags(0));
+                let may_say = backing.flags_on_disk | in_flight;
+                let better = |flag| may_say.contains(flag) && !backing.has(flag);
                 better(Flags::CONSISTENT) || better(Flags::WAS_UP_TO_DATE)
+            })
+    }
+
+    /// The disk does not say durably so far that its activity log counts: a node that is started from it now would take no notice of
+    /// what is written meanwhile (docs/spec/metadata.md 3.9, R1).
+    pub(crate) fn lacks_primary_mark(&self) -> bool {
+        self.writes_locally()
+            && self.backing.as_ref().is_some_and(|backing| {
+                let mark = Flags::PRIMARY_IND;
+                let in_flight = self.plans.flags_in_flight().unwrap_or(mark);
+                let is_durable = backing.flags_on_disk.contains(mark) && in_flight.contains(mark);
+                backing.has(mark) && !is_durable
             })
     }
 

@@ -321,6 +321,54 @@ fn with_pass_on_a_disk_that_lacks_a_write_of_its_peer_is_let_go() {
 }
 
 #[test]
+fn with_pass_on_a_write_that_only_a_lost_peer_has_is_an_error() {
+    let volume = VOLUME;
+    for lost in [World::cut_network, detach_peer] {
+        let mut world = World::ready(&NetOptions::default());
+        let options = DiskOptions {
+            on_io_error: OnIoError::PassOn,
+            ..DiskOptions::default()
+        };
+        world.ok(0, Command::DiskOptions { volume, options });
+        world.write_ok(0, 0, 4096, 1);
+        world.hold(0, writes_data);
+        let id = world.write(0, 0, 4096, 2);
+        lost(&mut world);
+        world.fail(0, writes_data);
+        world.release(0);
+        assert_eq!(world.reply(0, id), Some(&Err(RequestError::Io)));
+        world.heal_disk(0);
+        assert_eq!(world.state(0).disk, DiskState::UpToDate);
+        assert_eq!(world.read_ok(0, 0, 1)[0], 1, "what the disk has");
+    }
+}
+
+fn detach_peer(world: &mut World) {
+    world.ok(1, detach());
+}
+
+#[test]
+fn a_write_of_a_peer_without_a_disk_waits_until_the_log_counts_after_a_restart() {
+    let mut world = World::ready(&NetOptions::default());
+    world.ok(0, secondary());
+    world.primary(1);
+    world.write_ok(1, 0, 4096, 1);
+    world.ok(1, secondary());
+    world.ok(0, detach());
+    let superblock = writes_superblock(&world.nodes[1].disk);
+    world.hold(1, superblock);
+    world.primary(0);
+    world.write(0, 4096, 4096, 2);
+    // Its extent is in the log already, but the disk does not say so far that the log counts.
+    assert_eq!(world.nodes[1].disk.current[4096], 0);
+    world.release(1);
+    assert_eq!(world.nodes[1].disk.current[4096], 2);
+    world.crash(1);
+    world.ok(1, Command::Attach { volume: VOLUME });
+    assert!(world.out_of_sync(1) >= 4);
+}
+
+#[test]
 fn both_nodes_go_down_while_connected() {
     let mut world = World::ready(&NetOptions::default());
     world.write_ok(0, 0, 4096, 1);

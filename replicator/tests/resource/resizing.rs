@@ -231,6 +231,42 @@ fn a_peer_that_does_not_answer_does_not_hold_the_command_for_ever() {
     assert_eq!((bytes(&world, 0), bytes(&world, 1)), (AFTER, AFTER));
 }
 
+/// Found by the simulator: the disk that was on its way out took the size of the other one, and could not be attached again.
+#[test]
+fn a_resize_that_crosses_a_detach_of_the_peer_leaves_its_disk_as_it_was() {
+    for force in [Force::No, Force::Yes] {
+        let mut world = ready();
+        grow(&mut world, &[0]);
+        world.hold(0, |effect| matches!(effect, Effect::MeasureBacking { .. }));
+        let id = world.command(0, plain());
+        // Its last words have to wait until the question is there.
+        let superblock = writes_superblock(&world.nodes[1].disk);
+        world.hold(1, move |effect| sends(effect) || superblock(effect));
+        let volume = VOLUME;
+        let detached = world.command(1, Command::Detach { volume, force });
+        world.release(0);
+        world.release(1);
+        world.run_until("both are answered", |world| {
+            world.nodes[0].answers.contains_key(&id)
+                && world.nodes[1].answers.contains_key(&detached)
+                && world.state(1).disk == DiskState::Diskless
+        });
+        let answer = world.nodes[0].answers[&id].clone();
+        assert_ne!(answer.exit, 0, "{answer:?}");
+        assert_eq!((bytes(&world, 0), bytes(&world, 1)), (BEFORE, BEFORE));
+        world.ok(1, Command::Attach { volume });
+        until_synced(&mut world);
+        grow(&mut world, &[1]);
+        world.ok(0, plain());
+        until_synced(&mut world);
+        assert_eq!((bytes(&world, 0), bytes(&world, 1)), (AFTER, AFTER));
+    }
+}
+
+fn sends(effect: &Effect) -> bool {
+    matches!(effect, Effect::Send { .. })
+}
+
 #[test]
 fn internal_metadata_that_would_have_to_move_refuse_it_in_words() {
     let mut world = World::ready(&NetOptions::default());

@@ -298,17 +298,32 @@ impl Resource {
         let Some(Running::Resize(resizing)) = self.commands.running.get(&id) else {
             return;
         };
-        let Some(state) = self.volumes.get(&resizing.volume).map(|at| at.state) else {
-            return;
-        };
+        let number = resizing.volume;
+        let state = self.volumes.get(&number).map(|at| at.state);
+        let (conn, pdsk) = (state.map(|at| at.conn), state.map(|at| at.pdsk));
         if resizing.phase != Phase::Asked {
             return;
         }
-        if state.conn < ConnState::Connected {
+        if conn < Some(ConnState::Connected) {
             self.give_up_resizing(id, "the connection was lost before the peer had answered");
-        } else if state.pdsk < DiskState::Inconsistent {
-            self.give_up_resizing(id, "the peer has lost its disk before it had answered");
+        } else if pdsk < Some(DiskState::Inconsistent) {
+            self.resize_without_the_peers_disk(id, number);
         }
+    }
+
+    /// The peer's disk is lost, and has not told what it offers. The peer may wait for the size that this device has now.
+    fn resize_without_the_peers_disk(&mut self, id: CommandId, number: VolumeNumber) {
+        if let Some(volume) = self.volumes.get_mut(&number) {
+            volume.grew_while_detached |= core::mem::take(&mut volume.resize_pending);
+        }
+        self.tell_sizes(number);
+        let name = &self.name;
+        let answer = Answer::state(StateResult::InTransientState)
+            .with_info("the peer's disk was lost before it had told what it offers")
+            .with_hint(format!(
+                "tandem adm attach {name} (on the peer), then tandem adm resize {name} again"
+            ));
+        self.answer(id, answer);
     }
 
     pub(super) fn resizing_late(&mut self, id: CommandId) {

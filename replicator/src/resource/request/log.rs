@@ -9,6 +9,7 @@ use crate::event::{IoError, RequestError, VolumeNumber};
 use crate::planted::Planted;
 use crate::resource::Resource;
 use crate::resource::plan::Then;
+use crate::resource::volume::Volume;
 
 impl Resource {
     /// Has the extents of a write (a client's, or a diskless peer's) in the activity log, now or later, then starts it.
@@ -88,11 +89,29 @@ impl Resource {
         if !volume.says_too_much() {
             return false;
         }
+        self.wait_for_the_superblock(number, id);
+        true
+    }
+
+    /// Whether this write of a peer without a disk has to wait until the disk says that its activity log counts; then it is started
+    /// later. The bit of such a write is in memory, and its extent may have been in the log before.
+    pub(crate) fn waits_for_the_primary_mark(&mut self, number: VolumeNumber, id: WriteId) -> bool {
+        let lacks = Volume::lacks_primary_mark;
+        let waits = self.volumes.get(&number).is_some_and(lacks);
+        if waits {
+            self.wait_for_the_superblock(number, id);
+        }
+        waits
+    }
+
+    fn wait_for_the_superblock(&mut self, number: VolumeNumber, id: WriteId) {
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
         volume.unsaid.push(id);
         if !volume.plans.will_write_superblock() {
             self.write_dirty_superblock(number);
         }
-        true
     }
 
     /// What the disk says of its data has changed, or it is gone: writes that waited for that look again.
@@ -101,9 +120,7 @@ impl Resource {
             return;
         };
         for id in core::mem::take(&mut volume.unsaid) {
-            if self.requests.writes.contains_key(&id) {
-                self.start_write(id);
-            }
+            self.start_logged(id);
         }
     }
 

@@ -5,6 +5,7 @@ use tandem_replicator::state::word::{ConnState, DiskState, Role, State};
 
 use super::{Floor, History, NEVER_WRITTEN, Oracle, Parent, Promise, Version, Write, merge};
 use crate::sim::node::Node;
+use crate::sim::stamp::SECTOR;
 use crate::sim::trace::name;
 
 impl Oracle {
@@ -404,6 +405,22 @@ impl Oracle {
                 content,
             });
             floor.insert(*sector, base);
+        }
+        if forced {
+            // Half resynced, it also holds what only the history of that source has.
+            let end = on.status.as_ref().map_or(0, |status| status.bytes / SECTOR);
+            for sector in on.data.used(end) {
+                let known = sectors.contains_key(&sector);
+                if !known && !busy.iter().any(|range| range.contains(&sector)) {
+                    let content = on.data.content(sector).clone();
+                    let found = Version {
+                        write: base,
+                        content,
+                    };
+                    sectors.insert(sector, vec![found]);
+                    floor.insert(sector, base);
+                }
+            }
         }
         let parent = Parent {
             history: view.history,
