@@ -90,6 +90,14 @@ impl Oracle {
         self.views[node].client = client;
     }
 
+    /// The disk of this Primary failed after the link was lost, and before it said so durably; now its process dies: the same two failures
+    /// in the other order. The peer's disk passes for as good from here on.
+    pub fn forgets_that_it_went_on(&mut self, node: usize, peer: &Node) {
+        if self.protocol == Protocol::A && self.views[node].failed {
+            self.lose_what_was_on_its_way(node, peer);
+        }
+    }
+
     /// This node is Primary no longer. What it was told to be written is on its own disk, which is good; else its peer has confirmed it
     /// (docs/durability.md, "Order on disk", 12): nothing is on its way.
     pub(super) fn demoted(&mut self, node: usize, state: State) {
