@@ -223,12 +223,14 @@ impl Network {
         self.out.push((at, NetEvent::Pump { stream, from: end }));
     }
 
-    /// Bytes that wait or fly on any stream.
+    /// No bytes wait or fly on any stream, and no end has still to hear that its stream was cut.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
-        self.streams.values().flatten().all(|end| {
+        let untold = |[a, b]: &[End; 2]| a.fin.is_some() && b.open || b.fin.is_some() && a.open;
+        let quiet = |end: &End| {
             end.dead || (end.unsent_bytes == 0 && end.flight_bytes == 0 && end.inbox_bytes == 0)
-        })
+        };
+        (self.streams.values()).all(|ends| ends.iter().all(quiet) && !untold(ends))
     }
 
     /// The kernel takes what fits.
