@@ -13,6 +13,16 @@ use tandem_tests::sim::{Spec, run};
 const SEEDS: &[(Protocol, u64, &str)] = &[
     (
         Protocol::A,
+        3_084_779,
+        "nodes were compared while one of them had not heard that its stream was cut",
+    ),
+    (
+        Protocol::A,
+        3_088_243,
+        "a crashed Primary that was promoted again without its disk did not have what had been on its way: the judge missed it",
+    ),
+    (
+        Protocol::A,
         3_075_555,
         "a target that was promoted by force showed what only its source had written: the judge did not know that place",
     ),
