@@ -366,6 +366,10 @@ impl Oracle {
                 self.views[node].client = self.histories[history].acknowledged.clone();
             } else if state.disk == DiskState::UpToDate {
                 self.views[node].client = self.views[node].live.clone();
+                if self.views[peer].discard && self.same_history() {
+                    // What only the peer has is given up before this node writes.
+                    self.give_up_what_is_missing(self.views[node].history, &nodes[node]);
+                }
             } else {
                 let peers = self.views[peer].history;
                 let own = std::mem::replace(&mut self.views[node].history, peers);
