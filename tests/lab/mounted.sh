@@ -101,5 +101,18 @@ pair_compare() {
     cmp -n "$1" "$LAB_DIR/alpha/disk.img" "$LAB_DIR/bravo/disk.img" || die "the disks differ"
 }
 
+# In the machine n: files in /mnt, each noted when it is synced, until an error comes or /tmp/stop is there; says which.
+# shellcheck disable=SC2034,SC2016
+GUEST_WRITER='rm -f /tmp/stop; mkdir -p /mnt/files; sync -f /mnt; i=$(wc -l </tmp/told)
+    while [ ! -e /tmp/stop ]; do i=$((i + 1))
+        head -c $((1 + i * 977 % 100000)) /dev/urandom >/tmp/next; sum=$(sha256sum </tmp/next)
+        dd if=/tmp/next of=/mnt/files/$i bs=16k conv=fsync 2>/dev/null || { echo error; exit 0; }
+        echo "${sum%-}files/$i" >>/tmp/told; done; echo stopped'
+guest_told() { on n 'wc -l </tmp/told'; }
+guest_told_more_than() { [ "$(guest_told)" -gt "$1" ]; }
+guest_files_judge() {
+    T=200 on n 'cd /mnt && sha256sum -c /tmp/told >/tmp/judged 2>&1 || { grep -v ": OK" /tmp/judged >&2; exit 1; }' || die "files differ"
+}
+
 # row SCENARIO RESULT : a row of the table "Mounted", for scripts/mounted
 row() { [ -z "${TANDEM_ROWS:-}" ] || printf '| %s | %s | %s | ok |\n' "$1" "$2" "$SECONDS" >>"$TANDEM_ROWS"; }
