@@ -381,7 +381,7 @@ fn a_replaced_disk_of_either_node_is_filled_while_a_client_writes() {
     let pair = Pair::synced(&Settings::default(), LinkKind::Direct);
     let mut record = pair.record();
     let mut client = pair.client(&pair.alpha);
-    let mut write = |offset: u64, tag: u64| {
+    let mut write = |offset: u64, tag: u32| {
         let data = pattern(tag, 256 << 10);
         client.write(offset, &data, Fua::Yes).unwrap();
         record.write(offset, &data);
@@ -392,7 +392,7 @@ fn a_replaced_disk_of_either_node_is_filled_while_a_client_writes() {
         node.must(&["detach", "r0"]);
         other.wait_state("Connected", "UpToDate/Diskless");
         replace_disk(node, pair.settings.disk_bytes);
-        write(tag << 20, tag);
+        write(u64::from(tag) << 20, tag);
         // The blank disk has no metadata: it is refused, and what to type is said.
         let ended = node.adm(&["attach", "r0"]);
         let refused = ended.code.is_some_and(|code| code != 0) && ended.says("create-md r0");
@@ -403,7 +403,11 @@ fn a_replaced_disk_of_either_node_is_filled_while_a_client_writes() {
         pair.wait_synced();
         let copied = other.counter(0, "ns") + other.counter(0, "nr") - before;
         let all = pair.device_bytes() / 1024;
-        assert!(copied >= all, "{copied} of {all} KiB were copied\n{}", pair.logs());
+        assert!(
+            copied >= all,
+            "{copied} of {all} KiB were copied\n{}",
+            pair.logs()
+        );
     }
     client.disconnect().unwrap();
     pair.down_and_compare(&record);
