@@ -346,6 +346,11 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         3_001_427,
         "what the peer had flushed was taken for durable on the failed disk of its Primary, too",
     ),
+    (
+        Protocol::C,
+        3_117_721,
+        "under pass_on a source whose disk had failed a write lost the link when its target had finished, and wrote on in the target's generation",
+    ),
 ];
 
 #[test]
