@@ -113,6 +113,10 @@ fn a_handler_gets_the_variables_of_the_specification_and_nothing_of_the_daemons(
         ("DRBD_PEERS", "alpha"),
         ("DRBD_PEER_AF", "ipv4"),
         ("DRBD_PEER_ADDRESS", &peer),
+        ("DRBD_MY_NODE_ID", "1"),
+        ("DRBD_PEER_NODE_ID", "0"),
+        ("DRBD_NODE_ID_0", "alpha"),
+        ("DRBD_NODE_ID_1", "bravo"),
         ("DRBD_MY_AF", "ipv4"),
         ("DRBD_MY_ADDRESS", &own),
     ];
@@ -121,7 +125,7 @@ fn a_handler_gets_the_variables_of_the_specification_and_nothing_of_the_daemons(
 }
 
 #[test]
-fn a_resync_waits_for_its_handler_and_clients_pings_and_commands_do_not() {
+fn a_resync_waits_for_its_handler_and_pings_and_commands_do_not() {
     let handlers = hanging("before-resync-target");
     let pair = Pair::new(&with(&handlers), LinkKind::Direct);
     pair.connect_fresh();
@@ -129,15 +133,16 @@ fn a_resync_waits_for_its_handler_and_clients_pings_and_commands_do_not() {
     pair.alpha.must(&["primary", "--force", "r0"]);
     wait_note(&pair.bravo, "before-resync-target began");
     let mut record = pair.record();
+    let data = pattern(1, 4096);
+    record.write(8192, &data);
+    // It may wait for the handler, too: the target takes nothing before its resync has begun.
     let mut client = pair.client(&pair.alpha);
+    let writer = std::thread::spawn(move || {
+        client.write(8192, &data, Fua::Yes).unwrap();
+        client.disconnect().unwrap();
+    });
     let start = Instant::now();
-    let mut number = 0;
     while start.elapsed() < HANG {
-        number += 1;
-        let data = pattern(number, 4096);
-        let offset = u64::from(number % 64) * 8192;
-        client.write(offset, &data, Fua::Yes).unwrap();
-        record.write(offset, &data);
         // Both answer, and the link stays.
         for (node, own) in [(&pair.alpha, "UpToDate"), (&pair.bravo, "Inconsistent")] {
             assert_ne!(node.word("cstate"), "WFConnection", "{}", pair.logs());
@@ -155,7 +160,7 @@ fn a_resync_waits_for_its_handler_and_clients_pings_and_commands_do_not() {
     );
     let dialled = pair.alpha.whole_log().matches("-> WFReportParams").count();
     assert_eq!(dialled, 1, "the link broke\n{}", pair.logs());
-    client.disconnect().unwrap();
+    assert!(writer.join().is_ok(), "{}", pair.logs());
     pair.down_and_compare(&record);
 }
 

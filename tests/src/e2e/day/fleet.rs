@@ -281,7 +281,6 @@ impl Fleet {
             (flags.contains(Flags::CRASHED_PRIMARY), "marked as crashed"),
             (flags.contains(Flags::FULL_SYNC), "full resync wanted"),
             (!flags.contains(Flags::CONSISTENT), "not consistent"),
-            (block.needs_replay(), "activity log not clean"),
         ];
         let found = wrong.into_iter().filter(|(is, _)| *is);
         let words = |(_, words)| format!("{} {side:?}: {words}", name(number));

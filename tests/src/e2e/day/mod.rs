@@ -22,8 +22,11 @@ use person::{Person, Tally, Tenancy, Ward};
 /// How long all persons may take until everything is at rest.
 const REST_LIMIT: Duration = Duration::from_secs(300);
 
-/// What a descriptor that is on its way out may take.
+/// Descriptors that have been the same for so long are at rest, at the first look.
 const DESCRIPTORS_REST: Duration = Duration::from_millis(500);
+
+/// How long another number of descriptors than at the first look may stay the same before it counts.
+const DESCRIPTORS_LIMIT: Duration = Duration::from_secs(30);
 
 /// What a day is like.
 #[derive(Clone, Debug)]
@@ -300,7 +303,12 @@ fn watch(
         }
         let look = Look {
             at: start.elapsed(),
-            held: [Side::Alpha, Side::Bravo].map(|side| held(fleet, side)),
+            held: [(Side::Alpha, 0), (Side::Bravo, 1)].map(|(side, index)| {
+                let first = looks
+                    .first()
+                    .map(|look: &Look| look.held[index].descriptors);
+                held(fleet, side, first)
+            }),
             tally,
         };
         tell(&look);
@@ -313,20 +321,20 @@ fn watch(
     looks
 }
 
-/// What a daemon holds once its descriptors have been the same for a while.
-fn held(fleet: &Fleet, side: Side) -> Held {
+/// What a daemon holds once its descriptors are those of the first look, or have been the same for a while: a connection that was cut
+/// on the way may take a timeout to be noticed.
+fn held(fleet: &Fleet, side: Side, first: Option<u64>) -> Held {
     let pid = fleet.node(side).pid().expect("the daemon runs");
     let mut last = (Held::by(pid), Instant::now());
-    let start = Instant::now();
-    while last.1.elapsed() < DESCRIPTORS_REST && start.elapsed() < REST_LIMIT {
+    let done = |held: &Held, since: Instant| match first {
+        Some(first) => held.descriptors == first || since.elapsed() > DESCRIPTORS_LIMIT,
+        None => since.elapsed() > DESCRIPTORS_REST,
+    };
+    while !done(&last.0, last.1) {
         std::thread::sleep(DESCRIPTORS_REST / 10);
         let now = Held::by(pid);
-        let since = if now.descriptors == last.0.descriptors {
-            last.1
-        } else {
-            Instant::now()
-        };
-        last = (now, since);
+        let same = now.descriptors == last.0.descriptors;
+        last = (now, if same { last.1 } else { Instant::now() });
     }
     let boxes = fleet.boxes_kib(side);
     Held { boxes, ..last.0 }
