@@ -1,9 +1,10 @@
 //! Handlers: shell commands of the configuration that the engine asks for (docs/spec/config-and-cli.md section 6).
 //!
 //! One thread a resource runs them in the order of the requests, one at a time, so that no handler runs in parallel with itself or
-//! overtakes another. They get a clean environment, an empty standard input and a process group of their own; too slow: killed.
+//! overtakes another. Those for which minutes count do not wait for it: each has a thread of its own. They get a clean environment, an empty standard input and a process group of their own; too slow: killed.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
@@ -22,6 +23,9 @@ const HANDLER_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Exit code of a handler that was killed because it took too long.
 const EXIT_TOO_SLOW: i32 = 20;
+
+/// Handlers that wait for no other one, however long that takes: a disk has failed, a Primary has lost its data, a peer is to be fenced.
+const URGENT: [&str; 3] = ["fence-peer", "local-io-error", "pri-on-incon-degr"];
 
 /// Lines of a handler's output that are logged; the rest is dropped.
 const OUTPUT_LINES_MAX: usize = 200;
@@ -61,29 +65,51 @@ pub(crate) fn limit(definition: &ResourceDefinition) -> Option<Duration> {
     }
 }
 
-/// The thread that runs the handlers of one resource.
+/// What runs the handlers of one resource: a queue with a thread for most of them, and one for each of [`URGENT`] from its first use on.
 pub(crate) struct Runner<T> {
+    resource: Arc<str>,
+    mode: Handlers,
     jobs: mpsc::Sender<Job<T>>,
+    urgent: BTreeMap<&'static str, mpsc::Sender<Job<T>>>,
+    sender: UnboundedSender<(T, i32)>,
     results: UnboundedReceiver<(T, i32)>,
 }
 
 impl<T: Send + 'static> Runner<T> {
     /// Starts the thread.
     pub(crate) fn new(resource: Arc<str>, mode: Handlers) -> std::io::Result<Runner<T>> {
-        let (jobs, queue) = mpsc::channel::<Job<T>>();
         let (sender, results) = unbounded_channel();
-        std::thread::Builder::new()
-            .name("handlers".to_owned())
-            .spawn(move || {
-                let _span = tracing::info_span!("resource", name = %resource).entered();
-                work(&queue, &sender, mode);
-            })?;
-        Ok(Runner { jobs, results })
+        Ok(Runner {
+            jobs: queue(&resource, mode, &sender)?,
+            urgent: BTreeMap::new(),
+            resource,
+            mode,
+            sender,
+            results,
+        })
     }
 
-    /// Runs a handler after those that were asked for before. A thread that has died counts as a handler that could not be run.
-    pub(crate) fn run(&self, job: Job<T>) -> Result<(), T> {
-        self.jobs.send(job).map_err(|mpsc::SendError(job)| job.tag)
+    /// Runs a handler after those of its queue that were asked for before. A thread that has died counts as a handler that could not be
+    /// run.
+    pub(crate) fn run(&mut self, job: Job<T>) -> Result<(), T> {
+        let queue = self.queue_of(&job.name);
+        queue.send(job).map_err(|mpsc::SendError(job)| job.tag)
+    }
+
+    fn queue_of(&mut self, handler: &str) -> &mpsc::Sender<Job<T>> {
+        let Some(name) = URGENT.into_iter().find(|name| *name == handler) else {
+            return &self.jobs;
+        };
+        match self.urgent.entry(name) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => match queue(&self.resource, self.mode, &self.sender) {
+                Ok(queue) => entry.insert(queue),
+                Err(error) => {
+                    tracing::error!(handler, %error, "no thread of its own; it waits for the other handlers");
+                    &self.jobs
+                }
+            },
+        }
     }
 
     /// The next handler that ended.
@@ -93,6 +119,23 @@ impl<T: Send + 'static> Runner<T> {
             Poll::Ready(None) | Poll::Pending => Poll::Pending,
         }
     }
+}
+
+/// Starts a thread that runs what is put into its queue, until the queue is dropped.
+fn queue<T: Send + 'static>(
+    resource: &Arc<str>,
+    mode: Handlers,
+    results: &UnboundedSender<(T, i32)>,
+) -> std::io::Result<mpsc::Sender<Job<T>>> {
+    let (jobs, queue) = mpsc::channel::<Job<T>>();
+    let (resource, results) = (Arc::clone(resource), results.clone());
+    std::thread::Builder::new()
+        .name("handlers".to_owned())
+        .spawn(move || {
+            let _span = tracing::info_span!("resource", name = %resource).entered();
+            work(&queue, &results, mode);
+        })?;
+    Ok(jobs)
 }
 
 fn work<T>(queue: &mpsc::Receiver<Job<T>>, results: &UnboundedSender<(T, i32)>, mode: Handlers) {
@@ -399,6 +442,40 @@ mod tests {
         };
         assert_eq!(results(vec![slow, job(2, "exit 3")]), [(1, 20), (2, 3)]);
         assert!(started.elapsed() < Duration::from_secs(15));
+    }
+
+    #[test]
+    fn urgent_handlers_wait_for_nothing_but_themselves_and_the_others_keep_their_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let gate = dir.path().join("gate");
+        let named = |tag, name: &str, command: String| Job {
+            name: name.to_owned(),
+            ..job(tag, &command)
+        };
+        let wait = format!("while ! [ -e {} ]; do sleep 0.01; done", gate.display());
+        let jobs = vec![
+            // Both hang until the third local-io-error runs.
+            named(1, "after-resync-target", wait.clone()),
+            named(2, "fence-peer", wait),
+            named(3, "before-resync-target", "exit 3".to_owned()),
+            named(4, "local-io-error", "exit 4".to_owned()),
+            named(5, "local-io-error", "sleep 0.1; exit 5".to_owned()),
+            named(
+                6,
+                "local-io-error",
+                format!("touch {}; exit 6", gate.display()),
+            ),
+            named(7, "pri-on-incon-degr", "exit 7".to_owned()),
+        ];
+        let ended = results(jobs);
+        let at = |tag| ended.iter().position(|(found, _)| *found == tag);
+        let in_order = |tags: &[u32]| tags.is_sorted_by_key(|tag| at(*tag));
+        assert!(in_order(&[4, 5, 6]) && in_order(&[1, 3]), "{ended:?}");
+        assert!(at(5) < at(1) && at(5) < at(2), "{ended:?}");
+        let mut exits = ended.clone();
+        exits.sort_unstable();
+        let expected = [(1, 0), (2, 0), (3, 3), (4, 4), (5, 5), (6, 6), (7, 7)];
+        assert_eq!(exits, expected);
     }
 
     #[test]

@@ -135,7 +135,7 @@ fn a_resync_waits_for_its_handler_and_pings_and_commands_do_not() {
     let mut record = pair.record();
     let data = pattern(1, 4096);
     record.write(8192, &data);
-    // It may wait for the handler, too: the target takes nothing before its resync has begun.
+    // It waits for the handler, too: the target takes nothing before its resync has begun.
     let mut client = pair.client(&pair.alpha);
     let writer = std::thread::spawn(move || {
         client.write(8192, &data, Fua::Yes).unwrap();
@@ -149,6 +149,7 @@ fn a_resync_waits_for_its_handler_and_pings_and_commands_do_not() {
             assert!(node.word("dstate").starts_with(own), "{}", pair.logs());
         }
     }
+    assert!(!writer.is_finished(), "{}", pair.logs());
     assert!(!notes(&pair.bravo).contains("ended"), "{}", pair.logs());
     go_on(&pair.bravo);
     pair.wait_synced();
@@ -181,26 +182,41 @@ fn a_resync_whose_handler_refuses_drops_the_connection_and_goes_on_when_it_agree
     pair.wait_synced();
 }
 
+/// `cmd-timeout-long` of the test of it, in seconds: time enough to connect a client to a busy machine, and to see that it waits.
+const CMD_TIMEOUT_LONG: u32 = 3;
+
 #[test]
-fn a_handler_that_takes_longer_than_cmd_timeout_long_is_killed_and_counts_as_failed() {
+fn writes_wait_for_a_handler_before_the_resync_until_cmd_timeout_long_and_get_no_error() {
     let mut pair = Pair::configured(
-        &with("before-resync-target \"sleep 600 & sleep 600\";"),
+        &with("before-resync-target \"echo began >> $DRBD_CONF.notes; sleep 600 & sleep 600\";"),
         LinkKind::Direct,
         &std::env::temp_dir(),
     );
     for node in [&mut pair.alpha, &mut pair.bravo] {
         let path = node.root.join("etc/drbd.conf");
         let text = fs::read_to_string(&path).unwrap();
-        node.write_config(&text.replacen("global {", "global { cmd-timeout-long 1;", 1));
+        let global = format!("global {{ cmd-timeout-long {CMD_TIMEOUT_LONG};");
+        node.write_config(&text.replacen("global {", &global, 1));
         node.must(&["create-md", "r0"]);
         node.start();
     }
     pair.connect_fresh();
     pair.alpha.must(&["primary", "--force", "r0"]);
-    wait_line(
-        &pair.bravo,
-        &["before-resync-target", "took too long and was killed"],
-    );
+    wait_note(&pair.bravo, "began");
+    let mut client = pair.client(&pair.alpha);
+    let writer = std::thread::spawn(move || client.write(8192, &pattern(1, 4096), Fua::Yes));
+    let killed = || {
+        // In this order: the write is answered after the line, if at all.
+        let answered = writer.is_finished();
+        let log = pair.bravo.whole_log();
+        let killed = log.contains("handler took too long and was killed");
+        assert!(killed || !answered, "{}", pair.logs());
+        killed.then_some(())
+    };
+    assert!(killed().is_none(), "too late to see a write wait");
+    wait::until("the handler's end", STATE_LIMIT, killed, || pair.logs());
+    let written = writer.join().unwrap();
+    assert!(written.is_ok(), "{written:?}\n{}", pair.logs());
     wait_line(&pair.bravo, &["handler before the resync", "exit code 20"]);
     pair.bravo.wait_word("cstate", &["StandAlone"]);
 }
@@ -225,11 +241,11 @@ fn nobody_waits_for_a_handler_after_a_resync_and_sigterm_does_not_either() {
 }
 
 #[test]
-fn local_io_error_runs_before_the_peer_is_told() {
+fn local_io_error_runs_before_the_peer_is_told_and_waits_for_no_other_handler() {
     let settings = Settings {
         disk: String::from("c-plan-ahead 0; resync-rate 400M; on-io-error call-local-io-error;"),
         meta: Meta::External,
-        ..with(&hanging("local-io-error"))
+        ..with(&(hanging("local-io-error") + &hanging("out-of-sync")))
     };
     let mut pair = Pair::configured(&settings, LinkKind::Direct, &std::env::temp_dir());
     for node in [&pair.alpha, &pair.bravo] {
@@ -239,6 +255,8 @@ fn local_io_error_runs_before_the_peer_is_told() {
     pair.bravo.start();
     pair.bring_up_without_sync();
     hang(&pair.alpha);
+    let mut other = pair.alpha.adm_begun(&["out-of-sync", "r0"]);
+    wait_note(&pair.alpha, "out-of-sync began");
     let socket = pair.alpha.socket();
     // This does not fit alpha's filesystem.
     let writer = std::thread::spawn(move || {
@@ -259,6 +277,7 @@ fn local_io_error_runs_before_the_peer_is_told() {
     pair.bravo.wait_state("Connected", "UpToDate/Diskless");
     let written = writer.join().unwrap();
     assert!(written.is_ok(), "{written:?}\n{}", pair.logs());
+    assert!(other.wait().unwrap().success(), "{}", pair.logs());
 }
 
 #[test]
