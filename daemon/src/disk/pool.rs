@@ -1,14 +1,15 @@
 //! Blocks of memory aligned for O_DIRECT, kept for reuse.
 //!
 //! Invariants: a [`Block`] is the only owner of its memory; the memory is initialised from its allocation on (zeroed), so that reading
-//! any part of it is defined; a block goes back to its pool's free list, or to the allocator, exactly once, when it is dropped.
+//! any part of it is defined; a block goes back to its pool's free list, to the depot or to the system exactly once, when it is dropped.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-use std::ptr::NonNull;
+use std::alloc::{Layout, handle_alloc_error};
+use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 /// Alignment of every block in bytes: what the strictest device asks for (one page).
 pub(crate) const BLOCK_ALIGN: usize = 4096;
@@ -18,6 +19,18 @@ const CLASS_BYTES_MIN: usize = 4096;
 
 /// Classes of powers of two: 4 KiB to 1 MiB, the largest payload of the wire. Longer blocks are not kept.
 const CLASSES: usize = 9;
+
+/// Blocks from this size on are mappings of their own; smaller ones are parts of a mapping of this size. An allocator would leave a hole as large
+/// as the block before each of 4 KiB, put other things into the holes, and keep them.
+const MAPPED_BYTES: usize = 64 << 10;
+
+/// Classes of blocks that are parts of a mapping.
+const PARTS: usize = 4;
+
+const _: () = assert!(CLASS_BYTES_MIN << PARTS == MAPPED_BYTES);
+
+/// Parts of mappings that no pool keeps, by class. Their memory has gone back to the system; only their addresses are kept.
+static DEPOT: Mutex<[Vec<Raw>; PARTS]> = Mutex::new([const { Vec::new() }; PARTS]);
 
 /// Free bytes that all pools of a process keep together, as far as the least share allows.
 const FREE_BYTES_ALL: usize = 64 << 20;
@@ -100,24 +113,80 @@ unsafe impl Send for Raw {}
 unsafe impl Sync for Raw {}
 
 impl Raw {
+    /// Zeroes, or what a block of this class had before.
     fn allocate(bytes: usize) -> Raw {
-        let Ok(layout) = Layout::from_size_align(bytes.max(1), BLOCK_ALIGN) else {
+        let Ok(layout) = Layout::from_size_align(bytes, BLOCK_ALIGN) else {
             // Only a size near isize::MAX can fail; callers ask for 32 MiB at most.
             handle_alloc_error(Layout::new::<u8>())
         };
-        // SAFETY: the layout's size is at least 1.
-        let pointer = unsafe { alloc_zeroed(layout) };
-        let Some(pointer) = NonNull::new(pointer) else {
-            handle_alloc_error(layout)
-        };
-        Raw { pointer, layout }
+        match part_of(bytes) {
+            Some(class) => Raw::part(class, layout),
+            None => Raw {
+                pointer: map(bytes),
+                layout,
+            },
+        }
     }
+
+    /// A block from the depot, which a new mapping fills where it is empty.
+    fn part(class: usize, layout: Layout) -> Raw {
+        let mut depot = DEPOT.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(raw) = depot.get_mut(class).and_then(Vec::pop) {
+            return raw;
+        }
+        let first = map(MAPPED_BYTES);
+        if let Some(list) = depot.get_mut(class) {
+            let others = (layout.size()..MAPPED_BYTES).step_by(layout.size());
+            list.extend(others.map(|offset| Raw {
+                // SAFETY: the offset is inside of the mapping, and so is the whole part: its size divides that of the mapping.
+                pointer: unsafe { first.add(offset) },
+                layout,
+            }));
+        }
+        Raw {
+            pointer: first,
+            layout,
+        }
+    }
+}
+
+/// The class of a block that is a part of a mapping.
+fn part_of(bytes: usize) -> Option<usize> {
+    class_of(bytes).filter(|class| *class < PARTS)
+}
+
+/// Zeroes at addresses that nobody else has, from the beginning of a page on; pages are no smaller than [`BLOCK_ALIGN`].
+fn map(bytes: usize) -> NonNull<u8> {
+    let protection = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a new private mapping at a place that the system chooses concerns no other memory.
+    let mapped = unsafe { mmap_anonymous(null_mut(), bytes, protection, MapFlags::PRIVATE) };
+    let pointer = mapped.ok().and_then(|mapped| NonNull::new(mapped.cast()));
+    pointer.unwrap_or_else(|| {
+        let layout = Layout::from_size_align(bytes, BLOCK_ALIGN);
+        handle_alloc_error(layout.unwrap_or(Layout::new::<u8>()))
+    })
 }
 
 impl Drop for Raw {
     fn drop(&mut self) {
-        // SAFETY: `pointer` comes from `alloc_zeroed` with this layout, and nobody else owns it.
-        unsafe { dealloc(self.pointer.as_ptr(), self.layout) }
+        let (pointer, bytes) = (self.pointer, self.layout.size());
+        let Some(class) = part_of(bytes) else {
+            // SAFETY: `pointer` comes from `map` with this size, and nobody else owns the mapping.
+            let unmapped = unsafe { munmap(pointer.as_ptr().cast(), bytes) };
+            debug_assert!(unmapped.is_ok(), "{unmapped:?}");
+            return;
+        };
+        // Where pages are larger than this block, the system refuses, and the memory stays.
+        // SAFETY: nobody else owns these bytes, whose contents may be anything from now on; they stay mapped, and read as zeroes.
+        let _ = unsafe { madvise(pointer.as_ptr().cast(), bytes, Advice::LinuxDontNeed) };
+        let mut depot = DEPOT.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(list) = depot.get_mut(class) {
+            // The only owner from now on: `self` ends here.
+            list.push(Raw {
+                pointer,
+                layout: self.layout,
+            });
+        }
     }
 }
 
@@ -282,6 +351,28 @@ mod tests {
             assert!(is_aligned(block.as_ref(), BLOCK_ALIGN));
         }
         assert_eq!(pool.free().bytes, 4096 + 8192 + (1 << 20));
+    }
+
+    #[test]
+    fn blocks_share_no_memory_and_are_used_again() {
+        for length in [4096, 8192, 32 << 10, 64 << 10, 3 << 20] {
+            for round in 0..2_u8 {
+                let pool = Pool::counted(nobody_else());
+                let mut blocks: Vec<Block> = (0..40).map(|_| pool.block(length)).collect();
+                for (number, block) in (0..).zip(&mut blocks) {
+                    assert!(is_aligned(block.as_ref(), BLOCK_ALIGN));
+                    block.as_mut().fill(2 * number + round);
+                }
+                let whole = |(number, block): (u8, &Block)| {
+                    block
+                        .as_ref()
+                        .iter()
+                        .all(|byte| *byte == 2 * number + round)
+                };
+                assert!((0..).zip(&blocks).all(whole), "{length} {round}");
+                // What the pool keeps goes with it, to the depot or to the system.
+            }
+        }
     }
 
     #[test]
