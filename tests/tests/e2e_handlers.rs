@@ -96,6 +96,15 @@ fn a_handler_gets_the_variables_of_the_specification_and_nothing_of_the_daemons(
     let conf = pair.bravo.root.join("etc/drbd.conf").display().to_string();
     let (own, peer) = pair.bravo_addresses;
     let (own, peer) = (own.ip().to_string(), peer.ip().to_string());
+    // Which node has which number, their addresses decide (1.7): a property of the configuration, not of handlers.
+    let (mine, theirs) = match found.get("DRBD_MY_NODE_ID").map(String::as_str) {
+        Some("0") => ("0", "1"),
+        _ => ("1", "0"),
+    };
+    let (my_id, peer_id) = (
+        format!("DRBD_NODE_ID_{mine}"),
+        format!("DRBD_NODE_ID_{theirs}"),
+    );
     let expected = [
         ("HOME", "/"),
         ("TERM", "linux"),
@@ -113,10 +122,10 @@ fn a_handler_gets_the_variables_of_the_specification_and_nothing_of_the_daemons(
         ("DRBD_PEERS", "alpha"),
         ("DRBD_PEER_AF", "ipv4"),
         ("DRBD_PEER_ADDRESS", &peer),
-        ("DRBD_MY_NODE_ID", "1"),
-        ("DRBD_PEER_NODE_ID", "0"),
-        ("DRBD_NODE_ID_0", "alpha"),
-        ("DRBD_NODE_ID_1", "bravo"),
+        ("DRBD_MY_NODE_ID", mine),
+        ("DRBD_PEER_NODE_ID", theirs),
+        (&my_id, "bravo"),
+        (&peer_id, "alpha"),
         ("DRBD_MY_AF", "ipv4"),
         ("DRBD_MY_ADDRESS", &own),
     ];

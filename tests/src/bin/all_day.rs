@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use tandem_tests::e2e::day::{Look, Plan, connects, run};
+use tandem_tests::e2e::day::{Look, Matter, Plan, connects, run};
 
 #[derive(Debug, Parser)]
 #[command(about = "Two daemons with many resources live a day, and what they hold is watched")]
@@ -23,7 +23,7 @@ struct Arguments {
     #[arg(long, default_value_t = 1000)]
     connects: u64,
     /// Milliseconds between two deeds of each of the four persons.
-    #[arg(long, default_value_t = 800)]
+    #[arg(long, default_value_t = 100)]
     pause: u64,
     /// Chooses the deeds.
     #[arg(long, default_value_t = 1)]
@@ -58,13 +58,19 @@ fn main() -> ExitCode {
         day.ending.busy.as_secs_f64(),
         day.ending.both.as_secs_f64()
     );
-    for fault in &day.faults {
-        println!("FAULT: {fault}");
+    for matter in Matter::ALL {
+        let faults: Vec<_> = day
+            .faults
+            .iter()
+            .filter(|fault| fault.matter == matter)
+            .collect();
+        let verdict = if faults.is_empty() { "ok   " } else { "FAULT" };
+        println!("{verdict} {}", matter.rule(&plan));
+        for fault in faults {
+            println!("      {}", fault.words);
+        }
     }
     if day.faults.is_empty() {
-        println!(
-            "no faults: memory and descriptors are flat, both ended in order, all disks are equal and hold every answered write"
-        );
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

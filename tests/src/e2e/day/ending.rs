@@ -4,11 +4,12 @@ use std::time::{Duration, Instant};
 
 use super::fleet::{Fleet, Side, name};
 use super::person::Ward;
+use super::{Fault, Matter};
 use crate::e2e::node::STATE_LIMIT;
 use crate::e2e::wait;
 
 /// How long an end may take; a resource waits for its disk and its peer at most some seconds.
-const END_LIMIT: Duration = Duration::from_secs(30);
+pub(super) const END_LIMIT: Duration = Duration::from_secs(30);
 
 /// Turns that the clients of the other node must have after the first one has gone.
 const TURNS: u64 = 10;
@@ -23,16 +24,15 @@ pub struct Ending {
 }
 
 /// Ends the daemons; what is not as it should be is added to `faults`.
-pub(super) fn end(fleet: &mut Fleet, wards: &mut [Ward], faults: &mut Vec<String>) -> Ending {
+pub(super) fn end(fleet: &mut Fleet, wards: &mut [Ward], faults: &mut Vec<Fault>) -> Ending {
     let busy = first_end(fleet, wards, faults);
     fleet.alpha.start();
     fleet.alpha.must(&["up", "all"]);
-    for number in 0..fleet.resources() {
-        fleet.settle(number);
-    }
+    fleet.settle_all();
     for ward in wards.iter_mut().filter(|ward| ward.primary == Side::Bravo) {
         let trouble = ward.close();
-        faults.extend(trouble.map(|words| format!("a client of {}: {words}", name(ward.number))));
+        let of = |words| format!("a client of {}: {words}", name(ward.number));
+        faults.extend(trouble.map(|words| Matter::Trouble.fault(of(words))));
     }
     let start = Instant::now();
     fleet.alpha.signal("TERM");
@@ -42,7 +42,7 @@ pub(super) fn end(fleet: &mut Fleet, wards: &mut [Ward], faults: &mut Vec<String
     }
     let both = start.elapsed();
     if both > END_LIMIT {
-        faults.push(format!("the end of both took {both:?}"));
+        faults.push(Matter::Ends.fault(format!("of both took {both:?}")));
     }
     disks(fleet, wards, faults);
     logs(fleet, faults);
@@ -50,7 +50,7 @@ pub(super) fn end(fleet: &mut Fleet, wards: &mut [Ward], faults: &mut Vec<String
 }
 
 /// SIGTERM to alpha while clients write: its own clients lose their connections, those of bravo notice nothing.
-fn first_end(fleet: &mut Fleet, wards: &mut [Ward], faults: &mut Vec<String>) -> Duration {
+fn first_end(fleet: &mut Fleet, wards: &mut [Ward], faults: &mut Vec<Fault>) -> Duration {
     let turns = |wards: &[Ward]| -> Vec<u64> { wards.iter().filter_map(Ward::turns).collect() };
     let begun = || {
         turns(wards)
@@ -66,14 +66,12 @@ fn first_end(fleet: &mut Fleet, wards: &mut [Ward], faults: &mut Vec<String>) ->
     ended(fleet, Side::Alpha, faults);
     let busy = start.elapsed();
     if busy > END_LIMIT {
-        faults.push(format!("the end with clients took {busy:?}"));
+        faults.push(Matter::Ends.fault(format!("with clients took {busy:?}")));
     }
     for ward in wards.iter_mut().filter(|ward| ward.primary == Side::Alpha) {
         if ward.turns().is_some() && ward.close().is_none() {
-            faults.push(format!(
-                "a client of {} did not notice the end",
-                name(ward.number)
-            ));
+            let words = format!("a client of {} did not notice", name(ward.number));
+            faults.push(Matter::Ends.fault(words));
         }
     }
     // Those that are left are bravo's.
@@ -92,40 +90,46 @@ fn first_end(fleet: &mut Fleet, wards: &mut [Ward], faults: &mut Vec<String>) ->
 }
 
 /// Waits for the end of a daemon, and looks at what it leaves behind.
-fn ended(fleet: &mut Fleet, side: Side, faults: &mut Vec<String>) {
+fn ended(fleet: &mut Fleet, side: Side, faults: &mut Vec<Fault>) {
     let code = fleet.node_mut(side).wait_for_end();
     if code != Some(0) {
-        faults.push(format!("{side:?} ended with {code:?}"));
+        faults.push(Matter::Ends.fault(format!("{side:?} ended with {code:?}")));
     }
     if fleet.node(side).control_socket().exists() {
-        faults.push(format!("{side:?} left its control socket behind"));
+        let words = format!("{side:?} left its control socket behind");
+        faults.push(Matter::Ends.fault(words));
     }
-    faults.extend((0..fleet.resources()).flat_map(|number| fleet.disorder(side, number)));
+    let disorder = (0..fleet.resources()).flat_map(|number| fleet.disorder(side, number));
+    faults.extend(disorder.map(|words| Matter::Ends.fault(words)));
 }
 
-fn disks(fleet: &Fleet, wards: &[Ward], faults: &mut Vec<String>) {
+fn disks(fleet: &Fleet, wards: &[Ward], faults: &mut Vec<Fault>) {
     for ward in wards {
         let (alpha, bravo) = (
             fleet.data(Side::Alpha, ward.number),
             fleet.data(Side::Bravo, ward.number),
         );
         if alpha != bravo {
-            faults.push(format!("the disks of {} differ", name(ward.number)));
+            let words = format!("the disks of {} differ", name(ward.number));
+            faults.push(Matter::Disks.fault(words));
         }
-        faults.extend(ward.faults(&alpha));
+        let lost = ward.faults(&alpha).into_iter();
+        faults.extend(lost.map(|words| Matter::Disks.fault(words)));
     }
 }
 
-fn logs(fleet: &Fleet, faults: &mut Vec<String>) {
+fn logs(fleet: &Fleet, faults: &mut Vec<Fault>) {
     for node in [&fleet.alpha, &fleet.bravo] {
         let log = node.whole_log();
         let bad = |line: &&str| line.contains(" ERROR ") || line.contains("panicked at");
         let lines = log.lines().filter(bad).take(10);
-        faults.extend(lines.map(|line| format!("log of {}: {line}", node.name)));
+        let words = |line| format!("log of {}: {line}", node.name);
+        faults.extend(lines.map(|line| Matter::Trouble.fault(words(line))));
         if std::fs::read_dir(node.root.join("var/lib/tandem/crash"))
             .is_ok_and(|mut dir| dir.next().is_some())
         {
-            faults.push(format!("{} left a black box of a failure", node.name));
+            let words = format!("{} left a black box of a failure", node.name);
+            faults.push(Matter::Trouble.fault(words));
         }
     }
 }

@@ -26,6 +26,9 @@ const REST_LIMIT: Duration = Duration::from_secs(120);
 /// Between two looks at the state of a pair: each look starts processes.
 const LOOK: Duration = Duration::from_millis(80);
 
+/// Replication state, disk and peer's disk of a pair at rest.
+const GOOD: &str = "Established UpToDate UpToDate";
+
 /// Handlers that write down that they ran, and for which resource.
 const HANDLERS: [&str; 6] = [
     "before-resync-target",
@@ -128,28 +131,46 @@ impl Fleet {
     /// When it does not get there.
     pub fn bring_up(&mut self) {
         for node in [&mut self.alpha, &mut self.bravo] {
-            for number in 0..self.resources {
-                node.must(&["create-md", &name(number)]);
-            }
+            node.must(&["create-md", "all"]);
             node.start();
             node.must(&["up", "all"]);
         }
-        let fresh = |number| {
-            let states = [Side::Alpha, Side::Bravo].map(|side| self.state(side, number));
-            let waiting = ["Established", "Inconsistent", "Inconsistent"];
-            states.iter().all(|state| *state == waiting).then_some(())
+        self.wait_all("Established Inconsistent Inconsistent");
+        let fresh = ["new-current-uuid", "--clear-bitmap", "all"];
+        self.alpha.must(&fresh);
+        self.settle_all();
+        for side in [Side::Alpha, Side::Bravo] {
+            let own = (0..self.resources).filter(|number| first_primary(*number) == side);
+            let own: Vec<String> = own.map(name).collect();
+            let words: Vec<&str> = own.iter().map(String::as_str).collect();
+            self.node(side)
+                .must(&[&["primary"], words.as_slice()].concat());
+        }
+    }
+
+    /// Waits until both nodes of every resource are connected with good data.
+    ///
+    /// # Panics
+    /// When they are not in time.
+    pub fn settle_all(&self) {
+        self.wait_all(GOOD);
+    }
+
+    fn wait_all(&self, state: &str) {
+        let reached = || {
+            let good = |side| {
+                let states = self.states(side, &[]);
+                states.len() == self.resources
+                    && states.iter().all(|found| found.join(" ") == state)
+            };
+            let there = good(Side::Alpha) && good(Side::Bravo);
+            if !there {
+                std::thread::sleep(LOOK);
+            }
+            there.then_some(())
         };
-        for number in 0..self.resources {
-            let what = format!("{} to be connected", name(number));
-            wait::until(&what, REST_LIMIT, || fresh(number), || self.logs());
-            let command = ["new-current-uuid", "--clear-bitmap", &name(number)];
-            self.alpha.must(&command);
-        }
-        for number in 0..self.resources {
-            self.settle(number);
-            self.node(first_primary(number))
-                .must(&["primary", &name(number)]);
-        }
+        let what = format!("{state} of all resources on both nodes");
+        wait::until(&what, REST_LIMIT, reached, || self.logs());
     }
 
     /// A node.
@@ -183,15 +204,25 @@ impl Fleet {
     /// # Panics
     /// When the node does not answer.
     pub fn state(&self, side: Side, number: usize) -> [String; 3] {
-        let text = self.node(side).must(&["status", "--json", &name(number)]);
+        let states = self.states(side, &[&name(number)]);
+        states.into_iter().next().expect("a state")
+    }
+
+    /// Of some resources; of all, if none is named.
+    fn states(&self, side: Side, resources: &[&str]) -> Vec<[String; 3]> {
+        let words = [&["status", "--json"], resources].concat();
+        let text = self.node(side).must(&words);
         let all: Value = serde_json::from_str(&text).expect("status is JSON");
         let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let peer = &all[0]["connections"][0]["peer_devices"][0];
-        [
-            word(&peer["replication-state"]),
-            word(&all[0]["devices"][0]["disk-state"]),
-            word(&peer["peer-disk-state"]),
-        ]
+        let of = |resource: &Value| {
+            let peer = &resource["connections"][0]["peer_devices"][0];
+            [
+                word(&peer["replication-state"]),
+                word(&resource["devices"][0]["disk-state"]),
+                word(&peer["peer-disk-state"]),
+            ]
+        };
+        all.as_array().expect("resources").iter().map(of).collect()
     }
 
     /// Waits until both nodes of a resource are connected with good data.
@@ -199,22 +230,16 @@ impl Fleet {
     /// # Panics
     /// When they are not in time.
     pub fn settle(&self, number: usize) {
-        self.wait_states(number, "Established UpToDate UpToDate", |state| {
-            *state == ["Established", "UpToDate", "UpToDate"]
-        });
-    }
-
-    fn wait_states(&self, number: usize, what: &str, good: impl Fn(&[String; 3]) -> bool) {
+        let resource = name(number);
+        let good = |side| self.state(side, number).join(" ") == GOOD;
         let reached = || {
-            let there = [Side::Alpha, Side::Bravo]
-                .iter()
-                .all(|side| good(&self.state(*side, number)));
+            let there = good(Side::Alpha) && good(Side::Bravo);
             if !there {
                 std::thread::sleep(LOOK);
             }
             there.then_some(())
         };
-        let what = format!("{what} of {} on both nodes", name(number));
+        let what = format!("{GOOD} of {resource} on both nodes");
         wait::until(&what, REST_LIMIT, reached, || self.logs());
     }
 
@@ -376,7 +401,7 @@ fn configuration(node: &Node, seen: &[Addresses]) -> String {
         .map(|handler| format!("    {handler} \"echo $DRBD_RESOURCE >> $DRBD_CONF.{handler}\";\n"))
         .collect();
     let mut text = format!(
-        "global {{ usage-count no; }}\ncommon {{\n  net {{ ping-int 2; verify-alg crc32c; }}\n  \
+        "global {{ usage-count no; }}\ncommon {{\n  net {{ ping-int 2; connect-int 2; verify-alg crc32c; }}\n  \
          disk {{ c-plan-ahead 0; resync-rate 100M; }}\n  handlers {{\n{handlers}  }}\n}}\n"
     );
     for (number, addresses) in seen.iter().enumerate() {

@@ -6,6 +6,9 @@ use std::time::Duration;
 /// Growth of memory from the second quarter to the second half that counts as none, in percent.
 pub const GROWTH_PERCENT: u64 = 5;
 
+/// Looks that it takes at least to judge.
+pub const LOOKS_MIN: usize = 4;
+
 /// What a process holds at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Held {
@@ -72,32 +75,37 @@ fn cpu(stat: &str) -> Duration {
     Duration::from_millis(ticks * 10)
 }
 
-/// What grew over the looks at one process: nothing, if all is well.
-///
-/// Memory (without the black boxes) is compared between the second quarter of the looks and their second half; descriptors and
-/// threads with the first look, since at each of them everything is at rest.
+/// How memory (without the black boxes) grew between the second quarter of the looks and their second half; nothing, if all is well.
 #[must_use]
-pub fn growth(looks: &[Held]) -> Vec<String> {
-    let (Some(first), true) = (looks.first(), looks.len() >= 4) else {
-        return Vec::new();
-    };
+pub fn growth(looks: &[Held]) -> Option<String> {
+    if looks.len() < LOOKS_MIN {
+        return None;
+    }
     let largest = |looks: &[Held]| looks.iter().map(Held::working).max().unwrap_or(0);
     let (quarter, half) = (looks.len() / 4, looks.len() / 2);
-    let (before, after) = (
-        largest(&looks[quarter..half.max(quarter + 1)]),
-        largest(&looks[half..]),
-    );
-    let mut found = Vec::new();
-    if after * 100 > before * (100 + GROWTH_PERCENT) {
-        found.push(format!("memory grew from {before} KiB to {after} KiB"));
-    }
-    for (number, look) in looks.iter().enumerate().skip(1) {
-        if look.descriptors != first.descriptors {
-            let (then, now) = (first.descriptors, look.descriptors);
-            found.push(format!("descriptors were {then}, at look {number} {now}"));
-        }
-    }
-    found
+    let before = largest(&looks[quarter..half.max(quarter + 1)]);
+    let after = largest(&looks[half..]);
+    let grown = after * 100 > before * (100 + GROWTH_PERCENT);
+    grown.then(|| format!("memory grew from {before} KiB to {after} KiB"))
+}
+
+/// At which looks there were not as many descriptors as at the first one; nothing, if all is well. Everything is at rest at each of them.
+#[must_use]
+pub fn descriptors(looks: &[Held]) -> Vec<String> {
+    let Some(first) = looks.first() else {
+        return Vec::new();
+    };
+    let changed = |(_, look): &(usize, &Held)| look.descriptors != first.descriptors;
+    let words = |(number, look): (usize, &Held)| {
+        let (then, now) = (first.descriptors, look.descriptors);
+        format!("descriptors were {then}, at look {number} {now}")
+    };
+    looks
+        .iter()
+        .enumerate()
+        .filter(changed)
+        .map(words)
+        .collect()
 }
 
 #[cfg(test)]
@@ -119,16 +127,16 @@ mod tests {
             let at = |n| held(20_000 + n * growth + n * boxes, n * boxes, 100);
             (0..12).map(at).collect()
         };
-        assert_eq!(growth(&looks(10, 4000)), Vec::<String>::new());
-        assert_eq!(growth(&looks(1000, 0)).len(), 1);
+        assert_eq!(growth(&looks(10, 4000)), None);
+        assert!(growth(&looks(1000, 0)).is_some());
     }
 
     #[test]
     fn a_descriptor_that_stays_open_is_told() {
         let mut looks = vec![held(1000, 0, 50); 8];
-        assert!(growth(&looks).is_empty());
+        assert!(descriptors(&looks).is_empty());
         looks[6].descriptors = 51;
-        assert_eq!(growth(&looks), ["descriptors were 50, at look 6 51"]);
+        assert_eq!(descriptors(&looks), ["descriptors were 50, at look 6 51"]);
     }
 
     #[test]

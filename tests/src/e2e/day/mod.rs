@@ -78,7 +78,79 @@ pub struct Day {
     /// Runs of the handlers before-resync-target and after-resync-target.
     pub handlers: [usize; 2],
     /// What should not be. Nothing, if all is well.
-    pub faults: Vec<String>,
+    pub faults: Vec<Fault>,
+}
+
+/// What a day is judged by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Matter {
+    /// Contents of the disks.
+    Disks,
+    /// Memory of the daemons.
+    Memory,
+    /// Their file descriptors.
+    Descriptors,
+    /// Their ends.
+    Ends,
+    /// Losses of a link and returns of it.
+    Links,
+    /// What the daemons, and the clients, were told.
+    Trouble,
+}
+
+/// Something that should not be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// What it concerns.
+    pub matter: Matter,
+    /// What it is.
+    pub words: String,
+}
+
+impl Matter {
+    /// All of them.
+    pub const ALL: [Matter; 6] = [
+        Matter::Disks,
+        Matter::Memory,
+        Matter::Descriptors,
+        Matter::Ends,
+        Matter::Links,
+        Matter::Trouble,
+    ];
+
+    /// The rule that is kept if there is no fault.
+    #[must_use]
+    pub fn rule(self, plan: &Plan) -> String {
+        match self {
+            Matter::Disks => {
+                "both disks of each resource are equal and hold every answered write".to_owned()
+            }
+            Matter::Memory => format!(
+                "resident memory at rest, without the black boxes: the most in the second half is at most {} % above the most in the second quarter",
+                gauge::GROWTH_PERCENT
+            ),
+            Matter::Descriptors => {
+                "open descriptors at rest: as many as before the first deed".to_owned()
+            }
+            Matter::Ends => format!(
+                "SIGTERM: exit code 0 in at most {} s, all metadata in order; clients of the other daemon go on",
+                ending::END_LIMIT.as_secs()
+            ),
+            Matter::Links => format!("at least {} links lost and back", plan.connects),
+            Matter::Trouble => {
+                "no error in a log, no split brain, no failed disk, no error for a client"
+                    .to_owned()
+            }
+        }
+    }
+
+    /// A fault.
+    pub(crate) fn fault(self, words: impl Into<String>) -> Fault {
+        Fault {
+            matter: self,
+            words: words.into(),
+        }
+    }
 }
 
 impl Look {
@@ -147,7 +219,7 @@ pub fn run(plan: &Plan, mut tell: impl FnMut(&Look)) -> Day {
     ] {
         let calls = fleet.calls(handler);
         if calls > 0 {
-            faults.push(format!("{handler} was called {calls} times"));
+            faults.push(Matter::Trouble.fault(format!("{handler} was called {calls} times")));
         }
     }
     Day {
@@ -160,19 +232,19 @@ pub fn run(plan: &Plan, mut tell: impl FnMut(&Look)) -> Day {
     }
 }
 
-fn judge(plan: &Plan, looks: &[Look], tally: &Tally) -> Vec<String> {
+fn judge(plan: &Plan, looks: &[Look], tally: &Tally) -> Vec<Fault> {
     let mut faults = Vec::new();
     for (index, side) in [Side::Alpha, Side::Bravo].into_iter().enumerate() {
         let held: Vec<Held> = looks.iter().map(|look| look.held[index]).collect();
+        let of = |matter: Matter, words| matter.fault(format!("{side:?}: {words}"));
         let grown = gauge::growth(&held).into_iter();
-        faults.extend(grown.map(|words| format!("{side:?}: {words}")));
+        faults.extend(grown.map(|words| of(Matter::Memory, words)));
+        let open = gauge::descriptors(&held).into_iter();
+        faults.extend(open.map(|words| of(Matter::Descriptors, words)));
     }
     if connects(tally) < plan.connects {
         let done = connects(tally);
-        faults.push(format!(
-            "only {done} losses of a link, not {}",
-            plan.connects
-        ));
+        faults.push(Matter::Links.fault(format!("only {done}")));
     }
     faults
 }
@@ -307,7 +379,11 @@ fn watch(
                 let first = looks
                     .first()
                     .map(|look: &Look| look.held[index].descriptors);
-                held(fleet, side, first)
+                let held = held(fleet, side, first);
+                // Asking for them takes a while, and only a judge needs them.
+                let judged = plan.looks as usize + 1 >= gauge::LOOKS_MIN;
+                let boxes = if judged { fleet.boxes_kib(side) } else { 0 };
+                Held { boxes, ..held }
             }),
             tally,
         };
@@ -336,6 +412,5 @@ fn held(fleet: &Fleet, side: Side, first: Option<u64>) -> Held {
         let same = now.descriptors == last.0.descriptors;
         last = (now, if same { last.1 } else { Instant::now() });
     }
-    let boxes = fleet.boxes_kib(side);
-    Held { boxes, ..last.0 }
+    last.0
 }
