@@ -10,7 +10,7 @@ use tandem_tests::e2e::day::{Plan, connects, run};
 fn forty_resources_in_one_daemon_are_used_disturbed_and_ended_in_order() {
     let plan = Plan {
         resources: 40,
-        length: Duration::from_secs(6),
+        length: Duration::from_secs(4),
         // Fewer than it takes to judge the growth of memory, which a few seconds cannot show.
         looks: 1,
         connects: 1,
