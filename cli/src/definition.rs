@@ -32,6 +32,7 @@ pub(crate) fn of(
         net: net.unwrap_or_default(),
         options: plain(&view.written.options),
         handlers: plain(&view.written.handlers),
+        handler_seconds: None,
     })
 }
 

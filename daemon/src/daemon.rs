@@ -113,6 +113,7 @@ pub enum DaemonError {
 /// It could not start: nothing has been changed then.
 pub fn run(options: DaemonOptions) -> Result<(), DaemonError> {
     start_log(&options)?;
+    crate::memory::few_arenas();
     run_with(
         options,
         crate::resource_loop::spawn::<tandem_replicator::Resource>,

@@ -1,9 +1,10 @@
 //! Handlers: shell commands of the configuration that the engine asks for (docs/spec/config-and-cli.md section 6).
 //!
 //! One thread a resource runs them in the order of the requests, one at a time, so that no handler runs in parallel with itself or
-//! overtakes another. They get a clean environment, an empty standard input and a process group of their own; too slow: killed.
+//! overtakes another. Those for which minutes count do not wait for it: each has a thread of its own. They get a clean environment, an empty standard input and a process group of their own; too slow: killed.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
@@ -17,11 +18,14 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::control::messages::{MetaDisk, ResourceDefinition};
 
-/// Time limit of a handler (`cmd-timeout-long`, config-and-cli.md 2.1).
-pub(crate) const HANDLER_TIMEOUT: Duration = Duration::from_secs(600);
+/// Time limit of a handler where nothing else is said (`cmd-timeout-long`, config-and-cli.md 2.1).
+const HANDLER_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Exit code of a handler that was killed because it took too long.
 const EXIT_TOO_SLOW: i32 = 20;
+
+/// Handlers that wait for no other one, however long that takes: a disk has failed, a Primary has lost its data, a peer is to be fenced.
+const URGENT: [&str; 3] = ["fence-peer", "local-io-error", "pri-on-incon-degr"];
 
 /// Lines of a handler's output that are logged; the rest is dropped.
 const OUTPUT_LINES_MAX: usize = 200;
@@ -48,35 +52,64 @@ pub(crate) struct Job<T> {
     /// What to run; `None`: not configured, which counts as exit 0.
     pub(crate) command: Option<String>,
     pub(crate) environment: BTreeMap<String, String>,
+    /// How long it may take; `None`: for ever.
+    pub(crate) limit: Option<Duration>,
 }
 
-/// The thread that runs the handlers of one resource.
+/// How long the handlers of a resource may take.
+pub(crate) fn limit(definition: &ResourceDefinition) -> Option<Duration> {
+    match definition.handler_seconds {
+        None => Some(HANDLER_TIMEOUT),
+        Some(0) => None,
+        Some(seconds) => Some(Duration::from_secs(seconds)),
+    }
+}
+
+/// What runs the handlers of one resource: a queue with a thread for most of them, and one for each of [`URGENT`] from its first use on.
 pub(crate) struct Runner<T> {
+    resource: Arc<str>,
+    mode: Handlers,
     jobs: mpsc::Sender<Job<T>>,
+    urgent: BTreeMap<&'static str, mpsc::Sender<Job<T>>>,
+    sender: UnboundedSender<(T, i32)>,
     results: UnboundedReceiver<(T, i32)>,
 }
 
 impl<T: Send + 'static> Runner<T> {
     /// Starts the thread.
-    pub(crate) fn new(
-        resource: Arc<str>,
-        mode: Handlers,
-        timeout: Duration,
-    ) -> std::io::Result<Runner<T>> {
-        let (jobs, queue) = mpsc::channel::<Job<T>>();
+    pub(crate) fn new(resource: Arc<str>, mode: Handlers) -> std::io::Result<Runner<T>> {
         let (sender, results) = unbounded_channel();
-        std::thread::Builder::new()
-            .name("handlers".to_owned())
-            .spawn(move || {
-                let _span = tracing::info_span!("resource", name = %resource).entered();
-                work(&queue, &sender, mode, timeout);
-            })?;
-        Ok(Runner { jobs, results })
+        Ok(Runner {
+            jobs: queue(&resource, mode, &sender)?,
+            urgent: BTreeMap::new(),
+            resource,
+            mode,
+            sender,
+            results,
+        })
     }
 
-    /// Runs a handler after those that were asked for before. A thread that has died counts as a handler that could not be run.
-    pub(crate) fn run(&self, job: Job<T>) -> Result<(), T> {
-        self.jobs.send(job).map_err(|mpsc::SendError(job)| job.tag)
+    /// Runs a handler after those of its queue that were asked for before. A thread that has died counts as a handler that could not be
+    /// run.
+    pub(crate) fn run(&mut self, job: Job<T>) -> Result<(), T> {
+        let queue = self.queue_of(&job.name);
+        queue.send(job).map_err(|mpsc::SendError(job)| job.tag)
+    }
+
+    fn queue_of(&mut self, handler: &str) -> &mpsc::Sender<Job<T>> {
+        let Some(name) = URGENT.into_iter().find(|name| *name == handler) else {
+            return &self.jobs;
+        };
+        match self.urgent.entry(name) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => match queue(&self.resource, self.mode, &self.sender) {
+                Ok(queue) => entry.insert(queue),
+                Err(error) => {
+                    tracing::error!(handler, %error, "no thread of its own; it waits for the other handlers");
+                    &self.jobs
+                }
+            },
+        }
     }
 
     /// The next handler that ended.
@@ -88,18 +121,31 @@ impl<T: Send + 'static> Runner<T> {
     }
 }
 
-fn work<T>(
-    queue: &mpsc::Receiver<Job<T>>,
-    results: &UnboundedSender<(T, i32)>,
+/// Starts a thread that runs what is put into its queue, until the queue is dropped.
+fn queue<T: Send + 'static>(
+    resource: &Arc<str>,
     mode: Handlers,
-    timeout: Duration,
-) {
+    results: &UnboundedSender<(T, i32)>,
+) -> std::io::Result<mpsc::Sender<Job<T>>> {
+    let (jobs, queue) = mpsc::channel::<Job<T>>();
+    let (resource, results) = (Arc::clone(resource), results.clone());
+    std::thread::Builder::new()
+        .name("handlers".to_owned())
+        .spawn(move || {
+            let _span = tracing::info_span!("resource", name = %resource).entered();
+            work(&queue, &results, mode);
+        })?;
+    Ok(jobs)
+}
+
+fn work<T>(queue: &mpsc::Receiver<Job<T>>, results: &UnboundedSender<(T, i32)>, mode: Handlers) {
     while let Ok(job) = queue.recv() {
         let Job {
             tag,
             name,
             command,
             environment,
+            limit,
         } = job;
         let exit = match command {
             None => 0,
@@ -107,7 +153,7 @@ fn work<T>(
                 tracing::warn!(handler = %name, %command, "handlers are switched off: not run");
                 0
             }
-            Some(command) => run_one(&name, &command, &environment, timeout),
+            Some(command) => run_one(&name, &command, &environment, limit),
         };
         if results.send((tag, exit)).is_err() {
             return;
@@ -120,7 +166,7 @@ fn run_one(
     name: &str,
     command: &str,
     environment: &BTreeMap<String, String>,
-    timeout: Duration,
+    limit: Option<Duration>,
 ) -> i32 {
     tracing::info!(handler = name, command, "handler begins");
     let started = Instant::now();
@@ -143,7 +189,7 @@ fn run_one(
     };
     log_lines(name, child.stdout.take());
     log_lines(name, child.stderr.take());
-    let exit = wait(&mut child, timeout);
+    let exit = wait(&mut child, limit);
     let seconds = started.elapsed().as_secs_f32();
     match exit {
         Some(exit) => tracing::info!(handler = name, exit, seconds, "handler ended"),
@@ -156,9 +202,9 @@ fn run_one(
     exit.unwrap_or(EXIT_TOO_SLOW)
 }
 
-/// Waits for the end of a process, at most for `timeout`; then its whole group is killed.
-fn wait(child: &mut Child, timeout: Duration) -> Option<i32> {
-    let deadline = Instant::now() + timeout;
+/// Waits for the end of a process, at most for `limit`; then its whole group is killed.
+fn wait(child: &mut Child, limit: Option<Duration>) -> Option<i32> {
+    let deadline = limit.map(|limit| Instant::now() + limit);
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let pidfd = pid.and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
     loop {
@@ -174,17 +220,20 @@ fn wait(child: &mut Child, timeout: Duration) -> Option<i32> {
             Ok(None) => {}
             Err(_) => return Some(0),
         }
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
             break;
         }
         match &pidfd {
             Some(pidfd) => {
                 let mut poll = [PollFd::new(pidfd, PollFlags::IN)];
-                let _ = rustix::event::poll(&mut poll, left.try_into().ok().as_ref());
+                let left = left.and_then(|left| left.try_into().ok());
+                let _ = rustix::event::poll(&mut poll, left.as_ref());
             }
             // Before Linux 5.3 there is no pidfd.
-            None => std::thread::sleep(left.min(Duration::from_millis(20))),
+            None => {
+                std::thread::sleep(Duration::from_millis(20).min(left.unwrap_or(Duration::MAX)))
+            }
         }
     }
     if let Some(pid) = pid {
@@ -332,16 +381,17 @@ mod tests {
             name: "split-brain".to_owned(),
             command: Some(command.to_owned()),
             environment: environment.into(),
+            limit: Some(WAIT),
         }
     }
 
-    fn results(timeout: Duration, jobs: Vec<Job<u32>>) -> Vec<(u32, i32)> {
+    fn results(jobs: Vec<Job<u32>>) -> Vec<(u32, i32)> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap();
         runtime.block_on(async {
-            let mut runner = Runner::new("r0".into(), Handlers::Run, timeout).unwrap();
+            let mut runner = Runner::new("r0".into(), Handlers::Run).unwrap();
             let count = jobs.len();
             for job in jobs {
                 runner.run(job).unwrap();
@@ -370,7 +420,7 @@ mod tests {
             job(2, &say("split", 4)),
             job(3, &say("last", 1)),
         ];
-        assert_eq!(results(WAIT, jobs), [(1, 0), (2, 4), (3, 1)]);
+        assert_eq!(results(jobs), [(1, 0), (2, 4), (3, 1)]);
         assert_eq!(
             std::fs::read_to_string(file).unwrap(),
             "initial-r0\nsplit-r0\nlast-r0\n"
@@ -380,15 +430,61 @@ mod tests {
     #[test]
     fn the_environment_of_the_daemon_does_not_leak() {
         let jobs = vec![job(1, "test -z \"$CARGO_MANIFEST_DIR\" && exit 7")];
-        assert_eq!(results(WAIT, jobs), [(1, 7)]);
+        assert_eq!(results(jobs), [(1, 7)]);
     }
 
     #[test]
     fn a_handler_that_takes_too_long_is_killed_with_its_children() {
         let started = Instant::now();
-        let jobs = vec![job(1, "sleep 60 & sleep 60"), job(2, "exit 3")];
-        assert_eq!(results(Duration::from_millis(200), jobs), [(1, 20), (2, 3)]);
+        let slow = Job {
+            limit: Some(Duration::from_millis(200)),
+            ..job(1, "sleep 60 & sleep 60")
+        };
+        assert_eq!(results(vec![slow, job(2, "exit 3")]), [(1, 20), (2, 3)]);
         assert!(started.elapsed() < Duration::from_secs(15));
+    }
+
+    #[test]
+    fn urgent_handlers_wait_for_nothing_but_themselves_and_the_others_keep_their_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let gate = dir.path().join("gate");
+        let named = |tag, name: &str, command: String| Job {
+            name: name.to_owned(),
+            ..job(tag, &command)
+        };
+        let wait = format!("while ! [ -e {} ]; do sleep 0.01; done", gate.display());
+        let jobs = vec![
+            // Both hang until the third local-io-error runs.
+            named(1, "after-resync-target", wait.clone()),
+            named(2, "fence-peer", wait),
+            named(3, "before-resync-target", "exit 3".to_owned()),
+            named(4, "local-io-error", "exit 4".to_owned()),
+            named(5, "local-io-error", "sleep 0.1; exit 5".to_owned()),
+            named(
+                6,
+                "local-io-error",
+                format!("touch {}; exit 6", gate.display()),
+            ),
+            named(7, "pri-on-incon-degr", "exit 7".to_owned()),
+        ];
+        let ended = results(jobs);
+        let at = |tag| ended.iter().position(|(found, _)| *found == tag);
+        let in_order = |tags: &[u32]| tags.is_sorted_by_key(|tag| at(*tag));
+        assert!(in_order(&[4, 5, 6]) && in_order(&[1, 3]), "{ended:?}");
+        assert!(at(5) < at(1) && at(5) < at(2), "{ended:?}");
+        let mut exits = ended.clone();
+        exits.sort_unstable();
+        let expected = [(1, 0), (2, 0), (3, 3), (4, 4), (5, 5), (6, 6), (7, 7)];
+        assert_eq!(exits, expected);
+    }
+
+    #[test]
+    fn a_handler_without_a_limit_ends_when_it_likes() {
+        let patient = Job {
+            limit: None,
+            ..job(1, "sleep 0.3; exit 5")
+        };
+        assert_eq!(results(vec![patient]), [(1, 5)]);
     }
 
     #[test]
@@ -397,6 +493,6 @@ mod tests {
             command: None,
             ..job(1, "")
         };
-        assert_eq!(results(WAIT, vec![absent]), [(1, 0)]);
+        assert_eq!(results(vec![absent]), [(1, 0)]);
     }
 }

@@ -17,6 +17,7 @@ mod exports;
 #[cfg(test)]
 mod fake;
 mod handlers;
+mod memory;
 mod nbd;
 mod node;
 mod peer;

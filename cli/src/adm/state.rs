@@ -347,8 +347,10 @@ pub(super) fn report(
 fn configure(run: &Run<'_>, client: &mut ControlClient, view: &ResolvedResource) -> Outcome {
     let file = run.invocation.config_path();
     let stdin = run.invocation.config_file.as_deref() == Some("-");
-    let definition = definition::of(view, (!stdin).then_some(file.as_path()))?;
+    let mut definition = definition::of(view, (!stdin).then_some(file.as_path()))?;
     let global = run.configuration.config.global_options();
+    let limit = global.cmd_timeout_long;
+    definition.handler_seconds = Some(limit.map_or(0, |limit| limit.as_secs()));
     let call = Call::Configure {
         definition: Box::new(definition),
     };

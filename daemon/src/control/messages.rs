@@ -457,6 +457,9 @@ pub struct ResourceDefinition {
     /// Commands of the `handlers` section, by name.
     #[serde(default)]
     pub handlers: Options,
+    /// Time limit of a handler in seconds (`cmd-timeout-long`, config-and-cli.md 2.1); 0: none; absent: 600.
+    #[serde(default)]
+    pub handler_seconds: Option<u64>,
 }
 
 /// One volume.

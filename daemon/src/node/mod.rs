@@ -218,8 +218,12 @@ impl Node {
 
     async fn down(&self, resource: &str, force: Force) -> Result<CommandAnswer, CommandAnswer> {
         let _changing = self.changing.lock().await;
+        Ok(self.take_down(resource, force).await)
+    }
+
+    async fn take_down(&self, resource: &str, force: Force) -> CommandAnswer {
         if self.definition(resource).is_err() {
-            return Ok(CommandAnswer::success());
+            return CommandAnswer::success();
         }
         let deadline = tokio::time::Instant::now() + CLIENTS_PATIENCE;
         let answer = loop {
@@ -240,7 +244,7 @@ impl Node {
         if answer.is_success() {
             self.remove(resource).await;
         }
-        Ok(answer)
+        answer
     }
 
     /// Ends the loop of a resource that is down and forgets it.
@@ -311,29 +315,36 @@ impl Node {
             .map(from_engine)
     }
 
-    /// Ends everything in order: clients are let go, resources are taken down.
-    pub(crate) async fn stop_everything(&self) {
+    /// Ends everything in order: clients are let go, resources are taken down. None waits for another: each may have a disk or a client
+    /// that hangs.
+    pub(crate) async fn stop_everything(self: &Arc<Self>) {
         self.stopping.store(true, Ordering::Release);
         let names: Vec<String> = self.resources().keys().cloned().collect();
-        for name in &names {
-            let text = "tandemd is stopping".to_owned();
-            let released = self.ask(name, |done| Message::ReleaseClients { text, done });
-            if tokio::time::timeout(RELEASE_PATIENCE, released)
-                .await
-                .is_err()
-            {
-                tracing::warn!(resource = %name, "clients with unanswered requests are cut off");
-            }
+        let mut ends = tokio::task::JoinSet::new();
+        for name in names {
+            let node = Arc::clone(self);
+            ends.spawn(async move { node.stop(&name).await });
         }
-        for name in &names {
-            match tokio::time::timeout(DOWN_PATIENCE, self.down(name, Force::Yes)).await {
-                Ok(Ok(answer)) if answer.is_success() => {}
-                Ok(Ok(answer) | Err(answer)) => {
-                    tracing::warn!(resource = %name, number = answer.number, "not taken down: {}", answer.text);
-                }
-                Err(_) => {
-                    tracing::warn!(resource = %name, "not taken down within {DOWN_PATIENCE:?}")
-                }
+        while ends.join_next().await.is_some() {}
+    }
+
+    async fn stop(&self, name: &str) {
+        let text = "tandemd is stopping".to_owned();
+        let released = self.ask(name, |done| Message::ReleaseClients { text, done });
+        if tokio::time::timeout(RELEASE_PATIENCE, released)
+            .await
+            .is_err()
+        {
+            tracing::warn!(resource = %name, "clients with unanswered requests are cut off");
+        }
+        // New resources are refused by now: nothing else changes what is there.
+        match tokio::time::timeout(DOWN_PATIENCE, self.take_down(name, Force::Yes)).await {
+            Ok(answer) if answer.is_success() => {}
+            Ok(answer) => {
+                tracing::warn!(resource = %name, number = answer.number, "not taken down: {}", answer.text);
+            }
+            Err(_) => {
+                tracing::warn!(resource = %name, "not taken down within {DOWN_PATIENCE:?}");
             }
         }
     }

@@ -26,7 +26,7 @@ use crate::blackbox::{self, SharedBox};
 use crate::control::messages::{HandlerReport, Options, ResourceDefinition};
 use crate::disk::backing::BackingPaths;
 use crate::disk::{self, Disks};
-use crate::handlers::{self, HANDLER_TIMEOUT, Handlers};
+use crate::handlers::{self, Handlers};
 use crate::nbd::{Clients, NewClient};
 use crate::peer::{LinkSettings, Peer};
 use crate::places::Places;
@@ -251,7 +251,7 @@ impl<E: Engine> ResourceLoop<E> {
     ) -> std::io::Result<ResourceLoop<E>> {
         let disks = Disks::new(&definition.name, disk::Engine::Best)?;
         let name: Arc<str> = definition.name.as_str().into();
-        let runner = handlers::Runner::new(name, surroundings.handlers, HANDLER_TIMEOUT)?;
+        let runner = handlers::Runner::new(name, surroundings.handlers)?;
         Ok(ResourceLoop {
             engine,
             effects: Effects::new(),
@@ -594,6 +594,7 @@ impl<E: Engine> ResourceLoop<E> {
             name,
             command,
             environment,
+            limit: handlers::limit(&self.definition),
         };
         if let Err(call) = self.runner.run(job) {
             tracing::error!(handler = %call.report.handler, "the thread that runs handlers has died");

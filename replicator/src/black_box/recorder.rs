@@ -189,7 +189,13 @@ impl Recorder {
             .filter(|bytes| bytes.capacity() <= 2 * CHUNK_BYTES)
             .unwrap_or_default();
         bytes.clear();
-        bytes.reserve(length + 5);
+        // The first one grows with a short history; later ones are sure to be filled, and are given their room at once.
+        let room = if self.chunks.is_empty() {
+            length + 5
+        } else {
+            room
+        };
+        bytes.reserve_exact(room);
         self.chunks.push_back(Chunk { bytes, events: 0 });
     }
 

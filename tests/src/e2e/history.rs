@@ -40,6 +40,9 @@ pub fn stamp(run: u64, writer: u64, number: u64, block: u64) -> Vec<u8> {
     bytes
 }
 
+/// A block that nobody wrote.
+static ZEROES: [u8; BLOCK] = [0; BLOCK];
+
 /// What a block's contents say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Contents {
@@ -58,7 +61,11 @@ pub enum Contents {
 
 /// Reads the stamp of a block.
 pub fn contents(run: u64, block: u64, bytes: &[u8]) -> Contents {
-    if bytes.iter().all(|byte| *byte == 0) {
+    // Compared as a whole: byte by byte takes seconds for many disks, without optimisation.
+    if bytes
+        .chunks(BLOCK)
+        .all(|part| *part == ZEROES[..part.len()])
+    {
         return Contents::Empty;
     }
     let word = |at: usize| {

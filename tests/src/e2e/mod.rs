@@ -7,12 +7,14 @@
 pub mod address;
 pub mod chaos;
 pub mod client;
+pub mod day;
 pub mod failover;
 pub mod history;
 pub mod hung;
 pub mod load;
 pub mod node;
 pub mod pair;
+pub mod pings;
 pub mod process;
 pub mod proxy;
 pub mod record;

@@ -39,6 +39,23 @@ struct Shared {
     blocked: [AtomicBool; 2],
     /// Bytes that each direction still carries before the cut; negative: no cut is planned.
     bytes_left: [AtomicI64; 2],
+    /// What arrives, if somebody wants to know.
+    heard: Mutex<Option<Vec<Heard>>>,
+    /// Counts connections.
+    connections: AtomicU64,
+}
+
+/// Bytes that came to a proxy.
+#[derive(Clone, Debug)]
+pub struct Heard {
+    /// Their connection, counted from 0.
+    pub connection: u64,
+    /// Their direction.
+    pub flow: Flow,
+    /// When they came.
+    pub at: Instant,
+    /// They.
+    pub bytes: Vec<u8>,
 }
 
 impl Shared {
@@ -51,6 +68,20 @@ impl Shared {
             bytes_per_second: AtomicU64::new(0),
             blocked: [AtomicBool::new(false), AtomicBool::new(false)],
             bytes_left: [AtomicI64::new(NO_CUT), AtomicI64::new(NO_CUT)],
+            heard: Mutex::new(None),
+            connections: AtomicU64::new(0),
+        }
+    }
+
+    fn hear(&self, connection: u64, flow: Flow, bytes: &[u8]) {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(heard) = heard.as_mut() {
+            heard.push(Heard {
+                connection,
+                flow,
+                at: Instant::now(),
+                bytes: bytes.to_vec(),
+            });
         }
     }
 
@@ -178,6 +209,26 @@ impl Proxy {
         self.shared.blocked[flow as usize].store(blocked, Ordering::SeqCst);
     }
 
+    /// From now on what arrives is kept.
+    pub fn listen(&self) {
+        let mut heard = self
+            .shared
+            .heard
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *heard = Some(Vec::new());
+    }
+
+    /// What has arrived since [`Proxy::listen`].
+    pub fn heard(&self) -> Vec<Heard> {
+        let heard = self
+            .shared
+            .heard
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        heard.clone().unwrap_or_default()
+    }
+
     /// Lets connections through again; a planned cut is off.
     pub fn heal(&self) {
         for left in &self.shared.bytes_left {
@@ -233,8 +284,9 @@ fn join(client: TcpStream, node: TcpStream, shared: &Arc<Shared>) {
     let (Ok(client_out), Ok(node_out)) = (client.try_clone(), node.try_clone()) else {
         return;
     };
-    direction(client, node_out, Flow::In, cuts, shared);
-    direction(node, client_out, Flow::Out, cuts, shared);
+    let number = shared.connections.fetch_add(1, Ordering::SeqCst);
+    direction(client, node_out, (Flow::In, number), cuts, shared);
+    direction(node, client_out, (Flow::Out, number), cuts, shared);
 }
 
 /// One direction of a connection.
@@ -253,15 +305,27 @@ struct Queue {
     ended: bool,
 }
 
-fn direction(from: TcpStream, to: TcpStream, flow: Flow, cuts: u64, shared: &Arc<Shared>) {
+fn direction(
+    from: TcpStream,
+    to: TcpStream,
+    (flow, connection): (Flow, u64),
+    cuts: u64,
+    shared: &Arc<Shared>,
+) {
     let way = Arc::new(Way::default());
     let reader = (Arc::clone(&way), Arc::clone(shared));
     let writer = (way, Arc::clone(shared));
-    std::thread::spawn(move || pull(from, &reader.0, cuts, &reader.1));
+    std::thread::spawn(move || pull(from, &reader.0, (flow, connection), cuts, &reader.1));
     std::thread::spawn(move || push(to, &writer.0, flow, cuts, &writer.1));
 }
 
-fn pull(mut from: TcpStream, way: &Way, cuts: u64, shared: &Shared) {
+fn pull(
+    mut from: TcpStream,
+    way: &Way,
+    (flow, connection): (Flow, u64),
+    cuts: u64,
+    shared: &Shared,
+) {
     let mut buffer = vec![0; 64 << 10];
     loop {
         if shared.cuts.load(Ordering::SeqCst) != cuts {
@@ -274,6 +338,7 @@ fn pull(mut from: TcpStream, way: &Way, cuts: u64, shared: &Shared) {
         match from.read(&mut buffer) {
             Ok(0) => break,
             Ok(length) => {
+                shared.hear(connection, flow, &buffer[..length]);
                 let delay = Duration::from_micros(shared.delay_micros.load(Ordering::SeqCst));
                 let mut queue = lock(way);
                 queue
