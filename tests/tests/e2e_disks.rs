@@ -4,7 +4,7 @@
 use std::fs;
 
 use tandem_tests::e2e::client::Fua;
-use tandem_tests::e2e::node::{Meta, Settings};
+use tandem_tests::e2e::node::{Meta, Node, Settings};
 use tandem_tests::e2e::pair::{LinkKind, Pair};
 use tandem_tests::e2e::record::{name_blocks, pattern, read_disk};
 use tandem_tests::e2e::tool;
@@ -365,6 +365,51 @@ fn a_backing_file_deleted_while_down_is_named_and_the_other_node_goes_on() {
     fs::File::create(&path).unwrap().set_len(16 << 20).unwrap();
     pair.bravo.must(&["create-md", "--force", "r0"]);
     pair.bravo.must(&["up", "r0"]);
+    pair.down_and_compare(&record);
+}
+
+/// Another disk where the old one was: blank, of this size.
+fn replace_disk(node: &Node, bytes: u64) {
+    fs::remove_file(node.disk(0)).unwrap();
+    let disk = fs::File::create(node.disk(0)).unwrap();
+    disk.set_len(bytes).unwrap();
+}
+
+/// docs/guide.md, "A disk is replaced": the node stays up, and so does what uses the device.
+#[test]
+fn a_replaced_disk_of_either_node_is_filled_while_a_client_writes() {
+    let pair = Pair::synced(&Settings::default(), LinkKind::Direct);
+    let mut record = pair.record();
+    let mut client = pair.client(&pair.alpha);
+    let mut write = |offset: u64, tag: u32| {
+        let data = pattern(tag, 256 << 10);
+        client.write(offset, &data, Fua::Yes).unwrap();
+        record.write(offset, &data);
+    };
+    write(0, 1);
+    for (node, other, tag) in [(&pair.bravo, &pair.alpha, 2), (&pair.alpha, &pair.bravo, 3)] {
+        let before = other.counter(0, "ns") + other.counter(0, "nr");
+        node.must(&["detach", "r0"]);
+        other.wait_state("Connected", "UpToDate/Diskless");
+        replace_disk(node, pair.settings.disk_bytes);
+        write(u64::from(tag) << 20, tag);
+        // The blank disk has no metadata: it is refused, and what to type is said.
+        let ended = node.adm(&["attach", "r0"]);
+        let refused = ended.code.is_some_and(|code| code != 0) && ended.says("create-md r0");
+        assert!(refused, "{}\n{}", ended.all(), pair.logs());
+        node.must(&["create-md", "r0"]);
+        node.must(&["attach", "r0"]);
+        write(8 << 20, tag + 10);
+        pair.wait_synced();
+        let copied = other.counter(0, "ns") + other.counter(0, "nr") - before;
+        let all = pair.device_bytes() / 1024;
+        assert!(
+            copied >= all,
+            "{copied} of {all} KiB were copied\n{}",
+            pair.logs()
+        );
+    }
+    client.disconnect().unwrap();
     pair.down_and_compare(&record);
 }
 

@@ -12,6 +12,31 @@ use tandem_tests::sim::{Spec, run};
 /// A history that was wrong once, by protocol and seed, and why.
 const SEEDS: &[(Protocol, u64, &str)] = &[
     (
+        Protocol::B,
+        3_066_333,
+        "a node that was promoted while it was to become the source lacked what its peer had given up: the judge called that reordered",
+    ),
+    (
+        Protocol::C,
+        2_310_298,
+        "a frozen write was answered after the node that had it was promoted alone: the judge missed that it had it",
+    ),
+    (
+        Protocol::B,
+        3_014_029,
+        "a write was answered by a disk that had failed meanwhile, while the peer had only received it",
+    ),
+    (
+        Protocol::A,
+        3_084_779,
+        "nodes were compared while one of them had not heard that its stream was cut",
+    ),
+    (
+        Protocol::A,
+        3_088_243,
+        "a crashed Primary that was promoted again without its disk did not have what had been on its way: the judge missed it",
+    ),
+    (
         Protocol::A,
         3_075_555,
         "a target that was promoted by force showed what only its source had written: the judge did not know that place",
@@ -320,6 +345,11 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         Protocol::A,
         3_001_427,
         "what the peer had flushed was taken for durable on the failed disk of its Primary, too",
+    ),
+    (
+        Protocol::C,
+        3_117_721,
+        "under pass_on a source whose disk had failed a write lost the link when its target had finished, and wrote on in the target's generation",
     ),
 ];
 

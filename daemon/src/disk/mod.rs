@@ -98,6 +98,8 @@ pub(crate) struct Disks {
     pool: Pool,
     ring: Option<Ring<Ticket>>,
     helper: Helper<Helped>,
+    /// I/O on memory filesystems, which the loop's thread does itself in [`Disks::submit`].
+    inline: Vec<(Ticket, Inline)>,
     backings: BTreeMap<VolumeNumber, Backing>,
     events: VecDeque<Event>,
     finished: Vec<Finished<Ticket>>,
@@ -130,6 +132,7 @@ impl Disks {
             pool: Pool::new(),
             ring,
             helper: Helper::new(resource, threads)?,
+            inline: Vec::new(),
             backings: BTreeMap::new(),
             events: VecDeque::new(),
             finished: Vec::new(),
@@ -152,7 +155,10 @@ impl Disks {
     /// Operations that have not been answered.
     #[cfg(test)]
     pub(crate) fn waiting(&self) -> usize {
-        self.helper.waiting() + self.events.len() + self.ring.as_ref().map_or(0, Ring::in_flight)
+        self.helper.waiting()
+            + self.inline.len()
+            + self.events.len()
+            + self.ring.as_ref().map_or(0, Ring::in_flight)
     }
 
     /// Opens and locks a backing device.
@@ -337,8 +343,7 @@ impl Disks {
     fn transfer(&mut self, ticket: Ticket, transfer: Transfer) {
         let device = Arc::clone(&ticket.device);
         if device.place == Where::Memory {
-            let result = transfer.run(&ticket, &self.pool);
-            self.events.push_back(answer(ticket, result));
+            self.inline.push((ticket, Inline::Transfer(transfer)));
             return;
         }
         match &mut self.ring {
@@ -363,28 +368,27 @@ impl Disks {
     }
 
     fn zero(&mut self, ticket: Ticket, unmap: Unmap, fua: Fua) {
-        let pool = self.pool.clone();
-        let run = move |ticket: &Ticket| {
-            let range = (ticket.offset, ticket.length);
-            inline::zero(&ticket.device, &pool, range, unmap, fua).map(|()| None)
-        };
         if ticket.device.place == Where::Memory {
-            let result = run(&ticket);
-            self.events.push_back(answer(ticket, result));
-        } else {
-            self.helper.run(move || {
-                let result = run(&ticket);
-                Helped::Io(ticket, result)
-            });
+            self.inline.push((ticket, Inline::Zero(unmap, fua)));
+            return;
         }
+        let pool = self.pool.clone();
+        self.helper.run(move || {
+            let result = Inline::Zero(unmap, fua).run(&ticket, &pool);
+            Helped::Io(ticket, result)
+        });
     }
 
-    /// Hands everything started to the kernel, and looks at what has completed already.
+    /// Hands everything started to the kernel, or does it at once where the medium is memory, and looks at what has completed already.
     ///
     /// # Errors
     /// The ring itself is broken: nothing can be said about what is in it. Going on would hang the writes of applications without a
     /// word, so the loop must end, as in a crash.
     pub(crate) fn submit(&mut self) -> io::Result<()> {
+        for (ticket, work) in self.inline.drain(..) {
+            let result = work.run(&ticket, &self.pool);
+            self.events.push_back(answer(ticket, result));
+        }
         while let Some(ring) = &mut self.ring {
             let before = ring.queued();
             ring.submit()?;
@@ -472,6 +476,24 @@ impl Transfer {
                 inline::write(device, pool, ticket.offset, &data, fua).map(|()| None)
             }
             Transfer::Flush => inline::flush(&device.file).map(|()| None),
+        }
+    }
+}
+
+/// I/O that one thread does from end to end.
+enum Inline {
+    Transfer(Transfer),
+    Zero(Unmap, Fua),
+}
+
+impl Inline {
+    fn run(self, ticket: &Ticket, pool: &Pool) -> io::Result<Option<Block>> {
+        match self {
+            Inline::Transfer(transfer) => transfer.run(ticket, pool),
+            Inline::Zero(unmap, fua) => {
+                let range = (ticket.offset, ticket.length);
+                inline::zero(&ticket.device, pool, range, unmap, fua).map(|()| None)
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! One loop per resource: the engine, client sockets, peer sockets, disks and timers on one thread.
 //!
-//! A turn collects everything that has happened, lets the engine handle it, hands all disk operations to the kernel with one call and
-//! writes once to each socket. Nothing in a turn waits.
+//! A turn collects everything that has happened, lets the engine handle it, writes once to each of the peer's sockets, hands all disk
+//! operations to the kernel with one call and writes once to each client. Nothing in a turn waits.
 
 mod inquiries;
 mod spawn;
@@ -288,10 +288,12 @@ impl<E: Engine> ResourceLoop<E> {
             self.collect(context);
             let busy = !self.queue.is_empty();
             self.handle_all();
+            // Before the own disk's work: the peer is awake, and its disk at work, meanwhile.
+            self.peer.flush(context, &mut self.batch);
             if let Err(error) = self.disks.submit() {
                 return Poll::Ready(Err(format!("io_uring refuses the submission: {error}")));
             }
-            self.send_all(context);
+            self.send_to_clients(context);
             if self.quitting {
                 return Poll::Ready(Ok(()));
             }
@@ -637,9 +639,8 @@ impl<E: Engine> ResourceLoop<E> {
         }
     }
 
-    fn send_all(&mut self, context: &mut Context<'_>) {
+    fn send_to_clients(&mut self, context: &mut Context<'_>) {
         let mut batch = std::mem::take(&mut self.batch);
-        self.peer.flush(context, &mut batch);
         self.clients.flush(context, &mut batch);
         self.queue.extend(batch.drain(..));
         self.batch = batch;

@@ -65,7 +65,7 @@ pub(crate) struct Volume {
     /// The peer is told of the generation that is on its way to the disk as soon as it is there.
     pub(crate) generation_untold: bool,
     /// Under `pass_on` a write failed on this disk, the last good one, which the peer's may have in this connection: checksums that it
-    /// made before say nothing.
+    /// made before say nothing, and its bit does not say that the peer lacks it.
     pub(crate) write_failed: bool,
     /// The peer was told to skip the initial sync, and its P_STATE does not say so yet.
     pub(crate) skip_untold: bool,

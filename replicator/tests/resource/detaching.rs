@@ -25,6 +25,21 @@ fn down() -> Command {
     Command::Down { force: Force::No }
 }
 
+/// Node 0 has this policy from here on.
+fn on_io_error(world: &mut World, on_io_error: OnIoError) {
+    let options = DiskOptions {
+        on_io_error,
+        ..DiskOptions::default()
+    };
+    world.ok(
+        0,
+        Command::DiskOptions {
+            volume: VOLUME,
+            options,
+        },
+    );
+}
+
 /// A Primary without a peer, with UpToDate data and no bit set.
 fn primary_alone() -> World {
     let mut world = World::alone();
@@ -152,17 +167,7 @@ fn a_failed_write_of_the_activity_log_detaches_and_answers_everyone() {
 #[test]
 fn the_handler_runs_when_the_policy_says_so() {
     let mut world = primary_alone();
-    let options = DiskOptions {
-        on_io_error: OnIoError::CallLocalIoError,
-        ..DiskOptions::default()
-    };
-    world.ok(
-        0,
-        Command::DiskOptions {
-            volume: VOLUME,
-            options,
-        },
-    );
+    on_io_error(&mut world, OnIoError::CallLocalIoError);
     world.fail(0, writes_data);
     world.write(0, 0, 4096, 1);
     world.run_until("the disk is gone", |world| {
@@ -175,17 +180,7 @@ fn the_handler_runs_when_the_policy_says_so() {
 #[test]
 fn with_pass_on_the_last_good_disk_stays_after_a_failed_write() {
     let mut world = primary_alone();
-    let options = DiskOptions {
-        on_io_error: OnIoError::PassOn,
-        ..DiskOptions::default()
-    };
-    world.ok(
-        0,
-        Command::DiskOptions {
-            volume: VOLUME,
-            options,
-        },
-    );
+    on_io_error(&mut world, OnIoError::PassOn);
     world.fail(0, writes_data);
     let id = world.write(0, 0, 4096, 1);
     assert!(world.reply(0, id).unwrap().is_err());
@@ -200,17 +195,7 @@ fn with_pass_on_the_last_good_disk_stays_after_a_failed_write() {
 fn with_pass_on_a_write_that_only_a_peer_left_behind_has_is_an_error() {
     let mut world = World::ready(&protocol(Protocol::B));
     world.primary(0);
-    let options = DiskOptions {
-        on_io_error: OnIoError::PassOn,
-        ..DiskOptions::default()
-    };
-    world.ok(
-        0,
-        Command::DiskOptions {
-            volume: VOLUME,
-            options,
-        },
-    );
+    on_io_error(&mut world, OnIoError::PassOn);
     world.hold(0, writes_data);
     let id = world.write(0, 0, 4096, 1);
     world.settle();

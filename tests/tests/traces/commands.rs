@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use tandem_replicator::{NewArea, PeerRoom};
 use tandem_tests::sim::stamp::Content;
 use tandem_tests::sim::world::Rotten;
 
@@ -175,4 +176,65 @@ fn t38_online_verify_found_differences() {
         "WFBitMapT Sec/Pri Outdated/UpToDate [C, 0, H1, H2] oos=1",
     );
     from_a_with_c(&mut lab, 1);
+}
+
+/// Both backing devices have grown by half, and node A is told.
+fn grown(area: NewArea) -> Lab {
+    let mut lab = Lab::start();
+    lab.follow("T50");
+    for node in [A, B] {
+        lab.world.nodes[node].data.grow(BLOCKS / 2 * 4096);
+    }
+    let resize = Command::Resize {
+        volume: VOLUME,
+        size: 0,
+        room: PeerRoom::Asked,
+        area,
+    };
+    lab.world.command(A, resize);
+    lab
+}
+
+fn both_have_twelve_blocks(lab: &mut Lab) {
+    lab.wait("both devices have grown", |world| {
+        let bytes = |node: usize| {
+            let status = world.nodes[node].status.as_ref();
+            status.map(|status| status.bytes)
+        };
+        [A, B].map(bytes) == [Some(12 * 4096); 2]
+    });
+}
+
+#[test]
+fn t50_online_growth() {
+    let mut lab = grown(NewArea::Resync);
+    lab.row(
+        "B has grown",
+        "Connected Pri/Sec UpToDate/UpToDate [C*, 0, H1, H2] oos=0",
+        "WFSyncUUID Sec/Pri Outdated/UpToDate [C, 0, H1, H2] oos=4",
+    );
+    lab.row(
+        "A has grown",
+        "SyncSource Pri/Sec UpToDate/Inconsistent [C*, S1, H1, H2] oos=4",
+        "SyncTarget Sec/Pri Inconsistent/UpToDate [S1, 0, H1, H2] oos=4",
+    );
+    lab.handlers(&FROM_A[..1], &FROM_A[1..]);
+    lab.finished(
+        "Connected Pri/Sec UpToDate/UpToDate [C*, 0, S1, H1] oos=0",
+        "Connected Sec/Pri UpToDate/UpToDate [C, 0, S1, H1] oos=0",
+    );
+    lab.handlers(&[], &["after-resync-target"]);
+    both_have_twelve_blocks(&mut lab);
+}
+
+#[test]
+fn t50_without_a_resync_if_the_new_area_is_clean() {
+    let mut lab = grown(NewArea::AssumeClean);
+    both_have_twelve_blocks(&mut lab);
+    lab.row(
+        "both have grown",
+        "Connected Pri/Sec UpToDate/UpToDate [C*, 0, H1, H2] oos=0",
+        "Connected Sec/Pri UpToDate/UpToDate [C, 0, H1, H2] oos=0",
+    );
+    lab.handlers(&[], &[]);
 }

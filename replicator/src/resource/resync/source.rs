@@ -387,8 +387,9 @@ impl Resource {
     }
 
     /// Whether the target of this source, in this state, may have a disk that is UpToDate in this node's generation: it has everything, and
-    /// was not heard (T23), since every set bit may be of a block that was sent, or of a write on its way; or it had the same generation
-    /// before, and may have lost its power before it was told that it is a target (rules 36, 40, 41); or the two are in sync.
+    /// was not heard (T23), since every set bit may be of a block that was sent, of a write on its way, or of what only this node's disk
+    /// failed; or it had the same generation before, and may have lost its power before it was told that it is a target (rules 36, 40,
+    /// 41); or the two are in sync.
     pub(crate) fn target_may_have_the_generation(
         &self,
         number: VolumeNumber,
@@ -420,8 +421,11 @@ impl Resource {
             .peer
             .uuids
             .is_some_and(|peer| current(&peer.set) == current(&volume.generations.uuids));
+        // What this disk failed has bits here that the target need not have.
+        let own_bits =
+            volume.write_failed || volume.backing.as_ref().is_some_and(|at| at.read_failed);
         // The last bit of a device may cover less than 4 KiB.
-        same || volume.bits_set() <= (sent + on_their_way).div_ceil(8)
+        same || own_bits || volume.bits_set() <= (sent + on_their_way).div_ceil(8)
     }
 
     /// The target has the same: nothing is sent, and it acknowledges nothing any more (6.3).

@@ -98,6 +98,7 @@ impl Oracle {
             view.alone = false;
             view.promised = None;
             view.discard = false;
+            view.parted = 0;
         }
         self.settle_open(history, nodes);
         Ok(())

@@ -104,6 +104,14 @@ impl Oracle {
             return Err(format!("{} is Primary and sees a Primary", name(node)));
         }
         let cut = old.conn.is_connected() && !new.conn.is_connected();
+        let view = &mut self.views[node];
+        view.linked = new.conn.is_connected();
+        if cut && old.role == Role::Primary {
+            view.parted = tick;
+        } else if new.role != Role::Primary && old.role == Role::Primary && !cut && view.linked {
+            // The peer has it durably (docs/durability.md, "Order on disk", 12).
+            view.parted = 0;
+        }
         if cut && new.disk != DiskState::UpToDate && self.protocol == Protocol::A {
             self.lose_what_was_on_its_way(node, &nodes[1 - node]);
         }
@@ -358,12 +366,17 @@ impl Oracle {
                 self.views[node].client = self.histories[history].acknowledged.clone();
             } else if state.disk == DiskState::UpToDate {
                 self.views[node].client = self.views[node].live.clone();
+                if self.views[peer].discard && self.same_history() {
+                    // What only the peer has is given up before this node writes.
+                    self.give_up_what_is_missing(self.views[node].history, &nodes[node]);
+                }
             } else {
                 let peers = self.views[peer].history;
                 let own = std::mem::replace(&mut self.views[node].history, peers);
                 if own != peers {
                     self.views[node].on_disk.get_or_insert(own);
                 }
+                self.take_over_without_what_was_on_its_way(node, &nodes[peer]);
                 self.views[node].client = self.views[peer].live.clone();
             }
             return Ok(());

@@ -135,6 +135,10 @@ struct View {
     left_in_cache: Vec<u64>,
     /// It is Primary.
     primary: bool,
+    /// It is connected.
+    linked: bool,
+    /// When, as Primary, it died or lost its link last: what it had answered before may have been on its way. 0: nothing is.
+    parted: u64,
     /// Its own disk is UpToDate.
     up_to_date: bool,
     /// Its own disk failed, or it has none.

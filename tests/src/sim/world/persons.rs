@@ -121,20 +121,9 @@ impl World {
         }
         self.net.hosts[node] = self.nodes[node].host;
         self.net.process_gone(self.now, node, power);
-        if self.has_not_stored_that_it_is_alone(node) {
-            self.oracle
-                .forgets_that_it_went_on(node, &self.nodes[1 - node]);
-        }
         self.clients.node_died(node, &mut self.oracle);
         self.oracle.died(node, power, &self.nodes[node]);
         self.take_net();
-    }
-
-    /// The disks of both nodes are of one generation: that of the node which has just died does not say that it went on without its peer.
-    fn has_not_stored_that_it_is_alone(&mut self, node: usize) -> bool {
-        let mut current = |node: usize| self.nodes[node].uuids_on_disk().map(|uuids| uuids[0] & !1);
-        let own = current(node);
-        own.is_some() && own == current(1 - node)
     }
 
     /// The disk of a target that has just died says that the resync from its peer has ended: it took over the current generation, and
