@@ -143,8 +143,8 @@ pub(crate) const WORDS: &[Word] = &[
         "down",
         Action::Down,
         Scope::Resource,
-        &[],
-        "demote, disconnect, detach, forget the resource",
+        &["force"],
+        "demote, disconnect, detach, forget the resource; --force ends in any case, as after a crash if a disk or a client hangs",
     ),
     word(
         "status",

@@ -211,3 +211,46 @@ fn sigterm_ends_a_daemon_one_of_whose_disks_hangs_and_the_others_are_in_order() 
     assert!(written.is_ok(), "{written:?}\n{}", fleet.logs());
     disk.go_on();
 }
+
+#[test]
+fn down_by_force_ends_a_resource_whose_disk_hangs() {
+    let Some((pair, disk)) = synced(Whose::Secondary, PINGS, LinkKind::Direct) else {
+        return;
+    };
+    let mut record = pair.record();
+    let data = pattern(3, 64 << 10);
+    disk.stop();
+    let writer = {
+        let (socket, data) = (pair.alpha.socket(), data.clone());
+        thread::spawn(move || {
+            let mut client = Client::connect(&socket, "r0", CLIENT_LIMIT).unwrap();
+            client.write(1 << 20, &data, Fua::Yes).unwrap();
+            client.disconnect().unwrap();
+        })
+    };
+    // One that waits for the disk, and keeps the one with force waiting for a while.
+    let mut patient = pair.bravo.adm_begun(&["down", "r0"]);
+    pair.bravo.wait_word("cstate", &["Disconnecting"]);
+    let ended = pair.bravo.adm(&["down", "--force", "r0"]);
+    assert_eq!(ended.code, Some(0), "{ended:?}\n{}", pair.logs());
+    for words in ["those of a crash", "it stays locked"] {
+        assert!(ended.stderr.contains(words), "{words}: {ended:?}");
+    }
+    // The one that waited sees that it is down; the client's write is answered by the node that is left.
+    assert!(patient.wait().unwrap().success(), "{}", pair.logs());
+    assert!(writer.join().is_ok(), "{}", pair.logs());
+    record.write(1 << 20, &data);
+    // Nobody else writes to the disk as long as something of before may reach it.
+    pair.bravo
+        .refused(&["up", "r0"], 10, &["taken down by force"]);
+    disk.go_on();
+    let up = || pair.bravo.adm(&["adjust", "r0"]).code == Some(0);
+    wait::until(
+        "the disk is free",
+        STATE_LIMIT,
+        || up().then_some(()),
+        || pair.logs(),
+    );
+    pair.wait_synced();
+    pair.down_and_compare(&record);
+}

@@ -78,10 +78,7 @@ fn call_of(run: &Run<'_>, target: &Target) -> Result<Call, Failure> {
     let volume = target.volume;
     let force = backend::force_given(run.arguments);
     Ok(match run.word.action {
-        Action::Down => Call::Down {
-            resource,
-            force: false,
-        },
+        Action::Down => Call::Down { resource, force },
         Action::Detach => Call::Detach {
             resource,
             volume,

@@ -236,7 +236,7 @@ fn open_device(path: &str, usage: Use) -> Result<Device, OpenError> {
     let is_block = kind.is_block_device();
     // O_EXCL without O_CREAT claims a block device: mount, mkfs and drbdmeta are kept away, and we see if they were first.
     let exclusive = is_block && usage != Use::Slot;
-    let (file, align) = open_patiently(path, exclusive, &metadata).map_err(|error| {
+    let file = open_patiently(path, exclusive, &metadata).map_err(|error| {
         if error.raw_os_error() == Some(libc::EBUSY) {
             OpenError {
                 number: usage.busy(),
@@ -252,16 +252,14 @@ fn open_device(path: &str, usage: Use) -> Result<Device, OpenError> {
             failed("open", &error)
         }
     })?;
+    // Before the first I/O: a disk that hangs and is in use is refused at once.
     lock(&file, path, usage)?;
+    let align = alignment(&file).map_err(|error| failed("read", &error))?;
     describe(file, path, is_block, align).map_err(|error| failed("measure", &error))
 }
 
 /// Opens; a block device that is claimed by nobody who can be named gets some time (see [`LEFTOVER_LOCK`]).
-fn open_patiently(
-    path: &str,
-    exclusive: bool,
-    metadata: &std::fs::Metadata,
-) -> io::Result<(File, usize)> {
+fn open_patiently(path: &str, exclusive: bool, metadata: &std::fs::Metadata) -> io::Result<File> {
     let start = Instant::now();
     loop {
         match open_direct(path, exclusive) {
@@ -277,8 +275,8 @@ fn open_patiently(
     }
 }
 
-/// Opens with O_DIRECT where the filesystem takes it and 512-byte I/O works (or the device's own block size); buffered otherwise.
-fn open_direct(path: &str, exclusive: bool) -> io::Result<(File, usize)> {
+/// Opens with O_DIRECT where the filesystem takes it.
+fn open_direct(path: &str, exclusive: bool) -> io::Result<File> {
     let claim = if exclusive {
         OFlags::EXCL
     } else {
@@ -291,28 +289,33 @@ fn open_direct(path: &str, exclusive: bool) -> io::Result<(File, usize)> {
             .custom_flags((flags | claim | OFlags::CLOEXEC).bits().cast_signed())
             .open(path)
     };
-    let file = match open(OFlags::DIRECT) {
-        Ok(file) => file,
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            return Ok((open(OFlags::empty())?, 1));
-        }
-        Err(error) => return Err(error),
-    };
-    let align = logical_block(&file)?;
-    if file.metadata()?.len() >= 2 * u64::from(align)
-        || file.metadata()?.file_type().is_block_device()
-    {
+    match open(OFlags::DIRECT) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => open(OFlags::empty()),
+        result => result,
+    }
+}
+
+/// What offsets and memory of I/O on `file` are multiples of: the device's block size where O_DIRECT works with it; otherwise 1, and
+/// O_DIRECT is given up.
+fn alignment(file: &File) -> io::Result<usize> {
+    let flags = rustix::fs::fcntl_getfl(file)?;
+    if !flags.contains(OFlags::DIRECT) {
+        return Ok(1);
+    }
+    let align = logical_block(file)?;
+    let metadata = file.metadata()?;
+    if metadata.len() >= 2 * u64::from(align) || metadata.file_type().is_block_device() {
         let mut probe = Pool::new().block(align as usize);
         match file.read_at(probe.as_mut(), u64::from(align)) {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                drop(file);
-                return Ok((open(OFlags::empty())?, 1));
+                rustix::fs::fcntl_setfl(file, flags - OFlags::DIRECT)?;
+                return Ok(1);
             }
             // Other errors are for the first real read to report: a bad sector must not change how a disk is opened.
             Ok(_) | Err(_) => {}
         }
     }
-    Ok((file, align as usize))
+    Ok(align as usize)
 }
 
 /// How long a lock that no living process holds is waited for: the kernel ends the io_uring of a daemon that was killed some time after
@@ -337,10 +340,15 @@ fn lock(file: &File, path: &str, usage: Use) -> Result<(), OpenError> {
             std::thread::sleep(LOCK_POLL);
             continue;
         }
-        let who = holder.map_or_else(
-            || format!("another program: {error}"),
-            crate::process::name_of,
-        );
+        let own = i32::try_from(std::process::id()).ok();
+        let who = match holder {
+            None => format!("another program: {error}"),
+            Some(holder) if Some(holder) == own => {
+                "this daemon: another resource uses it, or one that was taken down by force and whose disk has not answered yet"
+                    .to_owned()
+            }
+            Some(holder) => crate::process::name_of(holder),
+        };
         return Err(OpenError {
             number: usage.busy(),
             text: format!("the {} {path} is locked by {who}", usage.words()),

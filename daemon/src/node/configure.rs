@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 
-use super::{Node, Running};
+use super::{DOWN_PATIENCE, Node, Running};
 use crate::control::messages::{CommandAnswer, ResourceDefinition, ResourceReport};
 use crate::exports::{self, Scope};
 use crate::resource_loop::{Message, disk_options_command};
@@ -15,13 +15,8 @@ impl Node {
         self: &Arc<Node>,
         definition: ResourceDefinition,
     ) -> Result<CommandAnswer, CommandAnswer> {
-        let _changing = self.changing.lock().await;
-        if self.is_stopping() {
-            return Err(
-                CommandAnswer::failure(162, "Invalid configuration request", 10)
-                    .with_info("tandemd is stopping"),
-            );
-        }
+        let turn = self.turn(&definition.name);
+        let _mine = turn.lock().await;
         let warnings = settings::check(&definition).map_err(|error| {
             CommandAnswer::failure(162, "Invalid configuration request", 10)
                 .with_info(error.to_string())
@@ -31,8 +26,8 @@ impl Node {
         let mut answer = match existing {
             // Its loop has ended: a new one begins as after a crash.
             Some(old) if self.has_failed(&old.name) => {
-                self.remove(&old.name).await;
-                self.start(definition)?
+                self.remove(&old.name, DOWN_PATIENCE).await;
+                self.start_beside_others(definition)?
             }
             Some(old) if same_shape(&old, &definition) => self.redefine(&old, definition).await,
             Some(old) => {
@@ -46,16 +41,32 @@ impl Node {
                             old.name
                         )));
                 }
-                self.remove(&old.name).await;
-                self.start(definition)?
+                self.remove(&old.name, DOWN_PATIENCE).await;
+                self.start_beside_others(definition)?
             }
-            None => self.start(definition)?,
+            None => self.start_beside_others(definition)?,
         };
         for warning in &warnings {
             tracing::warn!("{warning}");
         }
         answer.info.extend(warnings);
         Ok(answer)
+    }
+
+    /// Starts a resource that has nothing that another one has. One at a time: two that want the same cannot both pass the check.
+    fn start_beside_others(
+        self: &Arc<Node>,
+        definition: ResourceDefinition,
+    ) -> Result<CommandAnswer, CommandAnswer> {
+        let _alone = self.starting();
+        if self.is_stopping() {
+            return Err(
+                CommandAnswer::failure(162, "Invalid configuration request", 10)
+                    .with_info("tandemd is stopping"),
+            );
+        }
+        self.check_against_others(&definition)?;
+        self.start(definition)
     }
 
     fn check_against_others(&self, definition: &ResourceDefinition) -> Result<(), CommandAnswer> {

@@ -30,8 +30,11 @@ const REPORT_PATIENCE: Duration = Duration::from_secs(1);
 /// How long clients get to be let go when the daemon ends.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long a resource gets to go down when the daemon ends.
+/// How long a resource gets to go down when the daemon ends, or when force is used.
 const DOWN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the loop of a resource that is given up may take to end: no disk is waited for.
+const FORCED_PATIENCE: Duration = Duration::from_secs(1);
 
 /// "Device is held open by someone" (state-machine.md 2.7).
 const DEVICE_IN_USE: i32 = -12;
@@ -39,6 +42,13 @@ const DEVICE_IN_USE: i32 = -12;
 /// How long `down` waits for clients to leave: a program that has just ended, or a file system that was just unmounted, needs a
 /// moment to let go of the device.
 const CLIENTS_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Whether the loop of a resource has ended. If not, a disk keeps it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    Yes,
+    No,
+}
 
 /// A resource that is up.
 struct Running {
@@ -53,8 +63,10 @@ pub(crate) struct Node {
     surroundings: Surroundings,
     spawner: Spawner,
     resources: Mutex<BTreeMap<String, Running>>,
-    /// Commands that add or remove resources come one at a time.
-    changing: tokio::sync::Mutex<()>,
+    /// Commands that add a resource or take it down come one at a time for each resource: what hangs in one keeps no other one waiting.
+    turns: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// Held while a new resource is compared with the others and started.
+    starting: Mutex<()>,
     changes: watch::Sender<u64>,
     stopping: AtomicBool,
     stop: Notify,
@@ -67,7 +79,8 @@ impl Node {
             surroundings,
             spawner,
             resources: Mutex::default(),
-            changing: tokio::sync::Mutex::default(),
+            turns: Mutex::default(),
+            starting: Mutex::default(),
             changes: watch::Sender::new(0),
             stopping: AtomicBool::new(false),
             stop: Notify::new(),
@@ -78,6 +91,17 @@ impl Node {
         self.resources
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn starting(&self) -> MutexGuard<'_, ()> {
+        self.starting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whose turn it is to add or take down a resource of this name.
+    fn turn(&self, resource: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        Arc::clone(turns.entry(resource.to_owned()).or_default())
     }
 
     /// Whether the daemon is on its way down.
@@ -217,8 +241,32 @@ impl Node {
     }
 
     async fn down(&self, resource: &str, force: Force) -> Result<CommandAnswer, CommandAnswer> {
-        let _changing = self.changing.lock().await;
-        Ok(self.take_down(resource, force).await)
+        let turn = self.turn(resource);
+        if force == Force::No {
+            let _mine = turn.lock().await;
+            return Ok(self.take_down(resource, force).await);
+        }
+        // What went before may hang for the reason for which force is used.
+        let _mine = tokio::time::timeout(DOWN_PATIENCE, turn.lock()).await;
+        match tokio::time::timeout(DOWN_PATIENCE, self.take_down(resource, force)).await {
+            Ok(answer) if answer.is_success() => Ok(answer),
+            Ok(_) | Err(_) => Ok(self.give_up(resource).await),
+        }
+    }
+
+    /// Forgets a resource that cannot be taken down, as if its node had crashed.
+    async fn give_up(&self, resource: &str) -> CommandAnswer {
+        tracing::warn!(resource, "given up by force: as after a crash");
+        let ended = self.remove(resource, FORCED_PATIENCE).await;
+        let answer = CommandAnswer::success().with_info(
+            "it did not go down in order: its metadata are those of a crash, and the next `up` treats them so",
+        );
+        match ended {
+            Ended::Yes => answer,
+            Ended::No => answer.with_info(
+                "its disk does not answer; it stays locked, and what was under way may still reach it, until it does",
+            ),
+        }
     }
 
     async fn take_down(&self, resource: &str, force: Force) -> CommandAnswer {
@@ -242,15 +290,15 @@ impl Node {
             tokio::time::sleep(commands::DEMOTE_PAUSE).await;
         };
         if answer.is_success() {
-            self.remove(resource).await;
+            self.remove(resource, DOWN_PATIENCE).await;
         }
         answer
     }
 
-    /// Ends the loop of a resource that is down and forgets it.
-    async fn remove(&self, name: &str) {
+    /// Ends the loop of a resource, and forgets it even if that takes longer than one can wait.
+    async fn remove(&self, name: &str, patience: Duration) -> Ended {
         let Some(running) = self.resources().remove(name) else {
-            return;
+            return Ended::Yes;
         };
         for task in &running.tasks {
             task.abort();
@@ -267,14 +315,19 @@ impl Node {
         let _ = running.handle.inbox.send(Message::Quit).await;
         let thread = running.handle.thread;
         let ended = tokio::task::spawn_blocking(move || thread.join().is_ok());
-        if tokio::time::timeout(DOWN_PATIENCE, ended).await.is_err() {
-            tracing::error!(
-                resource = name,
-                "its loop does not end: a disk does not answer"
-            );
-        }
+        let ended = match tokio::time::timeout(patience, ended).await {
+            Ok(_) => Ended::Yes,
+            Err(_) => {
+                tracing::error!(
+                    resource = name,
+                    "its loop does not end: a disk does not answer"
+                );
+                Ended::No
+            }
+        };
         self.changes.send_modify(|count| *count += 1);
         tracing::info!(resource = name, "resource is down");
+        ended
     }
 
     /// Asks a loop and waits for its answer.
@@ -318,8 +371,11 @@ impl Node {
     /// Ends everything in order: clients are let go, resources are taken down. None waits for another: each may have a disk or a client
     /// that hangs.
     pub(crate) async fn stop_everything(self: &Arc<Self>) {
-        self.stopping.store(true, Ordering::Release);
-        let names: Vec<String> = self.resources().keys().cloned().collect();
+        let names: Vec<String> = {
+            let _none_starts = self.starting();
+            self.stopping.store(true, Ordering::Release);
+            self.resources().keys().cloned().collect()
+        };
         let mut ends = tokio::task::JoinSet::new();
         for name in names {
             let node = Arc::clone(self);
@@ -337,7 +393,6 @@ impl Node {
         {
             tracing::warn!(resource = %name, "clients with unanswered requests are cut off");
         }
-        // New resources are refused by now: nothing else changes what is there.
         match tokio::time::timeout(DOWN_PATIENCE, self.take_down(name, Force::Yes)).await {
             Ok(answer) if answer.is_success() => {}
             Ok(answer) => {

@@ -212,7 +212,6 @@ struct ResourceLoop<E> {
     effects: Effects,
     definition: Arc<ResourceDefinition>,
     surroundings: Surroundings,
-    disks: Disks,
     peer: Peer,
     clients: Clients,
     runner: handlers::Runner<HandlerCall>,
@@ -238,6 +237,8 @@ struct ResourceLoop<E> {
     black_box: SharedBox,
     /// What the engine noted for its black box, reused by every event.
     tape: Vec<u8>,
+    /// The last to be dropped: a disk that hangs keeps it, and nobody else, waiting.
+    disks: Disks,
 }
 
 impl<E: Engine> ResourceLoop<E> {
