@@ -340,15 +340,15 @@ fn lock(file: &File, path: &str, usage: Use) -> Result<(), OpenError> {
             std::thread::sleep(LOCK_POLL);
             continue;
         }
-        let own = i32::try_from(std::process::id()).ok();
-        let who = match holder {
-            None => format!("another program: {error}"),
-            Some(holder) if Some(holder) == own => {
-                "this daemon: another resource uses it, or one that was taken down by force and whose disk has not answered yet"
-                    .to_owned()
-            }
-            Some(holder) => crate::process::name_of(holder),
-        };
+        let mut who = holder.map_or_else(
+            || format!("another program: {error}"),
+            crate::process::name_of,
+        );
+        if holder.is_some_and(|holder| u32::try_from(holder) == Ok(std::process::id())) {
+            who.push_str(
+                ", this daemon: another resource uses it, or one that was taken down by force and whose disk has not answered yet",
+            );
+        }
         return Err(OpenError {
             number: usage.busy(),
             text: format!("the {} {path} is locked by {who}", usage.words()),
