@@ -211,8 +211,13 @@ fn disk(
             adm(format!("attach {target}")),
         )),
         "Failed" => Some(remark(
-            format!("volume {number}: the local disk failed{why} and is being let go"),
-            None,
+            format!(
+                "volume {number}: the local disk failed{why}, or is detached, and is let go when it has answered what was asked of it"
+            ),
+            Some(format!(
+                "{}   # only if it never answers",
+                invocation.adm(&format!("down --force {}", resource.name))
+            )),
         )),
         "Inconsistent" if volume.resync.is_none() && !volume.connection.starts_with("Paused") => {
             Some(remark(
