@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+use tandem_metadata::Uuids;
 use tandem_replicator::state::word::{ConnState, DiskState};
 use tandem_replicator::{Command, Force, Protocol};
 use tandem_tests::sim::lab::{A, B, Lab, primary, settings};
@@ -350,6 +351,11 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         Protocol::C,
         3_117_721,
         "under pass_on a source whose disk had failed a write lost the link when its target had finished, and wrote on in the target's generation",
+    ),
+    (
+        Protocol::C,
+        3_155_097,
+        "a disk whose history its peer had forgotten waited for ever for an answer to its offer",
     ),
 ];
 
@@ -802,4 +808,30 @@ fn a_restarted_peer_of_a_primary_without_a_disk_starts_a_generation_when_it_is_p
     lab.wait("A refuses", |world| {
         world.nodes[A].state().unwrap().conn == ConnState::StandAlone
     });
+}
+
+#[test]
+fn a_disk_whose_data_is_unrelated_to_the_peers_is_refused_in_words_and_synced_with_new_metadata() {
+    let mut lab = Lab::start();
+    lab.ok(B, detach(Force::No));
+    let stranger = Uuids {
+        current: 0x5e5e_0000_0000_0000,
+        bitmap: 0,
+        history: [0; 2],
+    };
+    lab.world.nodes[B].set_generation(stranger).unwrap();
+    lab.ok(B, ATTACH);
+    lab.wait("B lets its disk go", |world| {
+        let status = world.nodes[B].status.as_ref();
+        let error = status.and_then(|status| status.disk_error.as_ref());
+        error.is_some_and(|error| error.contains("unrelated") && error.contains("create-md"))
+    });
+    lab.row(
+        "refused",
+        "Connected Pri/Sec UpToDate/Diskless [A1*, C*, H1, H2] oos=0",
+        "Connected Sec/Pri Diskless/UpToDate [S1, 0, 0, 0] oos=0",
+    );
+    lab.world.nodes[B].create_metadata().unwrap();
+    lab.ok(B, ATTACH);
+    lab.wait("both are equal", tandem_tests::sim::World::compare_if_idle);
 }

@@ -494,6 +494,9 @@ impl Resource {
                     Reason::LacksWrites => {
                         format!("; type: tandem adm create-md {name}, tandem adm attach {name}")
                     }
+                    Reason::Unrelated | Reason::SplitBrain | Reason::BothDiscard => format!(
+                        "; to give up what is on this disk type: tandem adm create-md {name}, tandem adm attach {name}"
+                    ),
                     _ => String::new(),
                 };
                 let text = format!("the disk cannot be attached to this peer: {reason}{next}");
@@ -520,7 +523,11 @@ impl Resource {
                     .volumes
                     .get(&number)
                     .map_or(ConnState::Connected, |at| at.state.conn);
-                self.accept_report(number, report, conn.max(ConnState::Connected))
+                self.accept_report(number, report, conn.max(ConnState::Connected))?;
+                // Nothing has changed here; the peer waits for an answer to its offer, and comes to the same result by it.
+                self.send_uuids(number);
+                self.send_state(number);
+                Ok(())
             }
             RefusalOutcome::ProtocolError => Err(format!("{reason}")),
             RefusalOutcome::StandAlone => {

@@ -241,7 +241,10 @@ impl Person {
             // A disk that is refused, since the application saw newer data on the peer, is taken once that peer is there again.
             let rough = world.settings.seed >= FIRST_ROUGH_SEED;
             let peer_first = rough && alone && self.attempts[node].is_multiple_of(2);
-            if diskless && !peer_first {
+            if diskless && state.conn.is_connected() && told_to_create_metadata(world, node) {
+                recreate(world, node);
+                world.command(node, Command::Attach { volume: VOLUME });
+            } else if diskless && !peer_first {
                 world.command(node, Command::Attach { volume: VOLUME });
             } else {
                 world.connect(node, false);
@@ -389,12 +392,8 @@ impl Person {
                 }
             }
             Decision::Recreate => {
-                world.say(format!("{} gets new metadata", name(victim)));
                 world.stop(victim, false);
-                world.oracle.discard(victim);
-                if let Err(why) = world.nodes[victim].create_metadata() {
-                    world.fail(why);
-                }
+                recreate(world, victim);
                 world.connect(survivor, false);
                 self.split = None;
                 self.attempts = [0; 2];
@@ -411,5 +410,21 @@ impl Person {
                 world.clients.resting = [false; 2];
             }
         }
+    }
+}
+
+/// Whether the node says that its disk can only be attached with new metadata.
+fn told_to_create_metadata(world: &World, node: usize) -> bool {
+    let status = world.nodes[node].status.as_ref();
+    let error = status.and_then(|status| status.disk_error.as_ref());
+    error.is_some_and(|error| error.contains("create-md"))
+}
+
+/// What is on the disk of this node is given up.
+fn recreate(world: &mut World, node: usize) {
+    world.say(format!("{} gets new metadata", name(node)));
+    world.oracle.discard(node);
+    if let Err(why) = world.nodes[node].create_metadata() {
+        world.fail(why);
     }
 }
