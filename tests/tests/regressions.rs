@@ -357,6 +357,11 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         3_155_097,
         "a disk whose history its peer had forgotten waited for ever for an answer to its offer",
     ),
+    (
+        Protocol::A,
+        3_158_691,
+        "the oracle forgot what a peer without its disk had on its way when the other node was promoted beside it (its own mistake)",
+    ),
 ];
 
 #[test]

@@ -90,34 +90,35 @@ impl Oracle {
         self.views[node].client = client;
     }
 
-    /// This node died as Primary, or was parted from its peer, and is promoted without its disk: its clients go on with what the peer has,
-    /// as if that had been promoted alone. Under A and B the peer need not have what was on its way then.
-    pub(super) fn take_over_without_what_was_on_its_way(&mut self, node: usize, peer: &Node) {
-        let parted = std::mem::take(&mut self.views[node].parted);
+    /// The node `former` died as Primary, or was parted from its peer, and has no good disk when one of the two is promoted: clients go on
+    /// with what the other one, `keeper`, has on its disk, as if that had been promoted alone. Under A and B it need not have what was on
+    /// its way then.
+    pub(super) fn take_over_without_what_was_on_its_way(&mut self, former: usize, keeper: &Node) {
+        let parted = std::mem::take(&mut self.views[former].parted);
         if self.protocol == Protocol::C || parted == 0 || !self.same_history() {
             return;
         }
         let tick = self.tick();
-        let history = self.views[node].history;
+        let history = self.views[former].history;
         let on_its_way = |write: &Write| {
             write.acknowledged && !write.remote_only && write.ended.is_some_and(|at| at <= parted)
         };
         for (sector, id) in self.histories[history].acknowledged.clone() {
-            let has = self.views[1 - node].live.get(&sector).copied();
+            let has = self.views[1 - former].live.get(&sector).copied();
             let floor = has.unwrap_or(NEVER_WRITTEN);
             if !on_its_way(&self.writes[id as usize]) || !self.is_before(floor, id, history) {
                 continue;
             }
             self.histories[history].acknowledged.insert(sector, floor);
             self.histories[history].flushed.remove(&sector);
-            let view = &mut self.views[node];
+            let view = &mut self.views[former];
             for own in [&mut view.live, &mut view.kept, &mut view.durable] {
                 let has = own.get(&sector).copied().unwrap_or(NEVER_WRITTEN);
                 if self.writes[has as usize].submitted > self.writes[floor as usize].submitted {
                     own.insert(sector, floor);
                 }
             }
-            for gone in self.missing(history, sector, floor, peer) {
+            for gone in self.missing(history, sector, floor, keeper) {
                 if on_its_way(&self.writes[gone as usize]) {
                     self.writes[gone as usize].cache_lost.get_or_insert(tick);
                 }

@@ -365,6 +365,9 @@ impl Oracle {
                 let history = self.views[node].history;
                 self.views[node].client = self.histories[history].acknowledged.clone();
             } else if state.disk == DiskState::UpToDate {
+                if state.pdsk < DiskState::Inconsistent {
+                    self.take_over_without_what_was_on_its_way(peer, &nodes[node]);
+                }
                 self.views[node].client = self.views[node].live.clone();
                 if self.views[peer].discard && self.same_history() {
                     // What only the peer has is given up before this node writes.
