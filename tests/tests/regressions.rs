@@ -362,6 +362,11 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         3_158_691,
         "the oracle forgot what a peer without its disk had on its way when the other node was promoted beside it (its own mistake)",
     ),
+    (
+        Protocol::C,
+        3_164_500,
+        "a resize began a resync without bitmaps while the peer's disk lacked blocks that an earlier one could not copy",
+    ),
 ];
 
 #[test]

@@ -136,6 +136,22 @@ impl Resource {
                 .with_info("the peer has no disk: it has to be attached first");
             return Some(answer.with_hint(format!("tandem adm attach {name} (on the peer)")));
         }
+        if connected && (state.disk != DiskState::UpToDate || state.pdsk != DiskState::UpToDate) {
+            // The resync of a new area begins without an exchange of bitmaps: what only the source counts would be lost.
+            let whose = if state.disk == DiskState::UpToDate {
+                "the peer's disk lacks"
+            } else {
+                "this disk lacks"
+            };
+            let answer = Answer::failure(Failure::ResizeDuringResync).with_info(format!(
+                "{whose} blocks that a resync could not copy: it has to be attached again, and in sync, first"
+            ));
+            let hint = format!("tandem adm detach {name} && tandem adm attach {name}");
+            return Some(answer.with_hint(match state.disk {
+                DiskState::UpToDate => format!("{hint} (on the peer)"),
+                _ => hint,
+            }));
+        }
         if wish.size != 0 && wish.size < volume.bytes {
             let text = format!(
                 "the device has {} bytes, asked for were {}: it would lose its end, which is not supported",
