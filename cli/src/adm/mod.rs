@@ -7,6 +7,7 @@ mod options;
 mod resize;
 mod show;
 mod state;
+mod version;
 mod waiting;
 
 pub(crate) use show::{connection_of_nine, replication_of_nine};
@@ -205,6 +206,11 @@ fn dispatch(
         Action::HiddenCommands => return Ok(help::hidden()),
         Action::Status => return crate::status::adm::run(invocation, arguments),
         Action::Events => return crate::status::events::run(invocation, arguments),
+        Action::Version if !arguments.targets.is_empty() => {
+            let line = format!("'{}' takes no resource", word.name);
+            return Err(Failure::new(USAGE, line).next(invocation.adm(word.name)));
+        }
+        Action::Version => return version::run(invocation).map(|()| 0),
         Action::Proc => return show::proc(invocation).map(|()| 0),
         Action::Probe => {
             let [target] = &arguments.targets[..] else {

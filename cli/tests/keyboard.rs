@@ -1,0 +1,94 @@
+//! What the person at the keyboard is told when something is stuck, lost or of another version: two nodes with real daemons.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{Node, Run, two_nodes};
+use rustix::process::Pid;
+
+/// A state that does not come within this time does not come.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+fn quiet(run: &Run) {
+    assert_eq!((run.code, run.out.as_str()), (0, ""), "{run:?}");
+}
+
+/// Repeats a question until it is answered as wanted.
+fn until(node: &Node, words: &[&str], wanted: &str) {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let run = node.adm(words);
+        if run.out == wanted {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "{words:?} never said {wanted:?}, but {run:?}\n{}",
+            node.adm(&["proc"]).out
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A synced pair whose commands give up after a few seconds, the first node Primary.
+fn synced_pair() -> (Node, Node) {
+    let (alpha, beta) = two_nodes();
+    for node in [&alpha, &beta] {
+        let text = String::from_utf8(node.read("etc/drbd.conf")).unwrap();
+        node.write(
+            "etc/drbd.conf",
+            format!("global {{ cmd-timeout-medium 3; }}\n{text}"),
+        );
+        assert_eq!(node.adm(&["create-md", "r0"]).code, 0);
+        quiet(&node.adm(&["up", "r0"]));
+    }
+    quiet(&alpha.adm(&["wait-connect", "--wfc-timeout=60", "r0"]));
+    quiet(&alpha.adm(&["primary", "--force", "r0"]));
+    until(&alpha, &["dstate", "r0"], "UpToDate/UpToDate\n");
+    (alpha, beta)
+}
+
+fn pid_of_daemon(node: &Node) -> Pid {
+    let text = String::from_utf8(node.read("run/tandem/tandemd.pid")).unwrap();
+    Pid::from_raw(text.trim().parse().unwrap()).unwrap()
+}
+
+fn says(run: &Run, code: i32, words: &[&str]) {
+    assert_eq!(run.code, code, "{run:?}");
+    for words in words {
+        assert!(
+            run.err.contains(words) || run.out.contains(words),
+            "{words:?}: {run:?}"
+        );
+    }
+}
+
+#[test]
+fn version_names_the_tool_the_daemon_and_what_was_agreed_with_the_peer() {
+    let own = format!("tandem {}, protocol 100-101\n", env!("CARGO_PKG_VERSION"));
+    let alone = Node::pair("alpha").adm(&["version"]);
+    assert_eq!(alone.code, 0, "{alone:?}");
+    assert_eq!(alone.out, format!("{own}tandemd is not running\n"));
+    let (alpha, beta) = synced_pair();
+    let daemon = format!(
+        "tandemd {} (pid {}), protocol 100-101, control socket 1\n",
+        env!("CARGO_PKG_VERSION"),
+        pid_of_daemon(&alpha).as_raw_nonzero()
+    );
+    let told = alpha.adm(&["version"]);
+    assert_eq!((told.code, told.err.as_str()), (0, ""));
+    assert_eq!(
+        told.out,
+        format!("{own}{daemon}r0: protocol 101 agreed with beta, which speaks 100-101\n")
+    );
+    quiet(&beta.adm(&["down", "r0"]));
+    until(&alpha, &["cstate", "r0"], "WFConnection\n");
+    let told = alpha.adm(&["version"]);
+    assert_eq!(
+        told.out,
+        format!("{own}{daemon}r0: beta is not connected (WFConnection)\n")
+    );
+    says(&alpha.adm(&["version", "r0"]), 1, &["takes no resource"]);
+}
