@@ -6,7 +6,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Node, Run, two_nodes};
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal};
 
 /// A state that does not come within this time does not come.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -91,4 +91,70 @@ fn version_names_the_tool_the_daemon_and_what_was_agreed_with_the_peer() {
         format!("{own}{daemon}r0: beta is not connected (WFConnection)\n")
     );
     says(&alpha.adm(&["version", "r0"]), 1, &["takes no resource"]);
+}
+
+/// Stopped as long as it lives.
+struct Frozen(Pid);
+
+impl Frozen {
+    fn daemon_of(node: &Node) -> Frozen {
+        let pid = pid_of_daemon(node);
+        rustix::process::kill_process(pid, Signal::STOP).unwrap();
+        Frozen(pid)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = rustix::process::kill_process(self.0, Signal::CONT);
+    }
+}
+
+#[test]
+fn a_command_to_a_frozen_daemon_may_still_be_carried_out_and_says_so() {
+    let (alpha, _beta) = synced_pair();
+    let frozen = Frozen::daemon_of(&alpha);
+    let pid = frozen.0.as_raw_nonzero();
+    let unanswered = format!("tandemd (pid {pid}) did not answer within ");
+    let look = format!("next: ps -o pid,stat,wchan:24,etime,args -p {pid} ");
+    std::thread::scope(|scope| {
+        let events = scope.spawn(|| alpha.adm(&["events2", "--now", "r0"]));
+        let demotion = alpha.adm(&["secondary", "r0"]);
+        says(
+            &demotion,
+            20,
+            &[&unanswered, "may still be carried out", &look],
+        );
+        assert!(!demotion.err.contains("status"), "{demotion:?}");
+        let version = alpha.adm(&["version"]);
+        says(&version, 20, &["tandem ", "protocol 100-101", &look]);
+        assert!(!version.err.contains("carried out"), "{version:?}");
+        let events = events.join().unwrap();
+        says(&events, 20, &[&unanswered, &look]);
+        assert!(!events.err.contains("within 0 s"), "{events:?}");
+    });
+    drop(frozen);
+    until(&alpha, &["role", "r0"], "Secondary/Secondary\n");
+}
+
+#[test]
+fn events_of_a_resource_that_nobody_knows_are_refused_and_those_of_one_that_is_down_are_not() {
+    let (alpha, _beta) = synced_pair();
+    let unknown = alpha.adm(&["events2", "nope"]);
+    says(
+        &unknown,
+        1,
+        &["'nope' not defined in your config (for this host)."],
+    );
+    assert_eq!(unknown.out, "");
+    let now = alpha.adm(&["events2", "--now", "nope"]);
+    says(&now, 0, &["'nope' not defined"]);
+    assert_eq!(now.out, "exists -\n");
+    quiet(&alpha.adm(&["down", "r0"]));
+    let down = alpha.adm(&["events2", "--now", "r0"]);
+    assert_eq!(
+        (down.code, down.out.as_str()),
+        (0, "exists -\n"),
+        "{down:?}"
+    );
 }
