@@ -13,6 +13,7 @@ mod waiting;
 pub(crate) use show::{connection_of_nine, replication_of_nine};
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::arguments::{ArgumentError, Arguments, GENERAL, Given};
 use crate::backend;
@@ -29,6 +30,16 @@ pub(crate) struct Run<'a> {
     pub(crate) word: &'static Word,
     pub(crate) arguments: &'a Arguments,
     pub(crate) configuration: &'a Configuration,
+}
+
+impl Run<'_> {
+    /// How long one step of a command may take (`cmd-timeout-medium`).
+    pub(crate) fn patience(&self) -> Duration {
+        self.configuration
+            .config
+            .global_options()
+            .cmd_timeout_medium
+    }
 }
 
 /// Runs drbdadm's command line (without the program's name) and returns its exit code.

@@ -2,7 +2,9 @@
 
 use tandem_config::ResolvedResource;
 use tandem_daemon::control::ControlClient;
-use tandem_daemon::control::messages::{Call, CommandAnswer, ResourceReport, VolumeReport};
+use tandem_daemon::control::messages::{
+    Call, CommandAnswer, ResourceReport, StandAlone, VolumeReport, WaitFor,
+};
 
 use super::Run;
 use crate::backend;
@@ -31,6 +33,9 @@ const OPEN_DISK_FAILED: i32 = 104;
 
 /// "No valid meta-data signature found."
 const NO_METADATA: i32 = 119;
+
+/// "Can only attach to the data we lost last": the peer has what this disk lacks.
+const DATA_NOT_CURRENT: i32 = 150;
 
 /// "Meta device too small": the last of them.
 const META_TOO_SMALL: i32 = 112;
@@ -400,9 +405,9 @@ pub(super) fn up(run: &Run<'_>, targets: &[Target]) -> Result<u8, Failure> {
         return Ok(highest);
     }
     let mut client = daemon::start(run.invocation)?;
-    type Stage = fn(&Run<'_>, &mut ControlClient, &Target) -> Outcome;
+    type Stage = fn(&Run<'_>, &mut ControlClient, &Target) -> Result<Step, Failure>;
     let mut stages: Vec<(&str, Stage)> = vec![("adjust res", |run, client, target| {
-        configure(run, client, &target.view)
+        configure(run, client, &target.view).map(|()| Step::Done)
     })];
     if run.word.action != Action::NewResource {
         if !run.arguments.has("skip-disk") {
@@ -418,13 +423,18 @@ pub(super) fn up(run: &Run<'_>, targets: &[Target]) -> Result<u8, Failure> {
         }
     };
     tell("[");
+    let mut later = Vec::new();
     for (label, stage) in stages {
         let mut kept = Vec::new();
         let mut line = format!("  {label}:");
         for target in alive {
             line.push_str(&format!(" {}", target.view.name));
             match stage(run, &mut client, target) {
-                Ok(()) => kept.push(target),
+                Ok(Step::Done) => kept.push(target),
+                Ok(Step::AfterConnect(refusal)) => {
+                    kept.push(target);
+                    later.push((target, refusal));
+                }
                 Err(failure) => {
                     failure.print();
                     line.push_str(&format!("({})", failure.exit));
@@ -435,8 +445,54 @@ pub(super) fn up(run: &Run<'_>, targets: &[Target]) -> Result<u8, Failure> {
         tell(&line);
         alive = kept;
     }
+    for (target, refusal) in later {
+        if let Err(failure) = attach_after_connect(run, &mut client, target, refusal) {
+            failure.print();
+            highest = highest.max(failure.exit);
+        }
+    }
     tell("]");
     Ok(highest)
+}
+
+/// What came of a stage of `up`.
+enum Step {
+    Done,
+    /// The disk lacks what its peer has: it is attached when they are connected. Until then it was refused like this.
+    AfterConnect(Failure),
+}
+
+/// The second attempt to attach a disk that lacks what its peer has.
+fn attach_after_connect(
+    run: &Run<'_>,
+    client: &mut ControlClient,
+    target: &Target,
+    refusal: Failure,
+) -> Outcome {
+    let name = &target.view.name;
+    let patience = run.patience();
+    err(&format!(
+        "{name}: the disk lacks what was written since it was lost: it is attached once the peer is connected, which may take up to {} s",
+        patience.as_secs()
+    ));
+    let call = Call::Wait {
+        resource: name.clone(),
+        volume: None,
+        until: WaitFor::Connected,
+        stand_alone: StandAlone::Ends,
+    };
+    let waited = client
+        .command(call, Some(patience))
+        .map_err(|error| daemon::failed(run.invocation, &error))?;
+    if !waited.is_success() {
+        return Err(refusal.line(format!(
+            "{name}: the peer was not connected, so the disk stays as it is"
+        )));
+    }
+    match attach_missing(run, client, target)? {
+        Step::Done => Ok(()),
+        Step::AfterConnect(refusal) => Err(refusal),
+    }
 }
 
 /// What can be refused or has to be said before anything is started.
@@ -470,7 +526,12 @@ fn volume_of(report: Option<&ResourceReport>, number: u16) -> Option<&VolumeRepo
         .find(|volume| volume.number == number)
 }
 
-fn attach_missing(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Outcome {
+fn attach_missing(
+    run: &Run<'_>,
+    client: &mut ControlClient,
+    target: &Target,
+) -> Result<Step, Failure> {
+    let connects = !run.arguments.has("skip-net") && !target.view.peers.is_empty();
     let report = report(run, client, &target.view.name)?;
     for volume in target.volumes().filter(|volume| volume.disk.is_some()) {
         let diskless = volume_of(report.as_ref(), volume.number)
@@ -485,27 +546,38 @@ fn attach_missing(run: &Run<'_>, client: &mut ControlClient, target: &Target) ->
             resource: target.view.name.clone(),
             volume: Some(volume.number),
         };
-        as_if(run, "attach", |run| {
+        let step = as_if(run, "attach", |run| {
             let answer = ask(run, client, call)?;
             if answer.number == ATTACHED_ALREADY {
                 // Another `up` at the same time was faster.
                 let now = self::report(run, client, &target.view.name)?;
                 if volume_of(now.as_ref(), volume.number).is_some_and(|now| now.disk != "Diskless")
                 {
-                    return Ok(());
+                    return Ok(Step::Done);
                 }
             }
-            judge(run, &one, answer)
+            let lacks = answer.number == DATA_NOT_CURRENT;
+            match judge(run, &one, answer) {
+                Err(refusal) if lacks && connects => Ok(Step::AfterConnect(refusal)),
+                judged => judged.map(|()| Step::Done),
+            }
         })?;
+        if matches!(step, Step::AfterConnect(_)) {
+            return Ok(step);
+        }
     }
-    Ok(())
+    Ok(Step::Done)
 }
 
-fn connect_missing(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Outcome {
+fn connect_missing(
+    run: &Run<'_>,
+    client: &mut ControlClient,
+    target: &Target,
+) -> Result<Step, Failure> {
     let report = report(run, client, &target.view.name)?;
     let standalone = report.is_none_or(|report| report.connection == "StandAlone");
     if target.view.peers.is_empty() || !standalone {
-        return Ok(());
+        return Ok(Step::Done);
     }
     let call = connect_call(run, target);
     as_if(run, "connect", |run| {
@@ -514,15 +586,19 @@ fn connect_missing(run: &Run<'_>, client: &mut ControlClient, target: &Target) -
             // Another `up` at the same time was faster.
             let now = self::report(run, client, &target.view.name)?;
             if now.is_some_and(|now| now.connection != "StandAlone") {
-                return Ok(());
+                return Ok(Step::Done);
             }
         }
-        judge(run, target, answer)
+        judge(run, target, answer).map(|()| Step::Done)
     })
 }
 
 /// A stage of `up` fails like the command that does only this stage.
-fn as_if(run: &Run<'_>, name: &str, act: impl FnOnce(&Run<'_>) -> Outcome) -> Outcome {
+fn as_if<T>(
+    run: &Run<'_>,
+    name: &str,
+    act: impl FnOnce(&Run<'_>) -> Result<T, Failure>,
+) -> Result<T, Failure> {
     match crate::words::find(name) {
         Some((word, _)) => act(&Run { word, ..*run }),
         None => act(run),
