@@ -1,14 +1,21 @@
-//! What the person at the keyboard is told while a disk lacks what its peer has, or is held by requests that wait.
+//! What the person at the keyboard is told while a disk hangs, lacks what its peer has, or is held by requests that wait.
+//!
+//! A disk that hangs is a FUSE file whose server is stopped. Where FUSE cannot be used the tests say so and pass.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 use std::io::Write as _;
 use std::net::Shutdown;
+use std::time::{Duration, Instant};
 
 use tandem_tests::e2e::client::Fua;
+use tandem_tests::e2e::hung::StoppableDisk;
 use tandem_tests::e2e::node::Settings;
 use tandem_tests::e2e::pair::{LinkKind, Pair};
 
 const BYTES: u64 = 8 << 20;
+
+/// One access of a disk may take two seconds; the rest is for a loaded machine.
+const GIVEN_UP: Duration = Duration::from_secs(30);
 
 /// From now on commands of the first node give up after two seconds.
 fn give_up_soon(pair: &Pair) {
@@ -17,6 +24,67 @@ fn give_up_soon(pair: &Pair) {
     let short = text.replace("usage-count no;", "usage-count no; cmd-timeout-medium 2;");
     assert_ne!(short, text);
     pair.alpha.write_config(&short);
+}
+
+/// A pair whose first node has its disk on FUSE.
+fn pair() -> Option<(Pair, StoppableDisk)> {
+    let settings = Settings::default().with_disk_bytes(BYTES);
+    let pair = Pair::configured(&settings, LinkKind::Direct, &std::env::temp_dir());
+    let disk = StoppableDisk::mount(&pair.alpha.disk(0), BYTES)?;
+    give_up_soon(&pair);
+    Some((pair, disk))
+}
+
+#[test]
+fn a_disk_that_does_not_answer_is_named_in_time() {
+    let Some((pair, disk)) = pair() else { return };
+    pair.alpha.must(&["create-md", "r0"]);
+    let before = pair.alpha.must(&["get-gi", "r0"]);
+    disk.stop();
+    for words in [
+        &["get-gi", "r0"][..],
+        &["show-gi", "r0"],
+        &["dump-md", "r0"],
+        &["dstate", "r0"],
+        &["outdate", "r0"],
+        &["apply-al", "r0"],
+        &["create-md", "--force", "r0"],
+        &["check-resize", "r0"],
+    ] {
+        let begun = Instant::now();
+        let path = pair.alpha.disk(0);
+        let named = [path.to_str().unwrap(), "does not answer", "within 2 s"];
+        pair.alpha.refused(words, 20, &named);
+        assert!(begun.elapsed() < GIVEN_UP, "{words:?}");
+    }
+    disk.go_on();
+    assert_eq!(pair.alpha.must(&["get-gi", "r0"]), before);
+}
+
+#[test]
+fn a_good_disk_that_hung_is_shown_as_good_when_it_is_read_again() {
+    let Some((mut pair, disk)) = pair() else {
+        return;
+    };
+    for node in [&mut pair.alpha, &mut pair.bravo] {
+        node.must(&["create-md", "r0"]);
+        node.start();
+    }
+    pair.bring_up();
+    pair.alpha.must(&["secondary", "r0"]);
+    let good = |text: &str| text.split(':').skip(4).take(2).eq(["1", "1"]);
+    let attached = pair.alpha.must(&["get-gi", "r0"]);
+    assert!(good(&attached), "{attached}");
+    disk.stop();
+    pair.alpha
+        .refused(&["get-gi", "r0"], 20, &["does not answer"]);
+    // It is let go while it hangs.
+    pair.alpha.must(&["detach", "--force", "r0"]);
+    disk.go_on();
+    let detached = pair.alpha.must(&["get-gi", "r0"]);
+    assert!(good(&detached), "{detached}");
+    let shown = pair.alpha.must(&["show-gi", "r0"]);
+    assert!(shown.contains("UpToDate"), "{shown}");
 }
 
 /// Alpha is Primary, has lost its disk while it was written to, and is alone.

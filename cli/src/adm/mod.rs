@@ -278,6 +278,9 @@ fn dispatch(
             }
         }
         if arguments.has("dry-run") {
+            for target in &targets {
+                metadata::preview(&run, target, set_gi.as_deref());
+            }
             return Ok(0);
         }
     }
