@@ -158,3 +158,32 @@ fn events_of_a_resource_that_nobody_knows_are_refused_and_those_of_one_that_is_d
         "{down:?}"
     );
 }
+
+#[test]
+fn what_would_do_nothing_or_hang_is_explained() {
+    let (alpha, beta) = synced_pair();
+    let sectors = (64 << 20) / 512;
+    let verify = alpha.adm(&["verify", "--start", &sectors.to_string(), "r0"]);
+    says(
+        &verify,
+        1,
+        &["the device has ", "Nothing was begun.", "next: "],
+    );
+    quiet(&beta.adm(&["down", "r0"]));
+    until(&alpha, &["cstate", "r0"], "WFConnection\n");
+    let wait = alpha.adm(&["wait-sync", "--wfc-timeout=1", "r0"]);
+    says(
+        &wait,
+        5,
+        &["gave up waiting", "r0/0: WFConnection, disks UpToDate/"],
+    );
+    let attached = alpha.adm(&["dump-md", "r0"]);
+    let next =
+        "next: TANDEM adm --root ROOT detach r0 && TANDEM adm --root ROOT apply-al r0   # or: ";
+    says(&attached, 1, &[next]);
+    quiet(&alpha.adm(&["secondary", "r0"]));
+    for words in [["detach", "r0"], ["apply-al", "r0"]] {
+        assert_eq!(alpha.adm(&words).code, 0, "{words:?}");
+    }
+    assert_eq!(alpha.adm(&["dump-md", "r0"]).code, 0);
+}

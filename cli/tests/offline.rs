@@ -126,7 +126,7 @@ fn usage_errors_end_with_1_and_say_what_to_type() {
         ),
         (
             &["connect", "r0:gamma"],
-            "Not a valid connection (r0:gamma) for this host\nPeers of r0: beta\n",
+            "Not a valid connection (r0:gamma) for this host\nPeers of r0: beta\nnext: TANDEM adm --root ROOT connect r0:beta\n",
         ),
         (
             &["forget-peer", "r0"],
@@ -582,6 +582,22 @@ fn unknown_words_of_tandem_itself_are_usage_errors() {
     assert_eq!(help.code, 0);
     for word in ["adm", "daemon", "status", "demo"] {
         assert!(help.out.contains(word), "{help:?}");
+    }
+    let root = node.root();
+    for (words, meant, next) in [
+        (vec!["version"], "version", "version"),
+        (vec!["help", "up"], "help", "help up"),
+        (
+            vec!["--root", &root, "down", "r0"],
+            "down",
+            "--root ROOT down r0",
+        ),
+    ] {
+        let run = node.run(common::PROGRAM, &words, "");
+        let text = format!(
+            "Unknown command '{meant}'\nDid you mean 'TANDEM adm {meant}'?\nnext: TANDEM adm {next}\n"
+        );
+        assert_eq!((run.code, run.err), (1, text), "{words:?}");
     }
     let status = node.run(common::PROGRAM, &["status", "--root", &node.root()], "");
     assert_eq!(status.code, 20);

@@ -11,7 +11,7 @@ use crate::backend;
 use crate::configuration::Target;
 use crate::failure::{CONFIGURATION, Failure, Outcome, USAGE};
 use crate::invocation::quoted;
-use crate::output::{err, out_line};
+use crate::output::{err, grouped, out_line};
 use crate::words::Action;
 use crate::{daemon, definition};
 
@@ -60,6 +60,7 @@ pub(super) fn run(run: &Run<'_>, target: &Target) -> Outcome {
             super::options::run(run, &mut client, target)
         }
         Action::Resize => super::resize::resize(run, &mut client, target),
+        Action::Verify => verify(run, &mut client, target),
         _ => {
             let call = call_of(run, target)?;
             command(run, &mut client, target, call)
@@ -165,6 +166,27 @@ pub(super) fn sectors(run: &Run<'_>, option: &str) -> Result<Option<u64>, Failur
     })
 }
 
+/// `verify`: one that would begin behind the end of the device is a mistake, not nothing to do.
+fn verify(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Outcome {
+    let start = sectors(run, "start")?.unwrap_or(0);
+    let report = report(run, client, &target.view.name)?;
+    for volume in target.volumes() {
+        let bytes = volume_of(report.as_ref(), volume.number).map_or(0, |volume| volume.bytes);
+        let end = bytes / 512;
+        if bytes > 0 && start >= end {
+            let (name, number) = (&target.view.name, volume.number);
+            let line = format!(
+                "{name}/{number}: --start={start}: the device has {end} sectors of 512 bytes, the last one is {}. Nothing was begun.",
+                end - 1
+            );
+            let next = run.invocation.adm(&format!("verify {}", target.name()));
+            return Err(Failure::new(USAGE, line).next(next));
+        }
+    }
+    let call = call_of(run, target)?;
+    command(run, client, target, call)
+}
+
 /// Sends a command and prints what has to be said about its answer.
 fn command(run: &Run<'_>, client: &mut ControlClient, target: &Target, call: Call) -> Outcome {
     let answer = ask(run, client, call)?;
@@ -218,16 +240,16 @@ pub(super) fn judge(run: &Run<'_>, target: &Target, answer: CommandAnswer) -> Ou
     let mut failure = Failure::new(
         answer.exit.max(1),
         format!(
-            "{}: {what}: ({}) {}",
+            "{}: {what}: {}{}",
             label(run, target, answer.volume),
-            answer.number,
+            numbered(answer.number),
             answer.text
         ),
     );
     if !answer.info.is_empty() {
         failure = failure.line("additional info:");
-        for line in &answer.info {
-            failure = failure.line(line.clone());
+        for line in grouped(&answer.info) {
+            failure = failure.line(line);
         }
     }
     let quiet = matches!(run.word.action, Action::Invalidate | Action::Outdate);
@@ -243,6 +265,14 @@ pub(super) fn judge(run: &Run<'_>, target: &Target, answer: CommandAnswer) -> Ou
         None => next_of(run, target, &answer),
     };
     Err(failure)
+}
+
+/// `(-12) `; of what drbdsetup has no number for, nothing.
+fn numbered(number: i32) -> String {
+    match number {
+        0 => String::new(),
+        number => format!("({number}) "),
+    }
 }
 
 /// What a step was about: the minor, the resource, or `??` where the connection is named by its addresses.
@@ -377,8 +407,10 @@ fn configure(run: &Run<'_>, client: &mut ControlClient, view: &ResolvedResource)
     let mut failure = Failure::new(
         answer.exit.max(1),
         format!(
-            "{}: Failure: ({}) {}",
-            view.name, answer.number, answer.text
+            "{}: Failure: {}{}",
+            view.name,
+            numbered(answer.number),
+            answer.text
         ),
     );
     for line in &answer.info {
@@ -712,4 +744,15 @@ fn become_primary(run: &Run<'_>, client: &mut ControlClient, target: &Target) ->
         force: false,
     };
     as_if(run, "primary", |run| command(run, client, target, call))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::numbered;
+
+    #[test]
+    fn an_answer_without_a_number_of_drbdsetup_s_shows_none() {
+        assert_eq!(numbered(0), "");
+        assert_eq!(numbered(-12), "(-12) ");
+    }
 }
