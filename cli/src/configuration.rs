@@ -13,7 +13,7 @@ use tandem_config::{
 
 use crate::arguments::Arguments;
 use crate::failure::{CANNOT_RUN, CONFIGURATION, Failure, USAGE};
-use crate::invocation::Invocation;
+use crate::invocation::{Invocation, quoted};
 use crate::output::err;
 use crate::words::{Scope, Word};
 
@@ -255,11 +255,18 @@ impl Configuration {
             && !view.peers.iter().any(|known| known.name == peer)
         {
             let known: Vec<&str> = view.peers.iter().map(|peer| peer.name.as_str()).collect();
-            return Err(Failure::new(
+            let failure = Failure::new(
                 USAGE,
                 format!("Not a valid connection ({name}:{peer}) for this host"),
             )
-            .line(format!("Peers of {name}: {}", known.join(", "))));
+            .line(format!("Peers of {name}: {}", known.join(", ")));
+            return Err(match known.first() {
+                Some(first) => {
+                    let words = format!("{} {}", word.name, quoted(&format!("{name}:{first}")));
+                    failure.next(invocation.adm(&words))
+                }
+                None => failure.next(invocation.adm(&format!("dump {name}"))),
+            });
         }
         let Some(text) = volume else {
             return Ok(Target { view, volume: None });

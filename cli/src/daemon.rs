@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use tandem_daemon::control::{ControlClient, ControlError};
+use tandem_daemon::control::{Asked, ControlClient, ControlError};
 
 use crate::failure::{CANNOT_RUN, Failure};
 use crate::invocation::Invocation;
@@ -40,8 +40,20 @@ pub(crate) fn failed(invocation: &Invocation, error: &ControlError) -> Failure {
             ),
         )
         .next(invocation.adm("up all")),
-        ControlError::Timeout { .. } => {
-            Failure::new(CANNOT_RUN, error.to_string()).next(invocation.tandem("status"))
+        ControlError::Timeout { pid, asked, .. } => {
+            let failure = Failure::new(CANNOT_RUN, error.to_string());
+            let failure = match asked {
+                Asked::Question => failure,
+                Asked::Change => failure.line(
+                    "What was asked of it may still be carried out, as soon as it goes on. Other commands will hang the same way.",
+                ),
+            };
+            match pid {
+                Some(pid) => failure.next(format!(
+                    "ps -o pid,stat,wchan:24,etime,args -p {pid}   # T: it was stopped, kill -CONT {pid} lets it go on; D: it hangs in the kernel"
+                )),
+                None => failure,
+            }
         }
         _ => Failure::new(CANNOT_RUN, error.to_string()),
     }

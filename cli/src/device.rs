@@ -1,8 +1,10 @@
 //! Metadata of a disk that is not attached: opened with a lock, so that a disk that is in use is refused.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Seek, SeekFrom};
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, OFlags};
 use tandem_config::{MetaDisk, ResolvedVolume};
@@ -13,6 +15,7 @@ use tandem_metadata::{
 
 use crate::backend::metadata_place;
 use crate::failure::{CANNOT_RUN, CONFIGURATION, Failure, USAGE};
+use crate::invocation::quoted;
 
 /// Bytes written at once: long runs of zeros go out in pieces.
 const WRITE_BYTES: usize = 1 << 20;
@@ -32,18 +35,57 @@ pub(crate) enum Access {
     Change,
 }
 
+/// Least time that a disk gets for one access.
+const PATIENCE_MIN: Duration = Duration::from_secs(1);
+
+/// How long a disk may take for one access, and what is to be said of it when it takes longer.
+#[derive(Clone, Debug)]
+struct Patience {
+    limit: Duration,
+    /// `PATH, which holds the metadata of volume N (minor M)`.
+    what: String,
+    path: String,
+}
+
+impl Patience {
+    /// Does something on a thread of its own: an access to a disk that hangs has no timeout. The thread ends with the program.
+    fn run<T: Send + 'static>(
+        &self,
+        act: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Failure> {
+        let (sender, done) = mpsc::channel();
+        std::thread::spawn(move || {
+            // Nobody waits any more: nothing is lost.
+            let _ = sender.send(act());
+        });
+        done.recv_timeout(self.limit).map_err(|_| {
+            let (what, waited) = (&self.what, self.limit.as_secs());
+            let line = format!("{what}, does not answer: nothing came of a read within {waited} s");
+            Failure::new(CANNOT_RUN, line).next(format!(
+                "timeout 5 dd if={} of=/dev/null bs=4k count=1 iflag=direct   # silent while the disk hangs; dmesg may tell why",
+                quoted(&self.path)
+            ))
+        })
+    }
+}
+
 /// The device that holds the metadata of a volume.
 #[derive(Debug)]
 pub(crate) struct Device {
-    file: File,
+    file: Arc<File>,
+    patience: Patience,
     pub(crate) path: String,
     pub(crate) size: ByteLen,
     pub(crate) placement: Placement,
 }
 
 impl Device {
-    /// Opens the metadata device of a volume.
-    pub(crate) fn open(volume: &ResolvedVolume, access: Access) -> Result<Device, Failure> {
+    /// Opens the metadata device of a volume, which may take `limit` for each access that reads.
+    pub(crate) fn open(
+        volume: &ResolvedVolume,
+        access: Access,
+        limit: Duration,
+    ) -> Result<Device, Failure> {
         let (path, _) = metadata_place(volume);
         let placement = match &volume.meta_disk {
             MetaDisk::Internal if volume.disk.is_none() => {
@@ -68,28 +110,29 @@ impl Device {
             }
         };
         let cannot =
-            |what: &str, error: &std::io::Error| cannot(volume, what, &path, &error.to_string());
-        let kind = std::fs::metadata(&path)
-            .map_err(|error| cannot("open", &error))?
-            .file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            let line = format!("{path} is neither a block device nor a file");
-            return Err(Failure::new(CANNOT_RUN, line));
-        }
-        let mut options = OpenOptions::new();
-        options.read(true).write(access == Access::Change);
-        let shared = matches!(placement, Placement::Indexed(_));
-        if access == Access::Change && kind.is_block_device() && !shared {
-            // O_EXCL claims a block device: mounted ones and those below another driver are refused.
-            options.custom_flags(OFlags::EXCL.bits().cast_signed());
-        }
-        let mut file = options.open(&path).map_err(|error| {
-            if error.kind() == std::io::ErrorKind::ResourceBusy {
-                busy(volume, &path)
-            } else {
-                cannot("open", &error)
+            |what: &str, error: &io::Error| cannot(volume, what, &path, &error.to_string());
+        let patience = Patience {
+            limit: limit.max(PATIENCE_MIN),
+            what: format!(
+                "{path}, which holds the metadata of volume {} (minor {})",
+                volume.number, volume.device.minor
+            ),
+            path: path.clone(),
+        };
+        let opening = path.clone();
+        let opened = patience.run(move || open_file(&opening, access, placement))?;
+        let mut file = match opened {
+            Ok(Some(file)) => file,
+            Ok(None) => {
+                let line = format!("{path} is neither a block device nor a file");
+                return Err(Failure::new(CANNOT_RUN, line));
             }
-        })?;
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                return Err(busy(volume, &path));
+            }
+            Err(error) => return Err(cannot("open", &error)),
+        };
+        let shared = matches!(placement, Placement::Indexed(_));
         if access == Access::Change {
             let operation = if shared {
                 FlockOperation::NonBlockingLockShared
@@ -107,7 +150,8 @@ impl Device {
             .seek(SeekFrom::End(0))
             .map_err(|error| cannot("measure", &error))?;
         Ok(Device {
-            file,
+            file: Arc::new(file),
+            patience,
             path,
             size: ByteLen(size),
             placement,
@@ -116,15 +160,16 @@ impl Device {
 
     /// Reads `len` bytes.
     pub(crate) fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>, Failure> {
-        let mut bytes = vec![0; len];
-        self.file
-            .read_exact_at(&mut bytes, offset)
-            .map_err(|error| {
-                let path = &self.path;
-                let line = format!("cannot read {len} bytes of {path} at byte {offset}: {error}");
-                Failure::new(CONFIGURATION, line)
-            })?;
-        Ok(bytes)
+        let file = Arc::clone(&self.file);
+        let read = self.patience.run(move || {
+            let mut bytes = vec![0; len];
+            file.read_exact_at(&mut bytes, offset).map(|()| bytes)
+        })?;
+        read.map_err(|error| {
+            let path = &self.path;
+            let line = format!("cannot read {len} bytes of {path} at byte {offset}: {error}");
+            Failure::new(CONFIGURATION, line)
+        })
     }
 
     /// Carries steps out, in order.
@@ -185,13 +230,16 @@ impl Device {
         Ok(())
     }
 
-    /// Reads and checks the superblock.
-    pub(crate) fn superblock(&self) -> Result<(Superblock, Layout), SuperblockError> {
-        let sector = self.placement.superblock_sector(self.size)?;
-        let block = self
-            .read(sector.0 * 512, BLOCK_SIZE)
-            .map_err(|_| SuperblockError::Short { got: 0 })?;
-        Superblock::open(self.placement, self.size, &block)
+    /// Reads and checks the superblock. The outer failure is the disk's, the inner one that of what stands there.
+    pub(crate) fn superblock(
+        &self,
+    ) -> Result<Result<(Superblock, Layout), SuperblockError>, Failure> {
+        let sector = match self.placement.superblock_sector(self.size) {
+            Ok(sector) => sector,
+            Err(error) => return Ok(Err(error.into())),
+        };
+        let block = self.read(sector.0 * 512, BLOCK_SIZE)?;
+        Ok(Superblock::open(self.placement, self.size, &block))
     }
 
     /// Whether there is a superblock of some version at this byte.
@@ -244,6 +292,22 @@ impl Device {
     }
 }
 
+/// Opens a device or file; `None`: it is neither.
+fn open_file(path: &str, access: Access, placement: Placement) -> io::Result<Option<File>> {
+    let kind = std::fs::metadata(path)?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Ok(None);
+    }
+    let mut options = OpenOptions::new();
+    options.read(true).write(access == Access::Change);
+    let shared = matches!(placement, Placement::Indexed(_));
+    if access == Access::Change && kind.is_block_device() && !shared {
+        // O_EXCL claims a block device: mounted ones and those below another driver are refused.
+        options.custom_flags(OFlags::EXCL.bits().cast_signed());
+    }
+    options.open(path).map(Some)
+}
+
 fn cannot(volume: &ResolvedVolume, what: &str, path: &str, error: &str) -> Failure {
     Failure::new(
         CANNOT_RUN,
@@ -264,4 +328,25 @@ pub(crate) fn busy(volume: &ResolvedVolume, path: &str) -> Failure {
     .line(format!(
         "{path} is in use: attached by tandemd, mounted, or held by another program. Nothing was changed."
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_access_that_does_not_end_is_given_up_and_names_the_disk() {
+        let patience = Patience {
+            limit: Duration::from_millis(50),
+            what: "/dev/sdx, which holds the metadata of volume 0 (minor 0)".to_owned(),
+            path: "/dev/sdx".to_owned(),
+        };
+        let (ends, never) = mpsc::channel::<()>();
+        let failure = patience.run(move || never.recv().is_ok()).unwrap_err();
+        assert_eq!(failure.exit, CANNOT_RUN);
+        assert!(failure.lines[0].starts_with("/dev/sdx, which holds"));
+        assert!(failure.next.unwrap().contains("if=/dev/sdx "));
+        drop(ends);
+        assert_eq!(patience.run(|| 7).unwrap(), 7);
+    }
 }

@@ -27,3 +27,31 @@ pub(crate) fn err(line: &str) {
     // Where nobody can be told, nobody can be told that either.
     let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
+
+/// The same lines, each once, those that are there several times with their count.
+pub(crate) fn grouped(lines: &[String]) -> Vec<String> {
+    let mut counted: Vec<(&String, usize)> = Vec::new();
+    for line in lines {
+        match counted.iter_mut().find(|(known, _)| *known == line) {
+            Some((_, count)) => *count += 1,
+            None => counted.push((line, 1)),
+        }
+    }
+    let text = |(line, count): (&String, usize)| match count {
+        1 => line.clone(),
+        _ => format!("{line} ({count} times)"),
+    };
+    counted.into_iter().map(text).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::grouped;
+
+    #[test]
+    fn a_line_that_is_there_several_times_is_said_once_with_its_count() {
+        let lines = ["pid 1 (a)", "pid 2 (b)", "pid 1 (a)", "pid 1 (a)"].map(str::to_owned);
+        assert_eq!(grouped(&lines), ["pid 1 (a) (3 times)", "pid 2 (b)"]);
+        assert!(grouped(&[]).is_empty());
+    }
+}

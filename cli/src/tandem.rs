@@ -3,12 +3,13 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use tandem_daemon::{DaemonOptions, Handlers, LogTarget};
 
 use crate::failure::{CANNOT_RUN, Failure, Outcome, USAGE};
-use crate::invocation::Invocation;
+use crate::invocation::{Invocation, quoted};
 use crate::output::err;
 use crate::status::human::View;
 use crate::{adm, black_box, demo, probe, status};
@@ -133,9 +134,15 @@ fn adm_words(invocation: Invocation, words: &[OsString]) -> u8 {
 }
 
 fn top_level(mut invocation: Invocation, arguments: Vec<OsString>) -> u8 {
-    let parsed = match Tandem::try_parse_from(arguments) {
+    let parsed = match Tandem::try_parse_from(&arguments) {
         Ok(parsed) => parsed,
         Err(error) => {
+            if error.kind() == ErrorKind::InvalidSubcommand
+                && let Some(failure) = meant_of_adm(&invocation, &arguments)
+            {
+                failure.print();
+                return failure.exit;
+            }
             // Help and version go to standard output and are no errors. Nobody to tell: nothing to do.
             let _ = error.print();
             return if error.use_stderr() { USAGE } else { 0 };
@@ -192,6 +199,35 @@ fn top_level(mut invocation: Invocation, arguments: Vec<OsString>) -> u8 {
             failure.exit
         }
     }
+}
+
+/// A word of drbdadm's without `adm` before it.
+fn meant_of_adm(invocation: &Invocation, arguments: &[OsString]) -> Option<Failure> {
+    let words: Vec<&str> = arguments
+        .get(1..)?
+        .iter()
+        .map(|word| word.to_str())
+        .collect::<Option<_>>()?;
+    // The value of an option, such as a directory, is not the word.
+    let mut word = None;
+    let mut of_option = false;
+    for text in &words {
+        if !text.starts_with('-') && !of_option {
+            word = Some(*text);
+            break;
+        }
+        of_option = matches!(*text, "--root" | "-c" | "--config-file");
+    }
+    let word = word?;
+    crate::words::find(word)?;
+    let line = format!("Unknown command '{word}'");
+    let meant = format!("Did you mean '{} {word}'?", invocation.adm);
+    let typed: Vec<String> = words.iter().map(|word| quoted(word)).collect();
+    Some(Failure::new(USAGE, line).line(meant).next(format!(
+        "{} {}",
+        invocation.adm,
+        typed.join(" ")
+    )))
 }
 
 /// Runs the daemon until it is told to end.

@@ -79,6 +79,7 @@ pub(crate) enum Action {
     Handler,
     HiddenCommands,
     Help,
+    Version,
     /// Known to drbdadm, not to Tandem.
     NotYet,
 }
@@ -256,6 +257,13 @@ pub(crate) const WORDS: &[Word] = &[
         Scope::None,
         &[],
         "the text of /proc/drbd",
+    ),
+    word(
+        "version",
+        Action::Version,
+        Scope::None,
+        &[],
+        "versions of this tool, of the daemon and of its peers (drbdadm has --version alone, for scripts)",
     ),
     word(
         "probe",

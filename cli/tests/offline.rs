@@ -126,7 +126,7 @@ fn usage_errors_end_with_1_and_say_what_to_type() {
         ),
         (
             &["connect", "r0:gamma"],
-            "Not a valid connection (r0:gamma) for this host\nPeers of r0: beta\n",
+            "Not a valid connection (r0:gamma) for this host\nPeers of r0: beta\nnext: TANDEM adm --root ROOT connect r0:beta\n",
         ),
         (
             &["forget-peer", "r0"],
@@ -449,7 +449,11 @@ fn metadata_of_a_detached_disk_can_be_changed() {
     let inconsistent = node.adm(&["outdate", "r0"]);
     assert_eq!(
         (inconsistent.code, inconsistent.err.as_str()),
-        (5, "Device is inconsistent.\n")
+        (
+            5,
+            "Device is inconsistent.\n\
+             next: TANDEM adm --root ROOT up r0   # it is worse than outdated already: only a sync from the peer makes it good\n"
+        )
     );
     let values = "1234567890ABCDEE:::0:1:1";
     assert_eq!(node.adm(&["set-gi", values, "r0"]).out.lines().count(), 3);
@@ -471,6 +475,69 @@ fn metadata_of_a_detached_disk_can_be_changed() {
         (again.code, again.err.as_str()),
         (0, "There appears to be no drbd meta data to wipe out?\n")
     );
+}
+
+#[test]
+fn a_dry_run_of_what_overwrites_says_what_is_there_and_what_would_be_asked() {
+    let node = Node::pair("alpha");
+    let dry = |words: &[&str]| {
+        let before = node.read("disk");
+        let mut all = vec!["-d"];
+        all.extend(words);
+        let run = node.adm(&all);
+        assert_eq!((run.code, run.err.as_str()), (0, ""), "{run:?}");
+        assert!(node.read("disk") == before, "{words:?}");
+        run.out
+    };
+    let fresh = "drbdmeta 0 v08 ROOT/disk internal create-md\n\
+                 # ROOT/disk: nothing was found, nothing would be asked\n";
+    assert_eq!(dry(&["create-md", "r0"]), fresh);
+    assert!(
+        dry(&["wipe-md", "r0"]).contains("# There appears to be no drbd meta data to wipe out?\n")
+    );
+    assert!(dry(&["set-gi", "12", "r0"]).contains("# it would fail: ROOT/disk: "));
+    assert_eq!(node.adm(&["create-md", "r0"]).code, 0);
+    let again = dry(&["create-md", "r0"]);
+    for words in [
+        "# There appears to be a v08 flexible-size internal meta data block\n",
+        "# Do you really want to overwrite the existing meta-data?\n",
+        "# (it asks that; --force answers with yes)\n",
+    ] {
+        assert!(again.contains(words), "{words}\n{again}");
+    }
+    let wipe = dry(&["wipe-md", "r0"]);
+    assert!(
+        wipe.contains("\n# 0000000000000004:") && wipe.contains("# Do you really want to wipe"),
+        "{wipe}"
+    );
+    let set = dry(&["set-gi", "1234567890ABCDEE:::0:1:1", "r0"]);
+    assert!(
+        set.contains("# previously 0000000000000004:")
+            && set.contains("# set GI to  1234567890ABCDEE:"),
+        "{set}"
+    );
+    node.write("disk", vec![7; 1 << 20]);
+    assert!(dry(&["create-md", "r0"]).contains("# Found some data\n"));
+}
+
+#[test]
+fn a_member_of_a_zfs_pool_is_refused_also_when_only_its_last_label_is_left() {
+    let node = Node::pair("alpha");
+    let mut disk = node.read("disk");
+    let ring = disk.len() - (128 << 10);
+    disk[ring + 4096..ring + 4104].copy_from_slice(&0x00BA_B10C_u64.to_be_bytes());
+    node.write("disk", &disk);
+    let run = node.adm(&["create-md", "--force", "r0"]);
+    assert_eq!(run.code, 40, "{run:?}");
+    assert!(
+        run.out.contains("Found zfs pool member signature\n"),
+        "{run:?}"
+    );
+    assert!(
+        run.err.starts_with("next: wipefs ROOT/disk   # "),
+        "{run:?}"
+    );
+    assert!(node.read("disk") == disk);
 }
 
 #[test]
@@ -515,6 +582,22 @@ fn unknown_words_of_tandem_itself_are_usage_errors() {
     assert_eq!(help.code, 0);
     for word in ["adm", "daemon", "status", "demo"] {
         assert!(help.out.contains(word), "{help:?}");
+    }
+    let root = node.root();
+    for (words, meant, next) in [
+        (vec!["version"], "version", "version"),
+        (vec!["help", "up"], "help", "help up"),
+        (
+            vec!["--root", &root, "down", "r0"],
+            "down",
+            "--root ROOT down r0",
+        ),
+    ] {
+        let run = node.run(common::PROGRAM, &words, "");
+        let text = format!(
+            "Unknown command '{meant}'\nDid you mean 'TANDEM adm {meant}'?\nnext: TANDEM adm {next}\n"
+        );
+        assert_eq!((run.code, run.err), (1, text), "{words:?}");
     }
     let status = node.run(common::PROGRAM, &["status", "--root", &node.root()], "");
     assert_eq!(status.code, 20);

@@ -422,6 +422,7 @@ impl Engine for FakeEngine {
             name: self.name.clone(),
             connection: self.connection,
             version: None,
+            peer_versions: None,
             protocol: None,
             last_error: None,
             volumes: volumes.collect(),

@@ -39,6 +39,7 @@ impl Published {
                 peer_role: "Unknown".to_owned(),
                 connection: "StandAlone".to_owned(),
                 version: None,
+                peer_versions: None,
                 protocol: None,
                 last_error: None,
                 peer: definition.connection.clone(),
@@ -83,6 +84,9 @@ pub(crate) fn resource_report(
         peer_role: peer_role.to_owned(),
         connection: status.connection.name().to_owned(),
         version: status.version,
+        peer_versions: status
+            .peer_versions
+            .map(|versions| [versions.min, versions.max]),
         protocol: status.protocol.map(|protocol| {
             match protocol {
                 Protocol::A => "A",

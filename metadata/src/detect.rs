@@ -12,6 +12,8 @@ use crate::units::{ByteLen, ByteOffset};
 pub const HEAD_LEN: ByteLen = ByteLen(69_632);
 /// The end of a device that is looked at: RAID and partition tables leave marks there.
 pub const TAIL_LEN: ByteLen = ByteLen(192 * 1024);
+/// A label of ZFS: two stand at the start of a device, two at its end. The second half of each is a ring of uberblocks.
+const ZFS_LABEL_LEN: u64 = 256 * 1024;
 
 /// A range of a device to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +38,22 @@ pub fn probes(device: ByteLen) -> Vec<Probe> {
             len: ByteLen(device.0 - start),
         });
     }
+    let len = ByteLen(ZFS_LABEL_LEN / 2);
+    probes.extend(zfs_rings(device).map(|offset| Probe { offset, len }));
     probes
+}
+
+/// Where the rings of uberblocks of a ZFS that has the whole device are.
+fn zfs_rings(device: ByteLen) -> impl Iterator<Item = ByteOffset> {
+    let labels = device.0 / ZFS_LABEL_LEN;
+    let starts = match labels {
+        0..4 => [None; 4],
+        _ => [0, 1, labels - 2, labels - 1].map(Some),
+    };
+    starts
+        .into_iter()
+        .flatten()
+        .map(|label| ByteOffset(label * ZFS_LABEL_LEN + ZFS_LABEL_LEN / 2))
 }
 
 /// A range that was read.
@@ -73,6 +90,8 @@ pub enum Kind {
     Swap,
     /// Linux software RAID member.
     MdRaid,
+    /// Member of a ZFS pool.
+    Zfs,
     /// Encrypted volume.
     Luks,
     /// DOS partition table.
@@ -99,12 +118,24 @@ impl Kind {
             Self::Lvm2 => "LVM2 physical volume signature",
             Self::Swap => "swap space signature",
             Self::MdRaid => "md raid member signature",
+            Self::Zfs => "zfs pool member signature",
             Self::Luks => "LUKS encrypted volume signature",
             Self::PartitionsDos => "DOS partition table",
             Self::PartitionsGpt => "GPT partition table",
             Self::SomeData => "some data",
         }
     }
+}
+
+/// Where the marks lie by which something was recognised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Marks {
+    /// At the start of the device.
+    Start,
+    /// At its end.
+    End,
+    /// At both ends, several of them.
+    BothEnds,
 }
 
 /// What was recognised.
@@ -114,14 +145,24 @@ pub struct Found {
     pub kind: Kind,
     /// How far from the start of the device it uses space; `None` if that is not known.
     pub used: Option<ByteLen>,
+    /// Where its marks lie.
+    pub marks: Marks,
+}
+
+impl Found {
+    /// Its marks lie there.
+    const fn marked(self, marks: Marks) -> Found {
+        Found { marks, ..self }
+    }
 }
 
 /// Recognises what is on a device of `device` bytes; `None` if everything that was read is zero. Unknown contents at
 /// the end alone (a former metadata area, say) are nothing; recognised marks there count.
 pub fn detect(device: ByteLen, probed: &[Probed<'_>]) -> Option<Found> {
     let view = View { device, probed };
-    let recognisers: [fn(&View<'_>) -> Option<Found>; 14] = [
-        ext, xfs, jfs, reiserfs, btrfs, f2fs, lvm2, swap, luks, md_raid, gpt, ntfs, fat, dos,
+    // A filesystem that replaced a ZFS may have left some of its labels: it comes first.
+    let recognisers: [fn(&View<'_>) -> Option<Found>; 15] = [
+        ext, xfs, jfs, reiserfs, btrfs, f2fs, lvm2, swap, luks, md_raid, gpt, ntfs, fat, dos, zfs,
     ];
     recognisers
         .iter()
@@ -132,6 +173,7 @@ pub fn detect(device: ByteLen, probed: &[Probed<'_>]) -> Option<Found> {
             some_data.then_some(Found {
                 kind: Kind::SomeData,
                 used: None,
+                marks: Marks::Start,
             })
         })
 }
@@ -183,6 +225,7 @@ fn found(kind: Kind, used: Option<u64>) -> Option<Found> {
     Some(Found {
         kind,
         used: used.map(ByteLen),
+        marks: Marks::Start,
     })
 }
 
@@ -304,16 +347,33 @@ fn md_raid(view: &View<'_>) -> Option<Found> {
     // Versions 1.1 and 1.2 at the start, 1.0 in the last 8 to 12 KiB, 0.90 in the last 64 to 128 KiB.
     let v1_0 = sectors.checked_sub(16).map(|sector| (sector & !7) * 512);
     let v0_90 = (view.device.0 & !0xFFFF).checked_sub(0x1_0000);
-    let places = [Some(0), Some(4096), v1_0, v0_90];
-    let marked = places
-        .into_iter()
-        .flatten()
-        .any(|at| view.le32(at) == Some(MAGIC));
-    if marked {
-        found(Kind::MdRaid, None)
+    let marked = |at: u64| view.le32(at) == Some(MAGIC);
+    let marks = if [0, 4096].into_iter().any(marked) {
+        Marks::Start
+    } else if [v1_0, v0_90].into_iter().flatten().any(marked) {
+        Marks::End
     } else {
-        None
+        return None;
+    };
+    Some(found(Kind::MdRaid, None)?.marked(marks))
+}
+
+fn zfs(view: &View<'_>) -> Option<Found> {
+    /// Of an uberblock, in the byte order of the machine that wrote it.
+    const MAGIC: u64 = 0x00BA_B10C;
+    /// Least size of a slot of the ring; larger ones are multiples.
+    const SLOT_LEN: u64 = 1024;
+    let mut slots = zfs_rings(view.device).flat_map(|ring| {
+        (0..ZFS_LABEL_LEN / 2 / SLOT_LEN).map(move |slot| ring.0 + slot * SLOT_LEN)
+    });
+    let marked = slots.any(|at| {
+        let magic = view.le64(at);
+        magic == Some(MAGIC) || magic == Some(MAGIC.swap_bytes())
+    });
+    if !marked {
+        return None;
     }
+    Some(found(Kind::Zfs, None)?.marked(Marks::BothEnds))
 }
 
 fn gpt(view: &View<'_>) -> Option<Found> {
@@ -330,7 +390,7 @@ fn gpt(view: &View<'_>) -> Option<Found> {
         .checked_sub(512)
         .is_some_and(|last| view.is(last, b"EFI PART"));
     if backup {
-        found(Kind::PartitionsGpt, Some(view.device.0))
+        Some(found(Kind::PartitionsGpt, Some(view.device.0))?.marked(Marks::End))
     } else {
         None
     }

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use crate::activity_log::AlGeometry;
 use crate::codec::be32;
-use crate::detect::{Found, Kind};
+use crate::detect::{Found, Kind, Marks};
 use crate::placement::{Layout, Placement};
 use crate::superblock::{Superblock, Version};
 use crate::units::{ByteLen, ByteOffset};
@@ -194,6 +194,12 @@ const TEXT_ZERO_OUT: &str = "If you want me to do this, you need to zero out the
 of the device (destroy the content).
 You should be very sure that you mean it.
 ";
+/// Where zeroing the first part would not help.
+const TEXT_REMOVE_MARKS: &str =
+    "If you want me to do this, you need to remove its marks (wipefs -a), since
+zeroing the first part of the device would leave those at its end.
+You should be very sure that you mean it.
+";
 const TEXT_SHRINK: &str = "You need to either
    * use external meta data (recommended)
    * shrink that filesystem first
@@ -214,7 +220,7 @@ fn review_found(review: &mut Review, layout: &Layout, found: &Found, checks: San
     }
     if external {
         text.push_str("\nThis would corrupt existing data.\n");
-        return refuse_or_ignore(review, text, checks);
+        return refuse_or_ignore(review, text, found.marks, checks);
     }
     let left = layout.data_size_max().0 / 2;
     match found.used {
@@ -246,7 +252,7 @@ fn review_found(review: &mut Review, layout: &Layout, found: &Found, checks: San
                 text.push_str("Could not determine the size of the actually used data area.\n\n");
             }
             text.push_str(TEXT_TRUNCATED);
-            refuse_or_ignore(review, text, checks);
+            refuse_or_ignore(review, text, found.marks, checks);
         }
     }
 }
@@ -260,14 +266,17 @@ fn ask(review: &mut Review, stdout: String) {
     });
 }
 
-fn refuse_or_ignore(review: &mut Review, mut text: String, checks: SanityChecks) {
+fn refuse_or_ignore(review: &mut Review, mut text: String, marks: Marks, checks: SanityChecks) {
     match checks {
         SanityChecks::Ignore => {
             text.push_str(TEXT_IGNORED);
             review.notes.push_str(&text);
         }
         SanityChecks::Obey => {
-            text.push_str(TEXT_ZERO_OUT);
+            text.push_str(match marks {
+                Marks::Start => TEXT_ZERO_OUT,
+                Marks::End | Marks::BothEnds => TEXT_REMOVE_MARKS,
+            });
             text.push_str(TEXT_REFUSED);
             review.refusal = Some(refusal(text));
         }

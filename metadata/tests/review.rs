@@ -6,7 +6,7 @@
 mod common;
 
 use common::{golden, layout};
-use tandem_metadata::detect::{Found, Kind, Probed, detect};
+use tandem_metadata::detect::{Found, Kind, Marks, Probed, detect, probes};
 use tandem_metadata::review::{Existing, Review, SanityChecks, existing, review};
 use tandem_metadata::{ByteLen, ByteOffset, Placement, Superblock, gi};
 
@@ -42,6 +42,7 @@ fn used(kind: Kind, bytes: u64) -> Option<Found> {
     Some(Found {
         kind,
         used: Some(ByteLen(bytes)),
+        marks: Marks::Start,
     })
 }
 
@@ -118,7 +119,70 @@ fn a_raid_member_with_its_mark_at_the_end_is_recognised() {
             bytes: &tail,
         },
     ];
-    assert_eq!(detect(ByteLen(SIZE), &probed).unwrap().kind, Kind::MdRaid);
+    let raid = detect(ByteLen(SIZE), &probed).unwrap();
+    assert_eq!((raid.kind, raid.marks), (Kind::MdRaid, Marks::End));
+    let review = reviewed(SIZE, Placement::Internal, Some(raid), SanityChecks::Obey);
+    let text = review.refusal.unwrap().stdout;
+    assert!(
+        text.contains("wipefs -a") && !text.contains("zero out"),
+        "{text}"
+    );
+}
+
+/// What is recognised on a device of this size that holds these bytes at this place alone.
+fn found_at(device: u64, at: u64, bytes: &[u8]) -> Option<Found> {
+    let mut whole = vec![0; usize::try_from(device).unwrap()];
+    let start = usize::try_from(at).unwrap();
+    whole[start..start + bytes.len()].copy_from_slice(bytes);
+    let ranges = probes(ByteLen(device));
+    let probed: Vec<Probed<'_>> = ranges
+        .iter()
+        .map(|probe| {
+            let start = usize::try_from(probe.offset.0).unwrap();
+            Probed {
+                offset: probe.offset,
+                bytes: &whole[start..start + usize::try_from(probe.len.0).unwrap()],
+            }
+        })
+        .collect();
+    detect(ByteLen(device), &probed)
+}
+
+#[test]
+fn any_label_of_zfs_is_recognised_in_either_byte_order() {
+    const LABEL: u64 = 256 * 1024;
+    let magic = 0x00BA_B10C_u64;
+    // The labels count from the last full one, wherever the device ends.
+    for device in [SIZE, SIZE + 4096, SIZE + LABEL - 512, 4 * LABEL] {
+        let last = device / LABEL * LABEL;
+        for label in [0, LABEL, last - 2 * LABEL, last - LABEL] {
+            for (slot, bytes) in [
+                (0, magic.to_le_bytes()),
+                (5 * 1024, magic.to_be_bytes()),
+                (127 * 1024, magic.to_le_bytes()),
+            ] {
+                let at = label + LABEL / 2 + slot;
+                let zfs = found_at(device, at, &bytes).unwrap_or_else(|| panic!("{device} {at}"));
+                assert_eq!((zfs.kind, zfs.marks), (Kind::Zfs, Marks::BothEnds));
+            }
+        }
+    }
+    assert_eq!(
+        found_at(SIZE, LABEL - 8192 + 512, &magic.to_le_bytes()),
+        None
+    );
+    assert_eq!(found_at(2 * LABEL, 0, &[]), None);
+    let zfs = found_at(SIZE, LABEL / 2, &magic.to_le_bytes());
+    for placement in [Placement::Internal, Placement::FlexibleExternal] {
+        let review = reviewed(SIZE, placement, zfs, SanityChecks::Obey);
+        let refusal = review.refusal.unwrap();
+        assert_eq!(refusal.exit, 40);
+        assert!(
+            refusal.stdout.contains("Found zfs pool member signature")
+                && refusal.stdout.contains("wipefs -a"),
+            "{refusal:?}"
+        );
+    }
 }
 
 #[test]
@@ -178,12 +242,14 @@ fn swap_and_unknown_data_are_told_apart() {
     let swap = Some(Found {
         kind: Kind::Swap,
         used: None,
+        marks: Marks::Start,
     });
     let refused = reviewed(SIZE, Placement::Internal, swap, SanityChecks::Obey);
     assert_eq!(refused.refusal.unwrap().stdout, expected);
     let data = Some(Found {
         kind: Kind::SomeData,
         used: None,
+        marks: Marks::Start,
     });
     let asked = reviewed(SIZE, Placement::Internal, data, SanityChecks::Obey);
     let text = &asked.questions[0].stdout;

@@ -67,11 +67,22 @@ impl Capabilities {
 pub const TANDEM_CAPABILITIES: Capabilities =
     Capabilities(Capabilities::PIPELINED_EPOCHS.0 | Capabilities::DURABLE_BARRIER_ACK.0);
 
+/// The protocol versions that a node speaks, both ends included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Versions {
+    /// The lowest.
+    pub min: u32,
+    /// The highest.
+    pub max: u32,
+}
+
 /// What two nodes agreed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Agreed {
     /// Protocol version, 100 or 101.
     pub version: u32,
+    /// What the peer said that it speaks.
+    pub peer_versions: Versions,
     /// Features that both announced.
     pub features: Features,
     /// Capabilities that both announced; none towards a kernel.
@@ -127,6 +138,10 @@ impl ConnectionFeatures {
         }
         Ok(Agreed {
             version,
+            peer_versions: Versions {
+                min: peer.protocol_min,
+                max: peer_max,
+            },
             features: self.feature_flags.and(peer.feature_flags),
             capabilities: Capabilities(self.capabilities().0 & peer.capabilities().0),
         })

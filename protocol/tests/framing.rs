@@ -4,7 +4,7 @@
 use std::slice::from_ref;
 
 use bytes::{Bytes, BytesMut};
-use tandem_protocol::features::{Agreed, Capabilities, Features, TANDEM_CAPABILITIES};
+use tandem_protocol::features::{Agreed, Capabilities, Features, TANDEM_CAPABILITIES, Versions};
 use tandem_protocol::packets::{
     BLOCK_ID_SYNCER, Barrier, BlockAck, ConnectionFeatures, Data, DpFlags, Protocol, QueueLimits,
     Sizes, State,
@@ -341,6 +341,7 @@ fn p_sizes_has_the_length_of_the_agreed_features() {
         let capabilities = Capabilities::NONE;
         let agreed = Agreed {
             version: 101,
+            peer_versions: Versions { min: 100, max: 101 },
             features: Features(features),
             capabilities,
         };

@@ -4,6 +4,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use tandem_protocol::features::Versions;
+
 use crate::event::VolumeNumber;
 use crate::options::Protocol;
 use crate::state::word::{ConnState, State};
@@ -17,6 +19,8 @@ pub struct ResourceStatus {
     pub connection: ConnState,
     /// The agreed protocol version, while connected.
     pub version: Option<u32>,
+    /// The versions that the peer speaks, while connected.
+    pub peer_versions: Option<Versions>,
     /// The configured protocol letter, unless there is no network configuration.
     pub protocol: Option<Protocol>,
     /// Why the last connection ended or the last attempt failed, in words.

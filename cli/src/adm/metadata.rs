@@ -18,7 +18,9 @@ use crate::backend;
 use crate::configuration::{Target, node_name};
 use crate::device::{Access, Device, busy};
 use crate::failure::{CONFIGURATION, Failure, Outcome, TIMED_OUT, USAGE};
+use crate::invocation::quoted;
 use crate::output::{err, out, out_line};
+use crate::words::Action;
 use crate::{daemon, failure};
 
 /// Bytes of a bitmap read at once.
@@ -53,7 +55,7 @@ fn open_to_change(
         let (path, _) = backend::metadata_place(volume);
         return Err(busy(volume, &path).next(next));
     }
-    Device::open(volume, Access::Change)
+    Device::open(volume, Access::Change, run.patience())
 }
 
 /// No metadata where they should be, or metadata that cannot be used: only the first calls for new ones.
@@ -104,6 +106,26 @@ pub(super) fn create(run: &Run<'_>, target: &Target) -> Outcome {
     if run.arguments.has("max-peers") {
         err("--max-peers has no effect: metadata v08 has room for one peer");
     }
+    let (geometry, peer_max_bio_size) = wanted(run)?;
+    crate::slots::check(run.invocation, run.configuration, &target.view)?;
+    for volume in target.volumes() {
+        let device = open_to_change(run, target, volume)?;
+        let layout = new_layout(&device, geometry)?;
+        answer_review(run, &device, &look(run, &device, &layout)?)?;
+        let steps = create::create_md(&layout, peer_max_bio_size)
+            .map_err(|error| Failure::new(CONFIGURATION, format!("{}: {error}", device.path)))?;
+        out_line(create::TEXT_INITIALIZING_LOG);
+        err(&create::text_initializing_bitmap(&layout));
+        out_line(create::TEXT_WRITING);
+        device.perform(&steps)?;
+        out_line(create::TEXT_CREATED);
+        super::resize::remember_if_there(run, volume);
+    }
+    Ok(())
+}
+
+/// The activity log that `create-md` is asked for, and the size of the peer's requests.
+fn wanted(run: &Run<'_>) -> Result<(AlGeometry, u32), Failure> {
     let stripes = number(run, "al-stripes", AlGeometry::DEFAULT.stripes())?;
     let stripe_kib = number(
         run,
@@ -119,23 +141,106 @@ pub(super) fn create(run: &Run<'_>, target: &Target) -> Outcome {
             format!("--peer-max-bio-size={peer_max_bio_size}: at most 1048576"),
         ));
     }
-    crate::slots::check(run.invocation, run.configuration, &target.view)?;
+    Ok((geometry, peer_max_bio_size))
+}
+
+fn new_layout(device: &Device, geometry: AlGeometry) -> Result<Layout, Failure> {
+    Layout::new(device.placement, device.size, geometry)
+        .and_then(|layout| layout.check_create().map(|()| layout))
+        .map_err(|error| Failure::new(CONFIGURATION, format!("{}: {error}", device.path)))
+}
+
+/// What a dry run of `create-md`, `wipe-md` or `set-gi` says beside its step: what is on the disk, and what would be asked.
+pub(super) fn preview(run: &Run<'_>, target: &Target, values: Option<&str>) {
+    let look: fn(&Run<'_>, &Device, Option<&str>) -> Result<String, Failure> = match run.word.action
+    {
+        Action::CreateMd => preview_create,
+        Action::WipeMd => preview_wipe,
+        Action::SetGi => preview_set_gi,
+        _ => return,
+    };
     for volume in target.volumes() {
-        let device = open_to_change(run, target, volume)?;
-        let layout = Layout::new(device.placement, device.size, geometry)
-            .and_then(|layout| layout.check_create().map(|()| layout))
-            .map_err(|error| Failure::new(CONFIGURATION, format!("{}: {error}", device.path)))?;
-        answer_review(run, &look(run, &device, &layout)?)?;
-        let steps = create::create_md(&layout, peer_max_bio_size)
-            .map_err(|error| Failure::new(CONFIGURATION, format!("{}: {error}", device.path)))?;
-        out_line(create::TEXT_INITIALIZING_LOG);
-        err(&create::text_initializing_bitmap(&layout));
-        out_line(create::TEXT_WRITING);
-        device.perform(&steps)?;
-        out_line(create::TEXT_CREATED);
-        super::resize::remember_if_there(run, volume);
+        let attached = attached(run, target, volume).map(|report| report.is_some());
+        let seen = attached.and_then(|attached| {
+            let device = Device::open(volume, Access::Read, run.patience())?;
+            let text = look(run, &device, values)?;
+            Ok(match attached {
+                true => format!("{text}\nrefused while it is attached: detach it first\n"),
+                false => text,
+            })
+        });
+        let text =
+            seen.unwrap_or_else(|failure| format!("it would fail: {}\n", failure.lines.join("\n")));
+        // The steps stay a script.
+        for line in text.lines().filter(|line| !line.trim().is_empty()) {
+            out_line(&format!("# {line}"));
+        }
     }
-    Ok(())
+}
+
+fn preview_create(
+    run: &Run<'_>,
+    device: &Device,
+    _values: Option<&str>,
+) -> Result<String, Failure> {
+    let (geometry, _) = wanted(run)?;
+    let review = look(run, device, &new_layout(device, geometry)?)?;
+    let mut text = String::new();
+    for question in &review.questions {
+        text.push_str(&format!("{}{}", question.stdout, question.stderr));
+        text.push_str("(it asks that; --force answers with yes)\n");
+    }
+    text.push_str(&review.notes);
+    if let Some(refusal) = &review.refusal {
+        text.push_str(&format!("{}{}", refusal.stdout, refusal.stderr));
+        text.push_str(&format!("(refused with exit code {})\n", refusal.exit));
+    }
+    Ok(match text.is_empty() {
+        true => format!(
+            "{}: nothing was found, nothing would be asked\n",
+            device.path
+        ),
+        false => text,
+    })
+}
+
+fn preview_wipe(_run: &Run<'_>, device: &Device, _values: Option<&str>) -> Result<String, Failure> {
+    Ok(match device.superblock()? {
+        Ok((superblock, _)) => format!(
+            "{}: metadata with the generations\n{}\n{}\n(it asks that; --force answers with yes)\n",
+            device.path,
+            gi::get_gi(&superblock),
+            create::TEXT_WIPE_QUESTION
+        ),
+        Err(error) => format!(
+            "{}\n{}: {error}\n",
+            create::TEXT_NOTHING_TO_WIPE,
+            device.path
+        ),
+    })
+}
+
+fn preview_set_gi(
+    _run: &Run<'_>,
+    device: &Device,
+    values: Option<&str>,
+) -> Result<String, Failure> {
+    let (old, _) = device
+        .superblock()?
+        .map_err(|error| Failure::new(USAGE, format!("{}: {error}", device.path)))?;
+    let Some(values) = values else {
+        return Ok(format!(
+            "previously {}\nset-gi needs the values and one volume\n",
+            gi::get_gi(&old)
+        ));
+    };
+    let new =
+        gi::set_gi(&old, values).map_err(|error| Failure::new(CONFIGURATION, error.to_string()))?;
+    Ok(format!(
+        "{}{}\n(it asks that; --force answers with yes)\n",
+        gi::text_set_gi(&old, &new),
+        gi::TEXT_SET_GI_QUESTION
+    ))
 }
 
 /// What is on the device already.
@@ -180,7 +285,7 @@ fn views(probed: &[(detect::Probe, Vec<u8>)]) -> Vec<detect::Probed<'_>> {
         .collect()
 }
 
-fn answer_review(run: &Run<'_>, review: &Review) -> Outcome {
+fn answer_review(run: &Run<'_>, device: &Device, review: &Review) -> Outcome {
     let force = run.invocation.adm(&format!(
         "create-md --force {}   # overwrites what was found",
         run.arguments.targets.join(" ")
@@ -205,7 +310,12 @@ fn answer_review(run: &Run<'_>, review: &Review) -> Outcome {
             Err(Failure {
                 exit: refusal.exit,
                 lines,
-                next: None,
+                next: (refusal.exit == review::EXIT_EXISTING_DATA).then(|| {
+                    format!(
+                        "wipefs {}   # lists what is there; 'wipefs -a' removes it, once nobody needs it any more",
+                        quoted(&device.path)
+                    )
+                }),
             })
         }
     }
@@ -213,19 +323,26 @@ fn answer_review(run: &Run<'_>, review: &Review) -> Outcome {
 
 pub(super) fn dump(run: &Run<'_>, target: &Target) -> Outcome {
     for volume in target.volumes() {
-        if attached(run, target, volume)?.is_some() {
+        let attached = attached(run, target, volume)?.is_some();
+        if attached {
             err(&format!(
                 "# Minor {} is attached; what is on the disk might be stale.",
                 volume.device.minor
             ));
         }
-        let device = Device::open(volume, Access::Read)?;
+        let device = Device::open(volume, Access::Read, run.patience())?;
         let (superblock, layout) = device
-            .superblock()
+            .superblock()?
             .map_err(|error| unreadable(run, target, &device, &error))?;
         if superblock.needs_replay() && !backend::force_given(run.arguments) {
-            return Err(Failure::new(USAGE, TEXT_UNCLEAN)
-                .next(run.invocation.adm(&format!("apply-al {}", target.name()))));
+            let name = target.name();
+            let apply = run.invocation.adm(&format!("apply-al {name}"));
+            return Err(Failure::new(USAGE, TEXT_UNCLEAN).next(if attached {
+                let detach = run.invocation.adm(&format!("detach {name}"));
+                format!("{detach} && {apply}   # or: dump-md --force, as it is there now")
+            } else {
+                apply
+            }));
         }
         out(&dump_text(run, &device, volume, &superblock, &layout)?);
     }
@@ -274,7 +391,7 @@ fn dump_text(
 pub(super) fn wipe(run: &Run<'_>, target: &Target) -> Outcome {
     for volume in target.volumes() {
         let device = open_to_change(run, target, volume)?;
-        let Ok((_, layout)) = device.superblock() else {
+        let Ok((_, layout)) = device.superblock()? else {
             err(create::TEXT_NOTHING_TO_WIPE);
             continue;
         };
@@ -307,7 +424,7 @@ pub(super) fn apply_al(run: &Run<'_>, target: &Target) -> Outcome {
 /// Applies the activity log of one device.
 pub(super) fn apply(run: &Run<'_>, target: &Target, device: &Device) -> Outcome {
     let (superblock, layout) = device
-        .superblock()
+        .superblock()?
         .map_err(|error| unreadable(run, target, device, &error))?;
     let ring = device.ring(&layout)?;
     let plan = ApplyAl::plan(&superblock, &layout, &ring).map_err(|error| {
@@ -335,9 +452,9 @@ pub(super) fn apply(run: &Run<'_>, target: &Target, device: &Device) -> Outcome 
 
 /// The superblock as it is now: of an attached volume as the daemon knows it.
 fn current(run: &Run<'_>, target: &Target, volume: &ResolvedVolume) -> Result<Superblock, Failure> {
-    let device = Device::open(volume, Access::Read)?;
+    let device = Device::open(volume, Access::Read, run.patience())?;
     let (mut superblock, _) = device
-        .superblock()
+        .superblock()?
         .map_err(|error| unreadable(run, target, &device, &error))?;
     if let Some(report) = attached(run, target, volume)? {
         if let Some(words) = &report.uuids {
@@ -358,8 +475,13 @@ fn current(run: &Run<'_>, target: &Target, volume: &ResolvedVolume) -> Result<Su
     Ok(superblock)
 }
 
-/// The flags that a state stands for (docs/spec/state-machine.md 3.8).
+/// The flags that a state stands for (docs/spec/state-machine.md 3.8). While a disk comes or goes those on it stay as they are
+/// (docs/spec/metadata.md 2.4): a disk that fails is not Inconsistent for that.
 fn flags_now(on_disk: Flags, report: &VolumeReport) -> Flags {
+    let settled = ["Inconsistent", "Outdated", "Consistent", "UpToDate"];
+    if !settled.contains(&report.disk.as_str()) {
+        return on_disk;
+    }
     let mut flags = on_disk;
     let mut put = |flag: Flags, on: bool| {
         flags = if on {
@@ -422,7 +544,7 @@ pub(super) fn set_gi(run: &Run<'_>, target: &Target, values: Option<&str>) -> Ou
     for volume in target.volumes() {
         let device = open_to_change(run, target, volume)?;
         let (old, layout) = device
-            .superblock()
+            .superblock()?
             .map_err(|error| unreadable(run, target, &device, &error))?;
         let new = gi::set_gi(&old, values)
             .map_err(|error| Failure::new(CONFIGURATION, error.to_string()))?;
@@ -447,9 +569,14 @@ pub(super) fn outdate(run: &Run<'_>, target: &Target) -> Outcome {
     for volume in target.volumes() {
         let device = open_to_change(run, target, volume)?;
         let (old, layout) = device
-            .superblock()
+            .superblock()?
             .map_err(|error| unreadable(run, target, &device, &error))?;
-        let new = gi::outdate(&old).map_err(|error| Failure::new(TIMED_OUT, error.to_string()))?;
+        let new = gi::outdate(&old).map_err(|error| {
+            Failure::new(TIMED_OUT, error.to_string()).next(format!(
+                "{}   # it is worse than outdated already: only a sync from the peer makes it good",
+                run.invocation.adm(&format!("up {}", target.view.name))
+            ))
+        })?;
         device.perform(&superblock_steps(&new, &layout))?;
     }
     Ok(())
@@ -460,7 +587,7 @@ pub(super) fn invalidate(run: &Run<'_>, target: &Target) -> Outcome {
     for volume in target.volumes() {
         let device = open_to_change(run, target, volume)?;
         let (old, layout) = device
-            .superblock()
+            .superblock()?
             .map_err(|error| unreadable(run, target, &device, &error))?;
         device.perform(&superblock_steps(&gi::invalidate(&old), &layout))?;
         err(&format!(
@@ -469,4 +596,31 @@ pub(super) fn invalidate(run: &Run<'_>, target: &Target) -> Outcome {
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::adm::tests::volume;
+
+    #[test]
+    fn the_flags_of_a_disk_that_fails_stay_those_on_it() {
+        let mut report = volume(0);
+        let bare = Flags::CONSISTENT
+            .with(Flags::WAS_UP_TO_DATE)
+            .without(Flags::PRIMARY_IND);
+        let good = |report: &VolumeReport| {
+            let flags = flags_now(bare, report);
+            flags.contains(Flags::CONSISTENT) && flags.contains(Flags::WAS_UP_TO_DATE)
+        };
+        for disk in ["Attaching", "Failed", "Negotiating", "UpToDate"] {
+            report.disk = disk.to_owned();
+            assert!(good(&report), "{disk}");
+        }
+        report.disk = "Inconsistent".to_owned();
+        assert!(!good(&report));
+        report.disk = "UpToDate".to_owned();
+        report.role = "Primary".to_owned();
+        assert!(flags_now(bare, &report).contains(Flags::PRIMARY_IND));
+    }
 }

@@ -7,11 +7,13 @@ mod options;
 mod resize;
 mod show;
 mod state;
+mod version;
 mod waiting;
 
 pub(crate) use show::{connection_of_nine, replication_of_nine};
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::arguments::{ArgumentError, Arguments, GENERAL, Given};
 use crate::backend;
@@ -28,6 +30,16 @@ pub(crate) struct Run<'a> {
     pub(crate) word: &'static Word,
     pub(crate) arguments: &'a Arguments,
     pub(crate) configuration: &'a Configuration,
+}
+
+impl Run<'_> {
+    /// How long one step of a command may take (`cmd-timeout-medium`).
+    pub(crate) fn patience(&self) -> Duration {
+        self.configuration
+            .config
+            .global_options()
+            .cmd_timeout_medium
+    }
 }
 
 /// Runs drbdadm's command line (without the program's name) and returns its exit code.
@@ -205,6 +217,11 @@ fn dispatch(
         Action::HiddenCommands => return Ok(help::hidden()),
         Action::Status => return crate::status::adm::run(invocation, arguments),
         Action::Events => return crate::status::events::run(invocation, arguments),
+        Action::Version if !arguments.targets.is_empty() => {
+            let line = format!("'{}' takes no resource", word.name);
+            return Err(Failure::new(USAGE, line).next(invocation.adm(word.name)));
+        }
+        Action::Version => return version::run(invocation).map(|()| 0),
         Action::Proc => return show::proc(invocation).map(|()| 0),
         Action::Probe => {
             let [target] = &arguments.targets[..] else {
@@ -261,6 +278,9 @@ fn dispatch(
             }
         }
         if arguments.has("dry-run") {
+            for target in &targets {
+                metadata::preview(&run, target, set_gi.as_deref());
+            }
             return Ok(0);
         }
     }

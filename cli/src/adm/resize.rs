@@ -69,8 +69,8 @@ pub(super) fn check_resize(run: &Run<'_>, target: &Target) -> Outcome {
         } else {
             Access::Change
         };
-        let device = Device::open(volume, access)?;
-        if device.superblock().is_ok() {
+        let device = Device::open(volume, access, run.patience())?;
+        if device.superblock()?.is_ok() {
             remember(run, volume, &device)?;
             continue;
         }
@@ -100,7 +100,7 @@ fn record(run: &Run<'_>, volume: &ResolvedVolume) -> Option<LastKnown> {
 
 /// Whether the disk is larger than it was when its metadata was seen last.
 pub(super) fn has_grown(run: &Run<'_>, volume: &ResolvedVolume) -> bool {
-    let device = Device::open(volume, Access::Read).ok();
+    let device = Device::open(volume, Access::Read, run.patience()).ok();
     let sizes = device.zip(record(run, volume).filter(|_| is_internal(volume)));
     sizes.is_some_and(|(device, known)| device.size > known.size)
 }
@@ -110,8 +110,8 @@ pub(super) fn remember_if_there(run: &Run<'_>, volume: &ResolvedVolume) {
     if !is_internal(volume) {
         return;
     }
-    if let Ok(device) = Device::open(volume, Access::Read)
-        && device.superblock().is_ok()
+    if let Ok(device) = Device::open(volume, Access::Read, run.patience())
+        && matches!(device.superblock(), Ok(Ok(_)))
         && let Err(failure) = remember(run, volume, &device)
     {
         failure.print();
@@ -119,7 +119,7 @@ pub(super) fn remember_if_there(run: &Run<'_>, volume: &ResolvedVolume) {
 }
 
 fn remember(run: &Run<'_>, volume: &ResolvedVolume, device: &Device) -> Outcome {
-    let Ok((superblock, _)) = device.superblock() else {
+    let Ok((superblock, _)) = device.superblock()? else {
         return Ok(());
     };
     let known = LastKnown {
@@ -169,7 +169,7 @@ fn move_metadata(
     // As if it had not grown: what is unclean is applied where it is.
     device.size = known.size;
     let (superblock, _) = device
-        .superblock()
+        .superblock()?
         .map_err(|error| nothing_there(run, target, &device, &error.to_string()))?;
     if superblock.needs_replay() {
         metadata::apply(run, target, &device)?;
@@ -186,7 +186,7 @@ fn move_metadata(
         }
     }
     device.size = present;
-    let moved: Result<(Superblock, _), _> = device.superblock();
+    let moved: Result<(Superblock, _), _> = device.superblock()?;
     moved.map_err(|error| {
         Failure::new(
             CONFIGURATION,

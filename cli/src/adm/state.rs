@@ -2,14 +2,16 @@
 
 use tandem_config::ResolvedResource;
 use tandem_daemon::control::ControlClient;
-use tandem_daemon::control::messages::{Call, CommandAnswer, ResourceReport, VolumeReport};
+use tandem_daemon::control::messages::{
+    Call, CommandAnswer, ResourceReport, StandAlone, VolumeReport, WaitFor,
+};
 
 use super::Run;
 use crate::backend;
 use crate::configuration::Target;
 use crate::failure::{CONFIGURATION, Failure, Outcome, USAGE};
 use crate::invocation::quoted;
-use crate::output::{err, out_line};
+use crate::output::{err, grouped, out_line};
 use crate::words::Action;
 use crate::{daemon, definition};
 
@@ -31,6 +33,9 @@ const OPEN_DISK_FAILED: i32 = 104;
 
 /// "No valid meta-data signature found."
 const NO_METADATA: i32 = 119;
+
+/// "Can only attach to the data we lost last": the peer has what this disk lacks.
+const DATA_NOT_CURRENT: i32 = 150;
 
 /// "Meta device too small": the last of them.
 const META_TOO_SMALL: i32 = 112;
@@ -55,6 +60,7 @@ pub(super) fn run(run: &Run<'_>, target: &Target) -> Outcome {
             super::options::run(run, &mut client, target)
         }
         Action::Resize => super::resize::resize(run, &mut client, target),
+        Action::Verify => verify(run, &mut client, target),
         _ => {
             let call = call_of(run, target)?;
             command(run, &mut client, target, call)
@@ -157,6 +163,27 @@ pub(super) fn sectors(run: &Run<'_>, option: &str) -> Result<Option<u64>, Failur
     })
 }
 
+/// `verify`: one that would begin behind the end of the device is a mistake, not nothing to do.
+fn verify(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Outcome {
+    let start = sectors(run, "start")?.unwrap_or(0);
+    let report = report(run, client, &target.view.name)?;
+    for volume in target.volumes() {
+        let bytes = volume_of(report.as_ref(), volume.number).map_or(0, |volume| volume.bytes);
+        let end = bytes / 512;
+        if bytes > 0 && start >= end {
+            let (name, number) = (&target.view.name, volume.number);
+            let line = format!(
+                "{name}/{number}: --start={start}: the device has {end} sectors of 512 bytes, the last one is {}. Nothing was begun.",
+                end - 1
+            );
+            let next = run.invocation.adm(&format!("verify {}", target.name()));
+            return Err(Failure::new(USAGE, line).next(next));
+        }
+    }
+    let call = call_of(run, target)?;
+    command(run, client, target, call)
+}
+
 /// Sends a command and prints what has to be said about its answer.
 fn command(run: &Run<'_>, client: &mut ControlClient, target: &Target, call: Call) -> Outcome {
     let answer = ask(run, client, call)?;
@@ -210,16 +237,16 @@ pub(super) fn judge(run: &Run<'_>, target: &Target, answer: CommandAnswer) -> Ou
     let mut failure = Failure::new(
         answer.exit.max(1),
         format!(
-            "{}: {what}: ({}) {}",
+            "{}: {what}: {}{}",
             label(run, target, answer.volume),
-            answer.number,
+            numbered(answer.number),
             answer.text
         ),
     );
     if !answer.info.is_empty() {
         failure = failure.line("additional info:");
-        for line in &answer.info {
-            failure = failure.line(line.clone());
+        for line in grouped(&answer.info) {
+            failure = failure.line(line);
         }
     }
     let quiet = matches!(run.word.action, Action::Invalidate | Action::Outdate);
@@ -235,6 +262,14 @@ pub(super) fn judge(run: &Run<'_>, target: &Target, answer: CommandAnswer) -> Ou
         None => next_of(run, target, &answer),
     };
     Err(failure)
+}
+
+/// `(-12) `; of what drbdsetup has no number for, nothing.
+fn numbered(number: i32) -> String {
+    match number {
+        0 => String::new(),
+        number => format!("({number}) "),
+    }
 }
 
 /// What a step was about: the minor, the resource, or `??` where the connection is named by its addresses.
@@ -371,8 +406,10 @@ fn configure(run: &Run<'_>, client: &mut ControlClient, view: &ResolvedResource)
     let mut failure = Failure::new(
         answer.exit.max(1),
         format!(
-            "{}: Failure: ({}) {}",
-            view.name, answer.number, answer.text
+            "{}: Failure: {}{}",
+            view.name,
+            numbered(answer.number),
+            answer.text
         ),
     );
     for line in &answer.info {
@@ -399,9 +436,9 @@ pub(super) fn up(run: &Run<'_>, targets: &[Target]) -> Result<u8, Failure> {
         return Ok(highest);
     }
     let mut client = daemon::start(run.invocation)?;
-    type Stage = fn(&Run<'_>, &mut ControlClient, &Target) -> Outcome;
+    type Stage = fn(&Run<'_>, &mut ControlClient, &Target) -> Result<Step, Failure>;
     let mut stages: Vec<(&str, Stage)> = vec![("adjust res", |run, client, target| {
-        configure(run, client, &target.view)
+        configure(run, client, &target.view).map(|()| Step::Done)
     })];
     if run.word.action != Action::NewResource {
         if !run.arguments.has("skip-disk") {
@@ -417,13 +454,18 @@ pub(super) fn up(run: &Run<'_>, targets: &[Target]) -> Result<u8, Failure> {
         }
     };
     tell("[");
+    let mut later = Vec::new();
     for (label, stage) in stages {
         let mut kept = Vec::new();
         let mut line = format!("  {label}:");
         for target in alive {
             line.push_str(&format!(" {}", target.view.name));
             match stage(run, &mut client, target) {
-                Ok(()) => kept.push(target),
+                Ok(Step::Done) => kept.push(target),
+                Ok(Step::AfterConnect(refusal)) => {
+                    kept.push(target);
+                    later.push((target, refusal));
+                }
                 Err(failure) => {
                     failure.print();
                     line.push_str(&format!("({})", failure.exit));
@@ -434,8 +476,54 @@ pub(super) fn up(run: &Run<'_>, targets: &[Target]) -> Result<u8, Failure> {
         tell(&line);
         alive = kept;
     }
+    for (target, refusal) in later {
+        if let Err(failure) = attach_after_connect(run, &mut client, target, refusal) {
+            failure.print();
+            highest = highest.max(failure.exit);
+        }
+    }
     tell("]");
     Ok(highest)
+}
+
+/// What came of a stage of `up`.
+enum Step {
+    Done,
+    /// The disk lacks what its peer has: it is attached when they are connected. Until then it was refused like this.
+    AfterConnect(Failure),
+}
+
+/// The second attempt to attach a disk that lacks what its peer has.
+fn attach_after_connect(
+    run: &Run<'_>,
+    client: &mut ControlClient,
+    target: &Target,
+    refusal: Failure,
+) -> Outcome {
+    let name = &target.view.name;
+    let patience = run.patience();
+    err(&format!(
+        "{name}: the disk lacks what was written since it was lost: it is attached once the peer is connected, which may take up to {} s",
+        patience.as_secs()
+    ));
+    let call = Call::Wait {
+        resource: name.clone(),
+        volume: None,
+        until: WaitFor::Connected,
+        stand_alone: StandAlone::Ends,
+    };
+    let waited = client
+        .command(call, Some(patience))
+        .map_err(|error| daemon::failed(run.invocation, &error))?;
+    if !waited.is_success() {
+        return Err(refusal.line(format!(
+            "{name}: the peer was not connected, so the disk stays as it is"
+        )));
+    }
+    match attach_missing(run, client, target)? {
+        Step::Done => Ok(()),
+        Step::AfterConnect(refusal) => Err(refusal),
+    }
 }
 
 /// What can be refused or has to be said before anything is started.
@@ -469,7 +557,12 @@ fn volume_of(report: Option<&ResourceReport>, number: u16) -> Option<&VolumeRepo
         .find(|volume| volume.number == number)
 }
 
-fn attach_missing(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Outcome {
+fn attach_missing(
+    run: &Run<'_>,
+    client: &mut ControlClient,
+    target: &Target,
+) -> Result<Step, Failure> {
+    let connects = !run.arguments.has("skip-net") && !target.view.peers.is_empty();
     let report = report(run, client, &target.view.name)?;
     for volume in target.volumes().filter(|volume| volume.disk.is_some()) {
         let diskless = volume_of(report.as_ref(), volume.number)
@@ -484,27 +577,38 @@ fn attach_missing(run: &Run<'_>, client: &mut ControlClient, target: &Target) ->
             resource: target.view.name.clone(),
             volume: Some(volume.number),
         };
-        as_if(run, "attach", |run| {
+        let step = as_if(run, "attach", |run| {
             let answer = ask(run, client, call)?;
             if answer.number == ATTACHED_ALREADY {
                 // Another `up` at the same time was faster.
                 let now = self::report(run, client, &target.view.name)?;
                 if volume_of(now.as_ref(), volume.number).is_some_and(|now| now.disk != "Diskless")
                 {
-                    return Ok(());
+                    return Ok(Step::Done);
                 }
             }
-            judge(run, &one, answer)
+            let lacks = answer.number == DATA_NOT_CURRENT;
+            match judge(run, &one, answer) {
+                Err(refusal) if lacks && connects => Ok(Step::AfterConnect(refusal)),
+                judged => judged.map(|()| Step::Done),
+            }
         })?;
+        if matches!(step, Step::AfterConnect(_)) {
+            return Ok(step);
+        }
     }
-    Ok(())
+    Ok(Step::Done)
 }
 
-fn connect_missing(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Outcome {
+fn connect_missing(
+    run: &Run<'_>,
+    client: &mut ControlClient,
+    target: &Target,
+) -> Result<Step, Failure> {
     let report = report(run, client, &target.view.name)?;
     let standalone = report.is_none_or(|report| report.connection == "StandAlone");
     if target.view.peers.is_empty() || !standalone {
-        return Ok(());
+        return Ok(Step::Done);
     }
     let call = connect_call(run, target);
     as_if(run, "connect", |run| {
@@ -513,15 +617,19 @@ fn connect_missing(run: &Run<'_>, client: &mut ControlClient, target: &Target) -
             // Another `up` at the same time was faster.
             let now = self::report(run, client, &target.view.name)?;
             if now.is_some_and(|now| now.connection != "StandAlone") {
-                return Ok(());
+                return Ok(Step::Done);
             }
         }
-        judge(run, target, answer)
+        judge(run, target, answer).map(|()| Step::Done)
     })
 }
 
 /// A stage of `up` fails like the command that does only this stage.
-fn as_if(run: &Run<'_>, name: &str, act: impl FnOnce(&Run<'_>) -> Outcome) -> Outcome {
+fn as_if<T>(
+    run: &Run<'_>,
+    name: &str,
+    act: impl FnOnce(&Run<'_>) -> Result<T, Failure>,
+) -> Result<T, Failure> {
     match crate::words::find(name) {
         Some((word, _)) => act(&Run { word, ..*run }),
         None => act(run),
@@ -635,4 +743,15 @@ fn become_primary(run: &Run<'_>, client: &mut ControlClient, target: &Target) ->
         force: false,
     };
     as_if(run, "primary", |run| command(run, client, target, call))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::numbered;
+
+    #[test]
+    fn an_answer_without_a_number_of_drbdsetup_s_shows_none() {
+        assert_eq!(numbered(0), "");
+        assert_eq!(numbered(-12), "(-12) ");
+    }
 }

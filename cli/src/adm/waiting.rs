@@ -142,11 +142,43 @@ fn wait_so_long(
             failure = failure.line(line);
         }
         if answer.number == 0 && answer.text != "StandAlone" {
+            for line in state_of(run, client, target)? {
+                failure = failure.line(line);
+            }
             failure = failure.line(format!("{}: {}", patience.option, patience.reason));
         }
         return Err(failure.next(run.invocation.tandem("status")));
     }
     state::judge(run, target, answer)
+}
+
+/// What is still missing: the connection, or the rest of a resync.
+fn state_of(
+    run: &Run<'_>,
+    client: &mut ControlClient,
+    target: &Target,
+) -> Result<Vec<String>, Failure> {
+    let name = &target.view.name;
+    let Some(report) = state::report(run, client, name)? else {
+        return Ok(vec![format!("{name}: is not up any more")]);
+    };
+    let wanted = |number| target.volumes().any(|volume| volume.number == number);
+    let volumes = report.volumes.iter().filter(|one| wanted(one.number));
+    Ok(volumes
+        .map(|volume| {
+            let (number, connection) = (volume.number, &volume.connection);
+            match volume.resync.as_ref() {
+                Some(resync) => {
+                    let progress = crate::status::human::progress(volume, resync);
+                    format!("{name}/{number}: {connection}: {}", progress.trim())
+                }
+                None => format!(
+                    "{name}/{number}: {connection}, disks {}/{}",
+                    volume.disk, volume.peer_disk
+                ),
+            }
+        })
+        .collect())
 }
 
 /// `wait-con-int`: waits for every resource of this node that is up, each with its own limit, all from now on. Always 0, as boot

@@ -426,6 +426,7 @@ pub(crate) mod tests {
             peer_role: "Secondary".to_owned(),
             connection: "Connected".to_owned(),
             version: Some(101),
+            peer_versions: Some([100, 101]),
             protocol: Some("C".to_owned()),
             last_error: None,
             peer: Some(ConnectionDefinition {

@@ -16,7 +16,7 @@ use crate::adm::{connection_of_nine, replication_of_nine};
 use crate::arguments::Arguments;
 use crate::configuration::Configuration;
 use crate::daemon;
-use crate::failure::{CANNOT_RUN, Failure, USAGE};
+use crate::failure::{CANNOT_RUN, Failure, Outcome, USAGE};
 use crate::invocation::Invocation;
 use crate::output::{err, out};
 
@@ -91,12 +91,20 @@ pub(crate) fn run(invocation: &Invocation, arguments: &Arguments) -> Result<u8, 
             .next(invocation.adm("events2 all")));
     }
     let one = names.into_iter().find(|name| name != "all");
+    let configuration = Configuration::load(invocation, arguments);
+    if let Some(name) = &one {
+        match check_known(invocation, configuration.as_ref().ok(), name) {
+            // What is there is told, as drbdsetup does: nothing. It is the waiting that would have no end.
+            Err(refusal) if arguments.has("now") => refusal.print(),
+            checked => checked?,
+        }
+    }
     let view = View {
         counters: match arguments.has("statistics") {
             true => Counters::Shown,
             false => Counters::Hidden,
         },
-        peers: peers_of(invocation, arguments),
+        peers: peers_of(arguments, configuration.as_ref().ok()),
         stamps: match arguments.has("timestamps") {
             true => Stamps::Printed,
             false => Stamps::Absent,
@@ -115,15 +123,32 @@ pub(crate) fn run(invocation: &Invocation, arguments: &Arguments) -> Result<u8, 
     view.follow(invocation, watch, arguments.has("now"))
 }
 
-/// The configuration only tells how the peer is named: a broken one must not hide the state.
-fn peers_of(invocation: &Invocation, arguments: &Arguments) -> Peers {
-    match arguments.value("compat") {
-        Some("9") => Peers::Named,
-        Some(_) => Peers::Fixed,
-        None => match Configuration::load(invocation, arguments) {
-            Ok(configuration) if configuration.config.dialect == Dialect::V9 => Peers::Named,
-            _ => Peers::Fixed,
-        },
+/// A resource that neither the configuration nor the daemon knows will never be there.
+fn check_known(
+    invocation: &Invocation,
+    configuration: Option<&Configuration>,
+    name: &str,
+) -> Outcome {
+    let Some(Err(refusal)) = configuration.map(|known| known.resource(invocation, name)) else {
+        return Ok(());
+    };
+    let runs = match daemon::running(invocation)? {
+        Some(mut client) => client
+            .status(Some(name))
+            .map_err(|error| daemon::failed(invocation, &error))?
+            .is_ok(),
+        None => false,
+    };
+    if runs { Ok(()) } else { Err(refusal) }
+}
+
+/// Beside that the configuration only tells how the peer is named: a broken one must not hide the state.
+fn peers_of(arguments: &Arguments, configuration: Option<&Configuration>) -> Peers {
+    match (arguments.value("compat"), configuration) {
+        (Some("9"), _) => Peers::Named,
+        (Some(_), _) => Peers::Fixed,
+        (None, Some(known)) if known.config.dialect == Dialect::V9 => Peers::Named,
+        (None, _) => Peers::Fixed,
     }
 }
 
@@ -177,8 +202,17 @@ impl View {
                         .next(invocation.adm("events2 --now all")));
                 }
                 Err(ControlError::Timeout { .. }) if reader_is_gone() => return Ok(0),
-                Err(error @ ControlError::Timeout { .. }) => {
-                    if known.is_none() && begun.elapsed() > FIRST_PATIENCE {
+                Err(ControlError::Timeout {
+                    path, pid, asked, ..
+                }) => {
+                    let waited = begun.elapsed();
+                    if known.is_none() && waited > FIRST_PATIENCE {
+                        let error = ControlError::Timeout {
+                            path,
+                            waited,
+                            pid,
+                            asked,
+                        };
                         return Err(daemon::failed(invocation, &error));
                     }
                 }

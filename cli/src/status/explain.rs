@@ -115,7 +115,13 @@ fn connection(invocation: &Invocation, resource: &ResourceReport) -> Option<Rema
                     "StandAlone: does not try to reach {}{why}{meaning}",
                     peer.peer_name
                 ),
-                Some(if mend_the_file(resource) {
+                Some(if why.contains("disk is too small") {
+                    format!(
+                        "{}   # once the disk of {} has grown: until then they part again at once",
+                        invocation.adm(&format!("connect {name}")),
+                        peer.peer_name
+                    )
+                } else if mend_the_file(resource) {
                     format!(
                         "{}   # once both files agree",
                         invocation.adm(&format!("connect {name}"))
@@ -200,7 +206,14 @@ fn disk(
             format!(
                 "volume {number}: no local disk{why} and no UpToDate peer: reads and writes fail"
             ),
-            adm(format!("attach {target}")),
+            // The peer may have what this disk lacks: an attach alone would be refused.
+            match resource.connection.as_str() {
+                "StandAlone" => Some(format!(
+                    "{}   # connects and attaches",
+                    invocation.adm(&format!("up {}", resource.name))
+                )),
+                _ => adm(format!("attach {target}")),
+            },
         )),
         "Diskless" if volume.role == "Primary" => Some(remark(
             format!("volume {number}: no local disk{why}; all reads and writes go to the peer"),
@@ -318,4 +331,44 @@ fn suspended(
             Some(invocation.adm(&format!("resume-io {}", target(resource, volume)))),
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::adm::tests::resource;
+    use super::*;
+
+    #[test]
+    fn a_disk_that_is_too_small_has_to_grow_before_a_connect_helps() {
+        let mut report = resource();
+        report.connection = "StandAlone".to_owned();
+        report.last_error =
+            Some("the peer's disk is too small: let the peer's disk grow".to_owned());
+        let told = remarks(&Invocation::of("tandem"), &report);
+        let next = told[0].next.as_deref().unwrap();
+        assert!(
+            next.starts_with("tandem adm connect r0   # once the disk of bravo has grown"),
+            "{next}"
+        );
+    }
+
+    #[test]
+    fn a_primary_without_its_disk_is_told_to_connect_before_it_attaches() {
+        let mut report = resource();
+        let volume = &mut report.volumes[0];
+        volume.disk = "Diskless".to_owned();
+        volume.peer_disk = "DUnknown".to_owned();
+        volume.role = "Primary".to_owned();
+        let next = |report: &ResourceReport| -> Option<String> {
+            let told = disk(&Invocation::of("tandem"), report, &report.volumes[0]);
+            told.unwrap().next
+        };
+        report.connection = "StandAlone".to_owned();
+        assert_eq!(
+            next(&report).as_deref(),
+            Some("tandem adm up r0   # connects and attaches")
+        );
+        report.connection = "WFConnection".to_owned();
+        assert_eq!(next(&report).as_deref(), Some("tandem adm attach r0"));
+    }
 }

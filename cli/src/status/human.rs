@@ -12,7 +12,7 @@ use super::explain;
 use crate::daemon;
 use crate::failure::{CONFIGURATION, Failure, Outcome};
 use crate::invocation::Invocation;
-use crate::output::{err, out, out_line};
+use crate::output::{err, grouped, out, out_line};
 
 /// How often a watched screen is redrawn at least: counters and rates move without a change of state.
 const REDRAW: Duration = Duration::from_secs(1);
@@ -162,7 +162,7 @@ fn volume_lines(volume: &VolumeReport) -> String {
     if !volume.clients.is_empty() {
         text.push_str(&format!(
             "            open by {}\n",
-            volume.clients.join(", ")
+            grouped(&volume.clients).join(", ")
         ));
     }
     text

@@ -32,12 +32,16 @@ pub enum ControlError {
         source: std::io::Error,
     },
     /// The daemon did not answer in time.
-    #[error("tandemd did not answer within {} s on {}", waited.as_secs(), path.display())]
+    #[error("tandemd{} did not answer within {} s on {}", named(*pid), waited.as_secs(), path.display())]
     Timeout {
         /// The control socket.
         path: PathBuf,
         /// How long was waited.
         waited: Duration,
+        /// The daemon's process, if the socket tells it.
+        pid: Option<i32>,
+        /// What has no answer.
+        asked: Asked,
     },
     /// The daemon hung up without an answer.
     #[error("tandemd closed {} without an answer; its log tells why", path.display())]
@@ -55,6 +59,33 @@ pub enum ControlError {
     },
 }
 
+/// What the daemon was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// How things are: nothing comes of it any more.
+    Question,
+    /// To change something: it may still do so when it goes on.
+    Change,
+}
+
+impl Asked {
+    fn of(call: &Call) -> Asked {
+        match call {
+            Call::Ping
+            | Call::Version
+            | Call::Show { .. }
+            | Call::Status { .. }
+            | Call::Watch { .. }
+            | Call::Wait { .. } => Asked::Question,
+            _ => Asked::Change,
+        }
+    }
+}
+
+fn named(pid: Option<i32>) -> String {
+    pid.map_or_else(String::new, |pid| format!(" (pid {pid})"))
+}
+
 /// One connection to the daemon. A call is one request and its answer; a watch takes the connection for itself.
 #[derive(Debug)]
 pub struct ControlClient {
@@ -63,6 +94,7 @@ pub struct ControlClient {
     next_id: u64,
     /// A line that has come in part when a timeout struck.
     partial: Vec<u8>,
+    asked: Asked,
 }
 
 impl ControlClient {
@@ -89,6 +121,7 @@ impl ControlClient {
             stream: BufReader::new(stream),
             next_id: 1,
             partial: Vec::new(),
+            asked: Asked::Question,
         })
     }
 
@@ -174,6 +207,7 @@ impl ControlClient {
     fn send(&mut self, call: Call, deadline: Option<Duration>) -> Result<u64, ControlError> {
         let id = self.next_id;
         self.next_id += 1;
+        self.asked = Asked::of(&call);
         let deadline_ms =
             deadline.map(|length| u64::try_from(length.as_millis()).unwrap_or(u64::MAX));
         let mut line = serde_json::to_string(&Request {
@@ -219,11 +253,22 @@ impl ControlClient {
         }
     }
 
+    /// The process that listens.
+    fn pid(&self) -> Option<i32> {
+        let credentials = rustix::net::sockopt::socket_peercred(self.stream.get_ref()).ok()?;
+        Some(credentials.pid.as_raw_nonzero().get())
+    }
+
     fn failed(&self, source: std::io::Error, waited: Duration) -> ControlError {
         let path = self.path.clone();
         match source.kind() {
             std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => {
-                ControlError::Timeout { path, waited }
+                ControlError::Timeout {
+                    path,
+                    waited,
+                    pid: self.pid(),
+                    asked: self.asked,
+                }
             }
             std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset => {
                 ControlError::HungUp { path }

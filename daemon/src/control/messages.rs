@@ -547,6 +547,9 @@ pub struct ResourceReport {
     pub connection: String,
     /// The agreed protocol version, while connected.
     pub version: Option<u32>,
+    /// Lowest and highest protocol version that the peer speaks, while connected.
+    #[serde(default)]
+    pub peer_versions: Option<[u32; 2]>,
     /// Protocol letter, unless there is no network configuration.
     pub protocol: Option<String>,
     /// Why the last connection ended or the last attempt failed.

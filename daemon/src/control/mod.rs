@@ -5,4 +5,4 @@ mod idle;
 pub mod messages;
 pub(crate) mod server;
 
-pub use client::{ControlClient, ControlError, Watch, WatchItem};
+pub use client::{Asked, ControlClient, ControlError, Watch, WatchItem};

@@ -34,7 +34,7 @@ use crate::event::{BackingInfo, CommandId, IoError, MetaKind, OpenError, VolumeN
 use crate::generations::{Generations, Uuids};
 use crate::planted::Planted;
 use crate::state::effects::attach_states;
-use crate::state::word::{DiskState, Request, Role};
+use crate::state::word::{ConnState, DiskState, Request, Role};
 use crate::state::{Failure, Fencing, Hardness, StateResult};
 
 use reading::chunks_to_read;
@@ -331,7 +331,18 @@ impl Resource {
         if self.planted(Planted::IgnoreExposedGeneration) {
             return None;
         }
-        let refused = |info: String| Some(Answer::failure(Failure::DataNotCurrent).with_info(info));
+        let name = &self.name;
+        let conn = volume.state.conn;
+        let refused = |info: String| {
+            let answer = Answer::failure(Failure::DataNotCurrent).with_info(info);
+            Some(match conn {
+                _ if conn.is_connected() => answer,
+                ConnState::StandAlone => answer.with_hint(format!(
+                    "tandem adm up {name} (connects first, then attaches)"
+                )),
+                _ => answer.with_hint(format!("tandem adm up {name} (on the peer)")),
+            })
+        };
         if volume.generations.refuses_attach(&volume.state, uuids) {
             return refused(format!(
                 "the application last saw generation {:016X}, the disk has {:016X}",
@@ -341,8 +352,7 @@ impl Resource {
         if !volume.wrote_without_disk {
             return None;
         }
-        let name = &self.name;
-        let connected = volume.state.conn.is_connected();
+        let connected = conn.is_connected();
         let peers = volume.peer.uuids.map(|peer| peer.set.current & !1);
         // A peer's disk that was invalidated meanwhile carries the generation, but not what was written.
         let useful = volume.state.pdsk != DiskState::Inconsistent;

@@ -1,6 +1,6 @@
 //! The connection to the peer: its state, options, and what both sides agreed on. The sockets are in `link`.
 
-use tandem_protocol::features::Features;
+use tandem_protocol::features::{Features, Versions};
 
 use super::{dialling, link, liveness, trouble};
 use crate::options::NetOptions;
@@ -59,6 +59,8 @@ pub(crate) struct Connection {
 pub(crate) struct Agreed {
     /// Protocol version.
     pub(crate) version: u32,
+    /// What the peer speaks.
+    pub(crate) peer_versions: Versions,
     /// Features that both know.
     pub(crate) features: Features,
     /// The peer announced Tandem's own extensions.

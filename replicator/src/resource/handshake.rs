@@ -87,6 +87,7 @@ impl Resource {
         connection.link = Some(Link::new(data, meta));
         connection.agreed = Some(Agreed {
             version: agreed.version,
+            peer_versions: agreed.peer_versions,
             features: agreed.features,
             tandem,
         });

@@ -12,15 +12,13 @@ impl Resource {
     pub fn status(&self) -> ResourceStatus {
         let least = self.volumes.values().map(|volume| volume.state.conn).min();
         let cstate = self.connection.cstate;
+        let agreed = self.connection.link.as_ref();
+        let agreed = agreed.and(self.connection.agreed);
         ResourceStatus {
             name: self.name.clone(),
             connection: least.map_or(cstate, |least| least.max(cstate)),
-            version: self
-                .connection
-                .link
-                .as_ref()
-                .and(self.connection.agreed)
-                .map(|agreed| agreed.version),
+            version: agreed.map(|agreed| agreed.version),
+            peer_versions: agreed.map(|agreed| agreed.peer_versions),
             protocol: self.connection.net.as_ref().map(|net| net.protocol),
             last_error: self.connection.trouble.text(),
             volumes: self

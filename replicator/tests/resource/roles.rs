@@ -87,6 +87,25 @@ fn an_open_device_cannot_be_demoted() {
 }
 
 #[test]
+fn a_demotion_under_suspended_requests_says_what_lets_their_clients_go() {
+    let mut world = World::alone();
+    world.ok(0, ATTACH);
+    world.ok(0, primary(Force::Yes));
+    world.event(0, tandem_replicator::Event::Opened { volume: VOLUME });
+    let demote = Command::Secondary { volume: VOLUME };
+    let held = world.answer(0, demote.clone());
+    assert!(held.hint.unwrap().contains("unmount"));
+    world.ok(0, Command::SuspendIo { volume: VOLUME });
+    let held = world.answer(0, demote);
+    assert_eq!((held.number, held.exit), (-12, 11));
+    assert_eq!(held.hint.as_deref(), Some("tandem adm resume-io r0"));
+    assert!(
+        held.info.iter().any(|line| line.contains("suspended")),
+        "{held:?}"
+    );
+}
+
+#[test]
 fn a_demotion_clears_the_primary_flag_behind_the_bits() {
     let mut world = World::alone();
     world.ok(0, ATTACH);

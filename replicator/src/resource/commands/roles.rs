@@ -338,9 +338,7 @@ impl Resource {
         if force == Force::No && !verdict.is_allowed() && !transient {
             let mut answer = Answer::state(verdict.result);
             if open > 0 {
-                answer = answer.with_info(clients_hold(open)).with_hint(String::from(
-                    "unmount the file system and disconnect its NBD clients",
-                ));
+                answer = self.told_how_to_free(answer.with_info(clients_hold(open)), &volume.state);
             }
             self.answer(id, answer);
             return;
@@ -354,6 +352,22 @@ impl Resource {
         // What was answered and not yet confirmed by the peer is confirmed first: see `step_demotion`.
         self.close_epoch();
         self.state_changed = true;
+    }
+
+    /// A client whose requests are held stays, even one that has closed its socket, until they are answered.
+    fn told_how_to_free(&self, answer: Answer, state: &State) -> Answer {
+        let held = "its I/O is suspended: a client stays until its requests are answered, also one that is gone";
+        let answer = match state {
+            _ if state.susp || state.susp_fen || state.susp_nod => answer.with_info(held),
+            _ => answer,
+        };
+        answer.with_hint(if state.susp || state.susp_fen {
+            format!("tandem adm resume-io {}", self.name)
+        } else if state.susp_nod {
+            String::from("tandem status")
+        } else {
+            String::from("unmount the file system and disconnect its NBD clients")
+        })
     }
 
     /// Waits until nothing of this node's is in flight, then demotes; answered when bits and flags are on disk.

@@ -1,0 +1,189 @@
+//! What the person at the keyboard is told when something is stuck, lost or of another version: two nodes with real daemons.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{Node, Run, two_nodes};
+use rustix::process::{Pid, Signal};
+
+/// A state that does not come within this time does not come.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+fn quiet(run: &Run) {
+    assert_eq!((run.code, run.out.as_str()), (0, ""), "{run:?}");
+}
+
+/// Repeats a question until it is answered as wanted.
+fn until(node: &Node, words: &[&str], wanted: &str) {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let run = node.adm(words);
+        if run.out == wanted {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "{words:?} never said {wanted:?}, but {run:?}\n{}",
+            node.adm(&["proc"]).out
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A synced pair whose commands give up after a few seconds, the first node Primary.
+fn synced_pair() -> (Node, Node) {
+    let (alpha, beta) = two_nodes();
+    for node in [&alpha, &beta] {
+        let text = String::from_utf8(node.read("etc/drbd.conf")).unwrap();
+        node.write(
+            "etc/drbd.conf",
+            format!("global {{ cmd-timeout-medium 3; }}\n{text}"),
+        );
+        assert_eq!(node.adm(&["create-md", "r0"]).code, 0);
+        quiet(&node.adm(&["up", "r0"]));
+    }
+    quiet(&alpha.adm(&["wait-connect", "--wfc-timeout=60", "r0"]));
+    quiet(&alpha.adm(&["primary", "--force", "r0"]));
+    until(&alpha, &["dstate", "r0"], "UpToDate/UpToDate\n");
+    (alpha, beta)
+}
+
+fn pid_of_daemon(node: &Node) -> Pid {
+    let text = String::from_utf8(node.read("run/tandem/tandemd.pid")).unwrap();
+    Pid::from_raw(text.trim().parse().unwrap()).unwrap()
+}
+
+fn says(run: &Run, code: i32, words: &[&str]) {
+    assert_eq!(run.code, code, "{run:?}");
+    for words in words {
+        assert!(
+            run.err.contains(words) || run.out.contains(words),
+            "{words:?}: {run:?}"
+        );
+    }
+}
+
+#[test]
+fn version_names_the_tool_the_daemon_and_what_was_agreed_with_the_peer() {
+    let own = format!("tandem {}, protocol 100-101\n", env!("CARGO_PKG_VERSION"));
+    let alone = Node::pair("alpha").adm(&["version"]);
+    assert_eq!(alone.code, 0, "{alone:?}");
+    assert_eq!(alone.out, format!("{own}tandemd is not running\n"));
+    let (alpha, beta) = synced_pair();
+    let daemon = format!(
+        "tandemd {} (pid {}), protocol 100-101, control socket 1\n",
+        env!("CARGO_PKG_VERSION"),
+        pid_of_daemon(&alpha).as_raw_nonzero()
+    );
+    let told = alpha.adm(&["version"]);
+    assert_eq!((told.code, told.err.as_str()), (0, ""));
+    assert_eq!(
+        told.out,
+        format!("{own}{daemon}r0: protocol 101 agreed with beta, which speaks 100-101\n")
+    );
+    quiet(&beta.adm(&["down", "r0"]));
+    until(&alpha, &["cstate", "r0"], "WFConnection\n");
+    let told = alpha.adm(&["version"]);
+    assert_eq!(
+        told.out,
+        format!("{own}{daemon}r0: beta is not connected (WFConnection)\n")
+    );
+    says(&alpha.adm(&["version", "r0"]), 1, &["takes no resource"]);
+}
+
+/// Stopped as long as it lives.
+struct Frozen(Pid);
+
+impl Frozen {
+    fn daemon_of(node: &Node) -> Frozen {
+        let pid = pid_of_daemon(node);
+        rustix::process::kill_process(pid, Signal::STOP).unwrap();
+        Frozen(pid)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = rustix::process::kill_process(self.0, Signal::CONT);
+    }
+}
+
+#[test]
+fn a_command_to_a_frozen_daemon_may_still_be_carried_out_and_says_so() {
+    let (alpha, _beta) = synced_pair();
+    let frozen = Frozen::daemon_of(&alpha);
+    let pid = frozen.0.as_raw_nonzero();
+    let unanswered = format!("tandemd (pid {pid}) did not answer within ");
+    let look = format!("next: ps -o pid,stat,wchan:24,etime,args -p {pid} ");
+    std::thread::scope(|scope| {
+        let events = scope.spawn(|| alpha.adm(&["events2", "--now", "r0"]));
+        let demotion = alpha.adm(&["secondary", "r0"]);
+        says(
+            &demotion,
+            20,
+            &[&unanswered, "may still be carried out", &look],
+        );
+        assert!(!demotion.err.contains("status"), "{demotion:?}");
+        let version = alpha.adm(&["version"]);
+        says(&version, 20, &["tandem ", "protocol 100-101", &look]);
+        assert!(!version.err.contains("carried out"), "{version:?}");
+        let events = events.join().unwrap();
+        says(&events, 20, &[&unanswered, &look]);
+        assert!(!events.err.contains("within 0 s"), "{events:?}");
+    });
+    drop(frozen);
+    until(&alpha, &["role", "r0"], "Secondary/Secondary\n");
+}
+
+#[test]
+fn events_of_a_resource_that_nobody_knows_are_refused_and_those_of_one_that_is_down_are_not() {
+    let (alpha, _beta) = synced_pair();
+    let unknown = alpha.adm(&["events2", "nope"]);
+    says(
+        &unknown,
+        1,
+        &["'nope' not defined in your config (for this host)."],
+    );
+    assert_eq!(unknown.out, "");
+    let now = alpha.adm(&["events2", "--now", "nope"]);
+    says(&now, 0, &["'nope' not defined"]);
+    assert_eq!(now.out, "exists -\n");
+    quiet(&alpha.adm(&["down", "r0"]));
+    let down = alpha.adm(&["events2", "--now", "r0"]);
+    assert_eq!(
+        (down.code, down.out.as_str()),
+        (0, "exists -\n"),
+        "{down:?}"
+    );
+}
+
+#[test]
+fn what_would_do_nothing_or_hang_is_explained() {
+    let (alpha, beta) = synced_pair();
+    let sectors = (64 << 20) / 512;
+    let verify = alpha.adm(&["verify", "--start", &sectors.to_string(), "r0"]);
+    says(
+        &verify,
+        1,
+        &["the device has ", "Nothing was begun.", "next: "],
+    );
+    quiet(&beta.adm(&["down", "r0"]));
+    until(&alpha, &["cstate", "r0"], "WFConnection\n");
+    let wait = alpha.adm(&["wait-sync", "--wfc-timeout=1", "r0"]);
+    says(
+        &wait,
+        5,
+        &["gave up waiting", "r0/0: WFConnection, disks UpToDate/"],
+    );
+    let attached = alpha.adm(&["dump-md", "r0"]);
+    let next =
+        "next: TANDEM adm --root ROOT detach r0 && TANDEM adm --root ROOT apply-al r0   # or: ";
+    says(&attached, 1, &[next]);
+    quiet(&alpha.adm(&["secondary", "r0"]));
+    for words in [["detach", "r0"], ["apply-al", "r0"]] {
+        assert_eq!(alpha.adm(&words).code, 0, "{words:?}");
+    }
+    assert_eq!(alpha.adm(&["dump-md", "r0"]).code, 0);
+}
