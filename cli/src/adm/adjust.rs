@@ -4,7 +4,7 @@
 use tandem_daemon::control::ControlClient;
 use tandem_daemon::control::messages::{ResourceDefinition, ResourceReport};
 
-use super::{Run, state};
+use super::{Run, state, up};
 use crate::configuration::Target;
 use crate::failure::Failure;
 use crate::words::Action;
@@ -30,7 +30,7 @@ pub(super) fn steps(run: &Run<'_>, target: &Target) -> Result<Vec<String>, Failu
     if !run.arguments.has("skip-disk") {
         let missing = target
             .volumes()
-            .filter(|volume| !state::has_disk(&report, volume.number));
+            .filter(|volume| !up::has_disk(&report, volume.number));
         steps.extend(missing.flat_map(backend::attach));
     }
     if !run.arguments.has("skip-net") && report.connection == "StandAlone" {
@@ -68,7 +68,7 @@ fn differences(
         .zip(&wanted.volumes)
         .zip(&view.volumes)
     {
-        if !state::has_disk(report, after.number) {
+        if !up::has_disk(report, after.number) {
             continue;
         }
         if before.options != after.options {

@@ -7,6 +7,7 @@ mod options;
 mod resize;
 mod show;
 mod state;
+mod up;
 mod version;
 mod waiting;
 
@@ -285,7 +286,7 @@ fn dispatch(
         }
     }
     match word.action {
-        Action::Up | Action::Adjust | Action::NewResource => state::up(&run, &targets),
+        Action::Up | Action::Adjust | Action::NewResource => up::up(&run, &targets),
         Action::WaitConInt => waiting::wait_con_int(&run),
         _ => Ok(each(&targets, |target| {
             one(&run, target, set_gi.as_deref())
