@@ -4,7 +4,7 @@
 use std::fs;
 
 use tandem_tests::e2e::client::Fua;
-use tandem_tests::e2e::node::{Meta, Node, Settings};
+use tandem_tests::e2e::node::{FileLimit, Meta, Node, Settings};
 use tandem_tests::e2e::pair::{LinkKind, Pair};
 use tandem_tests::e2e::record::{name_blocks, pattern, read_disk};
 use tandem_tests::e2e::tool;
@@ -185,6 +185,53 @@ fn with_full_filesystem_on_alpha() -> Pair {
     pair.bravo.start();
     pair.bring_up_without_sync();
     pair
+}
+
+#[test]
+fn pass_on_keeps_the_last_disk_and_lets_one_go_that_lacks_what_the_peer_has() {
+    let settings = Settings {
+        meta: Meta::External,
+        disk: "on-io-error pass_on;".to_owned(),
+        ..Settings::default()
+    };
+    let mut pair = blank(&settings);
+    for node in [&pair.alpha, &pair.bravo] {
+        node.must(&["create-md", "r0"]);
+    }
+    pair.alpha.start_limitable();
+    pair.bravo.start();
+    pair.bring_up_without_sync();
+    let mut record = pair.record();
+    let mut client = pair.client(&pair.alpha);
+    let data = pattern(1, 128 << 10);
+    client.write(1 << 20, &data, Fua::Yes).unwrap();
+    record.write(1 << 20, &data);
+    // Alone: the client is told, and the only disk stays.
+    pair.bravo.must(&["disconnect", "r0"]);
+    pair.alpha.wait_state("WFConnection", "UpToDate/DUnknown");
+    pair.alpha.limit_files(FileLimit::Bytes(8 << 20));
+    let failed = client.write(12 << 20, &data, Fua::No);
+    assert!(failed.is_err(), "{}", pair.logs());
+    assert_eq!(pair.alpha.word("dstate"), "UpToDate/DUnknown");
+    pair.alpha.limit_files(FileLimit::None);
+    client.write(12 << 20, &data, Fua::Yes).unwrap();
+    record.write(12 << 20, &data);
+    pair.bravo.must(&["connect", "r0"]);
+    pair.wait_synced();
+    // Beside a good disk: the client is not told, and the disk that lacks the write is let go.
+    pair.alpha.limit_files(FileLimit::Bytes(8 << 20));
+    let data = pattern(2, 128 << 10);
+    client.write(12 << 20, &data, Fua::Yes).unwrap();
+    record.write(12 << 20, &data);
+    pair.alpha.wait_state("Connected", "Diskless/UpToDate");
+    let read = client.read(12 << 20, data.len() as u32).unwrap();
+    assert!(read == data, "{}", pair.logs());
+    client.disconnect().unwrap();
+    pair.alpha.wait_log("pass_on");
+    pair.alpha.limit_files(FileLimit::None);
+    pair.alpha.must(&["attach", "r0"]);
+    pair.wait_synced();
+    pair.down_and_compare(&record);
 }
 
 #[test]
