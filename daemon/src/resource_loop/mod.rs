@@ -3,22 +3,21 @@
 //! A turn collects everything that has happened, lets the engine handle it, writes once to each of the peer's sockets, hands all disk
 //! operations to the kernel with one call and writes once to each client. Nothing in a turn waits.
 
+mod engine;
 mod inquiries;
+mod reports;
 mod spawn;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::future::Future;
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use tandem_replicator::status::ResourceStatus;
 use tandem_replicator::{
-    Answer, Command, CommandId, Effect, Effects, Event, Level, NetOptions, Notification,
-    ResourceOptions, SyncExtent, Time, Token, VolumeNumber,
+    Answer, Command, CommandId, Effect, Effects, Event, Level, NetOptions, Notification, Time,
+    Token, VolumeNumber,
 };
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
@@ -30,10 +29,11 @@ use crate::handlers::{self, Handlers};
 use crate::nbd::{Clients, NewClient};
 use crate::peer::{LinkSettings, Peer};
 use crate::places::Places;
-use crate::report::{ExportFacts, Published, resource_report};
+use crate::report::Published;
 use crate::settings::{self, SettingError};
 use crate::socket::ReadBuffer;
 
+pub(crate) use engine::Engine;
 pub(crate) use spawn::{LoopHandle, SpawnError, spawn};
 
 /// Messages waiting for a loop; beyond, the sender waits.
@@ -44,82 +44,6 @@ const MESSAGES_PER_TURN: usize = 64;
 
 /// Rounds of collect, handle, submit in one turn before the runtime looks at its timers and sockets again.
 const ROUNDS_PER_TURN: usize = 16;
-
-/// Least time between two reports that nobody asked for.
-const REPORT_INTERVAL: Duration = Duration::from_millis(100);
-
-/// Time between reports while a resync moves.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
-
-/// What drives a resource. The engine is [`tandem_replicator::Resource`]; tests have their own.
-pub(crate) trait Engine: Sized {
-    /// A resource without disks and connection.
-    fn new(options: ResourceOptions) -> Self;
-    /// Handles one event and appends effects.
-    fn handle(&mut self, now: Time, event: Event, effects: &mut Effects);
-    /// When it wants to be woken.
-    fn next_deadline(&self) -> Time;
-    /// A copy of its status.
-    fn status(&self) -> ResourceStatus;
-    /// Before the first event: from now on notes what a replay needs besides events.
-    fn record(&mut self) {}
-    /// Appends what was noted since the last call.
-    fn take_tape(&mut self, _notes: &mut Vec<u8>) {}
-    /// What differs from the peer, at most `limit` extents.
-    fn sync_extents(
-        &self,
-        volume: VolumeNumber,
-        range: Range<u64>,
-        limit: usize,
-    ) -> Vec<SyncExtent>;
-    /// Whether what lies on the local disk is what clients read.
-    fn reads_locally(&self, volume: VolumeNumber) -> bool;
-    /// Whether zeroes cost the link a few bytes only.
-    fn zeroes_are_short(&self, volume: VolumeNumber) -> bool;
-}
-
-impl Engine for tandem_replicator::Resource {
-    fn new(options: ResourceOptions) -> Self {
-        Self::new(options)
-    }
-
-    fn handle(&mut self, now: Time, event: Event, effects: &mut Effects) {
-        Self::handle(self, now, event, effects);
-    }
-
-    fn next_deadline(&self) -> Time {
-        Self::next_deadline(self).unwrap_or(Time::NEVER)
-    }
-
-    fn status(&self) -> ResourceStatus {
-        Self::status(self)
-    }
-
-    fn record(&mut self) {
-        Self::record(self);
-    }
-
-    fn take_tape(&mut self, notes: &mut Vec<u8>) {
-        Self::take_tape(self, notes);
-    }
-
-    fn sync_extents(
-        &self,
-        volume: VolumeNumber,
-        range: Range<u64>,
-        limit: usize,
-    ) -> Vec<SyncExtent> {
-        Self::sync_extents(self, volume, range, limit)
-    }
-
-    fn reads_locally(&self, volume: VolumeNumber) -> bool {
-        Self::reads_locally(self, volume)
-    }
-
-    fn zeroes_are_short(&self, volume: VolumeNumber) -> bool {
-        Self::zeroes_are_short(self, volume)
-    }
-}
 
 /// What the control side asks of a loop.
 pub(crate) enum Message {
@@ -649,91 +573,6 @@ impl<E: Engine> ResourceLoop<E> {
             for done in self.releasing.drain(..) {
                 let _ = done.send(());
             }
-        }
-    }
-
-    fn report_if_due(&mut self) {
-        let due = match self.report_due() {
-            Some(due) => due <= Instant::now(),
-            None => false,
-        };
-        if due {
-            self.publish();
-        }
-    }
-
-    fn report_due(&self) -> Option<Instant> {
-        let interval = match (self.changed, self.moving) {
-            (true, _) => REPORT_INTERVAL,
-            (false, true) => PROGRESS_INTERVAL,
-            (false, false) => return None,
-        };
-        Some(
-            self.published_at
-                .map_or_else(Instant::now, |at| at + interval),
-        )
-    }
-
-    fn publish(&mut self) {
-        let status = self.engine.status();
-        let name = self.definition.name.clone();
-        let report = resource_report(
-            &status,
-            &self.definition,
-            |volume| self.clients.holders(volume),
-            |volume| match self.serving.contains_key(&volume) {
-                true => self.surroundings.uris(&name, volume.0),
-                false => Vec::new(),
-            },
-        );
-        self.moving = report.volumes.iter().any(|volume| volume.resync.is_some());
-        let exports = self.serving.iter().map(|(volume, bytes)| {
-            let info = self.disks.info(*volume);
-            let facts = ExportFacts {
-                bytes: *bytes,
-                logical_block: info.map_or(512, |info| info.logical_block),
-                discard: info.is_none_or(|info| info.discard),
-            };
-            (volume.0, facts)
-        });
-        let published = Published {
-            report,
-            exports: exports.collect(),
-        };
-        self.publish.send_if_modified(|last| {
-            let changed = **last != published;
-            if changed {
-                *last = Arc::new(published);
-            }
-            changed
-        });
-        self.changed = false;
-        self.published_at = Some(Instant::now());
-    }
-
-    /// Sets the timer to the next deadline, of the engine or of a report.
-    fn set_timer(&mut self, context: &mut Context<'_>) {
-        let report = self.report_due().map_or(Time::NEVER, |due| {
-            self.surroundings.now() + due.saturating_duration_since(Instant::now())
-        });
-        let farewell = self.clients.next_deadline().map_or(Time::NEVER, |due| {
-            self.surroundings.now() + due.saturating_duration_since(Instant::now())
-        });
-        let wanted = self.engine.next_deadline().min(report).min(farewell);
-        if wanted != self.timer_at {
-            self.timer_at = wanted;
-            let ahead = wanted.since(Time(0));
-            // Far deadlines are cut: an early wake-up does no harm.
-            let ahead = ahead.min(self.surroundings.epoch.elapsed() + Duration::from_secs(3600));
-            let at = self.surroundings.epoch + ahead;
-            self.timer.as_mut().reset(at.into());
-        }
-        if self.timer.as_mut().poll(context).is_ready() {
-            self.timer_at = Time::NEVER;
-            self.timer
-                .as_mut()
-                .reset(tokio::time::Instant::now() + Duration::from_secs(3600));
-            context.waker().wake_by_ref();
         }
     }
 }
