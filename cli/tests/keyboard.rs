@@ -3,37 +3,11 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
-
-use common::{Node, Run, two_nodes};
+use common::{Node, Run, quiet, synced, two_nodes, until};
 use rustix::process::{Pid, Signal};
 
-/// A state that does not come within this time does not come.
-const DEADLINE: Duration = Duration::from_secs(60);
-
-fn quiet(run: &Run) {
-    assert_eq!((run.code, run.out.as_str()), (0, ""), "{run:?}");
-}
-
-/// Repeats a question until it is answered as wanted.
-fn until(node: &Node, words: &[&str], wanted: &str) {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        let run = node.adm(words);
-        if run.out == wanted {
-            return;
-        }
-        assert!(
-            Instant::now() < deadline,
-            "{words:?} never said {wanted:?}, but {run:?}\n{}",
-            node.adm(&["proc"]).out
-        );
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
 /// A synced pair whose commands give up after a few seconds, the first node Primary.
-fn synced_pair() -> (Node, Node) {
+fn hasty_pair() -> (Node, Node) {
     let (alpha, beta) = two_nodes();
     for node in [&alpha, &beta] {
         let text = String::from_utf8(node.read("etc/drbd.conf")).unwrap();
@@ -41,13 +15,8 @@ fn synced_pair() -> (Node, Node) {
             "etc/drbd.conf",
             format!("global {{ cmd-timeout-medium 3; }}\n{text}"),
         );
-        assert_eq!(node.adm(&["create-md", "r0"]).code, 0);
-        quiet(&node.adm(&["up", "r0"]));
     }
-    quiet(&alpha.adm(&["wait-connect", "--wfc-timeout=60", "r0"]));
-    quiet(&alpha.adm(&["primary", "--force", "r0"]));
-    until(&alpha, &["dstate", "r0"], "UpToDate/UpToDate\n");
-    (alpha, beta)
+    synced(alpha, beta)
 }
 
 fn pid_of_daemon(node: &Node) -> Pid {
@@ -71,7 +40,7 @@ fn version_names_the_tool_the_daemon_and_what_was_agreed_with_the_peer() {
     let alone = Node::pair("alpha").adm(&["version"]);
     assert_eq!(alone.code, 0, "{alone:?}");
     assert_eq!(alone.out, format!("{own}tandemd is not running\n"));
-    let (alpha, beta) = synced_pair();
+    let (alpha, beta) = hasty_pair();
     let daemon = format!(
         "tandemd {} (pid {}), protocol 100-101, control socket 1\n",
         env!("CARGO_PKG_VERSION"),
@@ -112,7 +81,7 @@ impl Drop for Frozen {
 
 #[test]
 fn a_command_to_a_frozen_daemon_may_still_be_carried_out_and_says_so() {
-    let (alpha, _beta) = synced_pair();
+    let (alpha, _beta) = hasty_pair();
     let frozen = Frozen::daemon_of(&alpha);
     let pid = frozen.0.as_raw_nonzero();
     let unanswered = format!("tandemd (pid {pid}) did not answer within ");
@@ -139,7 +108,7 @@ fn a_command_to_a_frozen_daemon_may_still_be_carried_out_and_says_so() {
 
 #[test]
 fn events_of_a_resource_that_nobody_knows_are_refused_and_those_of_one_that_is_down_are_not() {
-    let (alpha, _beta) = synced_pair();
+    let (alpha, _beta) = hasty_pair();
     let unknown = alpha.adm(&["events2", "nope"]);
     says(
         &unknown,
@@ -161,7 +130,7 @@ fn events_of_a_resource_that_nobody_knows_are_refused_and_those_of_one_that_is_d
 
 #[test]
 fn what_would_do_nothing_or_hang_is_explained() {
-    let (alpha, beta) = synced_pair();
+    let (alpha, beta) = hasty_pair();
     let sectors = (64 << 20) / 512;
     let verify = alpha.adm(&["verify", "--start", &sectors.to_string(), "r0"]);
     says(

@@ -6,43 +6,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{Node, Run, two_nodes};
-
-/// A state that does not come within this time does not come.
-const DEADLINE: Duration = Duration::from_secs(60);
-
-fn quiet(run: &Run) {
-    assert_eq!((run.code, run.out.as_str()), (0, ""), "{run:?}");
-}
-
-/// Repeats a question until it is answered as wanted.
-fn until(node: &Node, words: &[&str], wanted: &str) {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        let run = node.adm(words);
-        if run.out == wanted {
-            return;
-        }
-        assert!(
-            Instant::now() < deadline,
-            "{words:?} never said {wanted:?}, but {run:?}\n{}",
-            node.adm(&["proc"]).out
-        );
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-fn synced_pair() -> (Node, Node) {
-    let (alpha, beta) = two_nodes();
-    for node in [&alpha, &beta] {
-        assert_eq!(node.adm(&["create-md", "r0"]).code, 0);
-        quiet(&node.adm(&["up", "r0"]));
-    }
-    quiet(&alpha.adm(&["wait-connect", "--wfc-timeout=60", "r0"]));
-    quiet(&alpha.adm(&["primary", "--force", "r0"]));
-    until(&alpha, &["dstate", "r0"], "UpToDate/UpToDate\n");
-    (alpha, beta)
-}
+use common::{quiet, synced_pair, two_nodes, until};
 
 #[test]
 fn the_runbook_from_first_sync_to_switch_over() {

@@ -172,3 +172,46 @@ impl Node {
         }
     }
 }
+
+/// A state that does not come within this time does not come.
+const STATE_DEADLINE: Duration = Duration::from_secs(60);
+
+/// A command that succeeds and has nothing to say.
+pub fn quiet(run: &Run) {
+    assert_eq!((run.code, run.out.as_str()), (0, ""), "{run:?}");
+}
+
+/// Repeats a question until it is answered as wanted.
+pub fn until(node: &Node, words: &[&str], wanted: &str) {
+    let deadline = Instant::now() + STATE_DEADLINE;
+    loop {
+        let run = node.adm(words);
+        if run.out == wanted {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "{words:?} never said {wanted:?}, but {run:?}\n{}",
+            node.adm(&["proc"]).out
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A synced pair, the first node Primary.
+pub fn synced_pair() -> (Node, Node) {
+    let (alpha, beta) = two_nodes();
+    synced(alpha, beta)
+}
+
+/// Two fresh nodes become a synced pair, the first one Primary.
+pub fn synced(alpha: Node, beta: Node) -> (Node, Node) {
+    for node in [&alpha, &beta] {
+        assert_eq!(node.adm(&["create-md", "r0"]).code, 0);
+        quiet(&node.adm(&["up", "r0"]));
+    }
+    quiet(&alpha.adm(&["wait-connect", "--wfc-timeout=60", "r0"]));
+    quiet(&alpha.adm(&["primary", "--force", "r0"]));
+    until(&alpha, &["dstate", "r0"], "UpToDate/UpToDate\n");
+    (alpha, beta)
+}
