@@ -367,6 +367,31 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         3_164_500,
         "a resize began a resync without bitmaps while the peer's disk lacked blocks that an earlier one could not copy",
     ),
+    (
+        Protocol::C,
+        3_318_207,
+        "a link that was made while a disk was attached had the activity log written anew before its extents were bits on disk",
+    ),
+    (
+        Protocol::B,
+        3_326_277,
+        "an Inconsistent disk was read where it had no bit, though its peer's bits had never come",
+    ),
+    (
+        Protocol::C,
+        4_000_201,
+        "a disk that was being attached when the link was made was sent a bitmap before a state",
+    ),
+    (
+        Protocol::C,
+        4_001_812,
+        "the bitmap for a source whose disk had just failed was taken for a breach of the protocol",
+    ),
+    (
+        Protocol::C,
+        4_006_004,
+        "a resize began while the peer had just agreed to a verify, and the resync of the new area was taken for a breach of the protocol",
+    ),
 ];
 
 #[test]

@@ -77,6 +77,11 @@ pub(crate) struct Attach {
 }
 
 impl Attach {
+    /// What the activity log on disk says is not in the bitmap on disk yet: the log stays as it is.
+    pub(crate) fn needs_the_log(&self) -> bool {
+        !matches!(self.phase, Phase::Settling | Phase::Finishing)
+    }
+
     /// The device of the peer has this size, whatever becomes of the attach.
     pub(super) fn device_has(&mut self, bytes: u64) {
         self.bytes_before = bytes;
@@ -317,6 +322,7 @@ impl Resource {
             log_replaced: false,
             meta_failed: false,
             read_failed: false,
+            bits_agreed: false,
         });
         if let Some(attach) = volume.attach.as_mut() {
             attach.chunks = chunks;
@@ -389,6 +395,8 @@ impl Resource {
         match step {
             AfterPlan::Written => {
                 self.set_attach_phase(number, Phase::Settling);
+                // A link that was made meanwhile has resumed the log.
+                self.write_log(number);
                 self.attach_try_state(number);
             }
             AfterPlan::Finished => {

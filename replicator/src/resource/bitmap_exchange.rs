@@ -139,6 +139,8 @@ impl Resource {
                 // Behind: no bitmaps are exchanged, P_OUT_OF_SYNC has kept them equal (6.11).
                 ConnState::WFSyncUUID | ConnState::Behind => self.step_sync_uuid(number),
                 ConnState::StartingSyncT => {}
+                // The source has agreed already; its answer is on the other socket.
+                ConnState::Connected if self.asks_to_become_target(number) => {}
                 // A disk failed on either node: nothing comes of it.
                 _ => self.exchange_over(number),
             }
@@ -246,6 +248,9 @@ impl Resource {
             .volumes
             .get_mut(&number)
             .ok_or("a bitmap of an unknown volume")?;
+        if volume.state.disk < DiskState::Negotiating {
+            return Ok(()); // The disk failed while this was on its way.
+        }
         let expected = match volume.state.conn {
             ConnState::WFBitMapS => volume.exchange.sent,
             ConnState::WFBitMapT => true,
@@ -293,6 +298,7 @@ impl Resource {
         number: VolumeNumber,
         uuid: u64,
     ) -> Result<(), &'static str> {
+        let asks = self.asks_to_become_target(number);
         let volume = self
             .volumes
             .get_mut(&number)
@@ -300,13 +306,14 @@ impl Resource {
         if volume.state.disk < DiskState::Negotiating {
             return Ok(());
         }
-        let may_come = matches!(
-            volume.state.conn,
+        let may_come = match volume.state.conn {
             ConnState::StartingSyncT
-                | ConnState::WFBitMapT
-                | ConnState::WFSyncUUID
-                | ConnState::Behind
-        );
+            | ConnState::WFBitMapT
+            | ConnState::WFSyncUUID
+            | ConnState::Behind => true,
+            ConnState::Connected => asks,
+            _ => false,
+        };
         if !may_come || volume.exchange.sync_uuid.is_some() || volume.resync.is_some() {
             return Err("a sync UUID that is not expected now");
         }

@@ -91,6 +91,16 @@ pub(crate) struct StateRequest {
     pub(crate) asked: bool,
 }
 
+impl StateRequest {
+    /// Whether it is one for a full sync or a verify.
+    fn copies_or_compares(&self) -> bool {
+        matches!(
+            self.wish.conn,
+            Some(ConnState::StartingSyncS | ConnState::StartingSyncT | ConnState::VerifyS)
+        )
+    }
+}
+
 /// Who is told the result of a state request: always later, never inside `request_state`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asker {
@@ -245,6 +255,9 @@ impl Resource {
         let end_unknown = lost && self.target_may_have_the_generation(number, &old);
         if let Some(volume) = self.volumes.get_mut(&number) {
             volume.state = new;
+            if let Some(backing) = volume.backing.as_mut() {
+                backing.note_agreement(&new);
+            }
             if old.disk < state::DiskState::Inconsistent
                 && new.disk >= state::DiskState::Inconsistent
             {
@@ -364,6 +377,22 @@ impl Resource {
         self.state_requests.iter().any(|request| request.asked)
     }
 
+    /// Whether the peer was asked for a full sync to here and has not answered. Once it agrees it may go ahead on the data
+    /// socket before its answer arrives on the other one.
+    pub(crate) fn asks_to_become_target(&self, number: VolumeNumber) -> bool {
+        self.state_requests.iter().any(|request| {
+            let target = request.wish.conn == Some(ConnState::StartingSyncT);
+            request.asked && request.volume == Some(number) && target
+        })
+    }
+
+    /// Whether the peer was asked for a full sync or a verify of this volume and has not answered: it may have begun.
+    pub(crate) fn asks_to_copy_or_compare(&self, number: VolumeNumber) -> bool {
+        self.state_requests.iter().any(|request| {
+            request.asked && request.volume == Some(number) && request.copies_or_compares()
+        })
+    }
+
     /// Tries every request that is not with the peer.
     pub(crate) fn retry_state_requests(&mut self) {
         for mut request in core::mem::take(&mut self.state_requests) {
@@ -385,6 +414,9 @@ impl Resource {
     fn try_request(&mut self, request: &StateRequest) -> Tried {
         let busy = |other: &StateRequest| other.asked && other.volume == request.volume;
         if self.state_requests.iter().any(busy) {
+            return Tried::Waits;
+        }
+        if request.copies_or_compares() && request.volume.is_some_and(|at| self.is_resizing(at)) {
             return Tried::Waits;
         }
         match request.volume {

@@ -92,7 +92,9 @@ impl Resource {
         let bits = bits_touched(read.offset, u64::from(read.length), volume.bytes);
         let local_usable = match (volume.state.disk, volume.backing.as_ref()) {
             (DiskState::UpToDate, Some(_)) => true,
-            (DiskState::Inconsistent, Some(backing)) => stale || !backing.bitmap.any_set(bits),
+            (DiskState::Inconsistent, Some(backing)) => {
+                stale || backing.bits_agreed && !backing.bitmap.any_set(bits)
+            }
             _ => false,
         };
         let remote_usable =

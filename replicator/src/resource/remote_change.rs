@@ -59,6 +59,16 @@ impl Resource {
         if wishes_verify && volume.is_some_and(|number| !self.may_verify(number)) {
             return Err(StateResult::NoUpToDateDisk);
         }
+        let begins = [
+            ConnState::StartingSyncS,
+            ConnState::StartingSyncT,
+            ConnState::VerifyS,
+            ConnState::VerifyT,
+        ];
+        let copies_or_compares = wish.conn.is_some_and(|conn| begins.contains(&conn));
+        if copies_or_compares && volume.is_some_and(|number| self.is_resizing(number)) {
+            return Err(StateResult::InTransientState);
+        }
         if self.connection.resolve_conflicts && self.awaits_consent() {
             return Err(StateResult::ConcurrentStateChange);
         }

@@ -17,7 +17,7 @@ use crate::generations::{Generations, Uuids};
 use crate::intervals::Intervals;
 use crate::options::{DiskOptions, VolumeOptions};
 use crate::state::rules::AttachResult;
-use crate::state::word::{DiskState, State};
+use crate::state::word::{ConnState, DiskState, Role, State};
 use crate::status::{Counters, VerifiedStatus};
 use crate::time::Time;
 
@@ -213,6 +213,8 @@ pub(crate) struct Backing {
     pub(crate) meta_failed: bool,
     /// An I/O on data failed, and it was a read: a bitmap that cannot be written at the detach asks for a full sync.
     pub(crate) read_failed: bool,
+    /// The bits include those of the peer: of an Inconsistent disk, a block without a bit is current.
+    pub(crate) bits_agreed: bool,
 }
 
 impl Volume {
@@ -319,6 +321,16 @@ impl Volume {
 }
 
 impl Backing {
+    /// Keeps [`Backing::bits_agreed`] with a change of the state (7.2). A Primary that loses its peer goes on with what both had
+    /// agreed on; anybody else may have missed what the peer wrote meanwhile, until bitmaps have been exchanged again.
+    pub(crate) fn note_agreement(&mut self, new: &State) {
+        self.bits_agreed = match new.conn {
+            ConnState::SyncTarget | ConnState::PausedSyncT => true,
+            conn if conn.is_connected() => false,
+            _ => self.bits_agreed && new.role == Role::Primary,
+        };
+    }
+
     /// Data and metadata are on one device: a flush of one is a flush of the other.
     pub(crate) fn is_internal(&self) -> bool {
         self.info.meta_kind == MetaKind::Internal

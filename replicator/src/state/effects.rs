@@ -263,10 +263,11 @@ const DEFERRED: &[(Deferred, Applies)] = &[
         let source = |conn| matches!(conn, ConnState::SyncSource | ConnState::PausedSyncS);
         x.protocol >= 96 && !source(c.old.conn) && source(c.new.conn)
     }),
+    // The second: a peer that was attaching when the link was made has to be answered, too, before any bitmap.
     (Deferred::GreetPeerDisk, |c, _| {
-        c.old.pdsk == DiskState::Diskless
-            && c.new.pdsk > DiskState::Diskless
-            && c.new.pdsk != DiskState::DUnknown
+        let came = c.old.pdsk == DiskState::Diskless && c.new.pdsk > DiskState::Diskless;
+        let offered = c.old.pdsk == DiskState::Attaching && c.new.pdsk >= DiskState::Negotiating;
+        (came || offered) && c.new.pdsk != DiskState::DUnknown
     }),
     (Deferred::SendBitmap, |c, _| {
         becomes(c, ConnState::WFBitMapS)

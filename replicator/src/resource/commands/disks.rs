@@ -306,6 +306,9 @@ impl Resource {
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;
         };
+        if volume.attach.is_some() && volume.backing.is_some() {
+            return; // It makes the log from what is on disk.
+        }
         let (slots, wanted) = (volume.log_slots(), volume.log_slots_wanted());
         let changes = wanted != slots;
         let suspended = volume.state.is_suspended();

@@ -114,7 +114,8 @@ impl Resource {
             let answer = Answer::failure(Failure::ResizeDuringResync);
             return Some(answer.with_hint(format!("tandem adm wait-sync {name}")));
         }
-        if state.conn == ConnState::WFReportParams || volume.detach.is_some() {
+        let asks = self.asks_to_copy_or_compare(number);
+        if state.conn == ConnState::WFReportParams || volume.detach.is_some() || asks {
             return Some(Answer::state(StateResult::InTransientState));
         }
         let connected = state.conn == ConnState::Connected;
@@ -209,6 +210,14 @@ impl Resource {
         format!(
             "tandem adm detach {name} && tandem adm check-resize {name} && tandem adm attach {name}"
         )
+    }
+
+    /// Whether a resize of this volume is under way here: no verify or resync begins until it is over, since the new area may
+    /// need a resync of its own.
+    pub(crate) fn is_resizing(&self, number: VolumeNumber) -> bool {
+        let found =
+            |running: &Running| matches!(running, Running::Resize(at) if at.volume == number);
+        self.commands.running.values().any(found)
     }
 
     fn resizing(&self, number: VolumeNumber, phase: Phase) -> Vec<CommandId> {

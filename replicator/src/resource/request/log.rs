@@ -8,6 +8,7 @@ use crate::activity_log::{Begin, Released, Shortage, Ticket, extents_of};
 use crate::event::{IoError, RequestError, VolumeNumber};
 use crate::planted::Planted;
 use crate::resource::Resource;
+use crate::resource::attach::Attach;
 use crate::resource::plan::Then;
 use crate::resource::volume::Volume;
 
@@ -165,13 +166,15 @@ impl Resource {
             .push_back(id);
     }
 
-    /// Writes the transaction that is due, if none is in flight.
+    /// Writes the transaction that is due, if none is in flight. While a disk is attached whose log has not become bits, none is.
     pub(crate) fn write_log(&mut self, number: VolumeNumber) {
-        let Some(backing) = self
-            .volumes
-            .get_mut(&number)
-            .and_then(|volume| volume.backing.as_mut())
-        else {
+        let Some(volume) = self.volumes.get_mut(&number) else {
+            return;
+        };
+        if volume.attach.as_ref().is_some_and(Attach::needs_the_log) {
+            return;
+        }
+        let Some(backing) = volume.backing.as_mut() else {
             return;
         };
         if let Some(batch) = backing.activity_log.next_transaction() {

@@ -175,8 +175,23 @@ impl World {
             Notification::Log { text, .. } if text.starts_with("uuid_compare") => {
                 self.nodes[node].comparisons.push(text);
             }
-            Notification::Log { text, .. } => self.note_verify(node, &text),
+            Notification::Log { text, .. } => {
+                self.note_misunderstanding(node, &text);
+                self.note_verify(node, &text);
+            }
             _ => {}
+        }
+    }
+
+    /// Two nodes of this engine never break the protocol.
+    fn note_misunderstanding(&mut self, node: usize, text: &str) {
+        let lost = text.strip_prefix("lost the connection to the peer: P_");
+        if let Some(why) = lost.filter(|why| !why.ends_with("only a dry run was asked for")) {
+            let words = format!(
+                "{} takes its peer for one that breaks the protocol: P_{why}",
+                name(node)
+            );
+            self.fail(words);
         }
     }
 
