@@ -71,6 +71,9 @@ impl Oracle {
         let peer = peer && other.still_has(&writes[id as usize], self.protocol);
         if peer {
             raise(writes, &mut other.live, id);
+        } else if connected {
+            // Its disk may have failed after it had done the write.
+            other.in_doubt.push(id);
         }
         if self.protocol == Protocol::C {
             if peer {
