@@ -73,7 +73,7 @@ impl Oracle {
             raise(writes, &mut other.live, id);
         } else if connected {
             // Its disk may have failed after it had done the write.
-            other.in_doubt.push(id);
+            other.perhaps.push(id);
         }
         if self.protocol == Protocol::C {
             if peer {

@@ -161,22 +161,32 @@ impl Oracle {
     /// A disk that failed after it had done a write, and before that was answered, has it all the same: what an attach finds there must
     /// not be lost from then on.
     fn find_at_attach(&mut self, node: usize, on: &Node) {
-        let history = self.views[node].history;
         for id in std::mem::take(&mut self.views[node].in_doubt) {
-            let write = &self.writes[id as usize];
-            for sector in write.first..write.first + write.sectors {
-                let view = &self.views[node];
-                let has = view.live.get(&sector).copied().unwrap_or(NEVER_WRITTEN);
-                let content = on.data.content(sector);
-                let found = self.is_before(has, id, history)
-                    && self.allowed(history, sector, content, id).is_ok();
-                if found {
-                    let view = &mut self.views[node];
-                    view.live.insert(sector, id);
-                    view.kept.insert(sector, id);
-                }
+            for sector in self.found(node, on, id) {
+                let view = &mut self.views[node];
+                view.live.insert(sector, id);
+                view.kept.insert(sector, id);
             }
         }
+        for id in std::mem::take(&mut self.views[node].perhaps) {
+            for sector in self.found(node, on, id) {
+                self.views[node].live.insert(sector, id);
+            }
+        }
+    }
+
+    /// Sectors of a write that are newer on this disk than what it was known to have.
+    fn found(&self, node: usize, on: &Node, id: u64) -> Vec<u64> {
+        let view = &self.views[node];
+        let write = &self.writes[id as usize];
+        let newer = |sector: &u64| {
+            let has = view.live.get(sector).copied().unwrap_or(NEVER_WRITTEN);
+            let content = on.data.content(*sector);
+            self.is_before(has, id, view.history)
+                && self.allowed(view.history, *sector, content, id).is_ok()
+        };
+        let sectors = write.first..write.first + write.sectors;
+        sectors.filter(newer).collect()
     }
 
     /// This node begins to be the source of a resync.
@@ -241,6 +251,7 @@ impl Oracle {
         view.kept = promise.floor.clone();
         view.durable = promise.durable;
         view.in_doubt.clear();
+        view.perhaps.clear();
         let client = std::mem::replace(&mut view.client, promise.floor);
         if role == Role::Primary {
             // It goes on where its clients are.

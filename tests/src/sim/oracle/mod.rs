@@ -131,6 +131,8 @@ struct View {
     unflushed: Vec<(u64, u64)>,
     /// Submitted with a good disk, and answered after that had failed: the disk may have them all the same.
     in_doubt: Vec<u64>,
+    /// Answered by the peer when this disk had failed, as the peer knew: what it has is not promised, and not denied.
+    perhaps: Vec<u64>,
     /// What was unflushed when its process was killed: in the cache of its disk until an attach has flushed it.
     left_in_cache: Vec<u64>,
     /// It is Primary.
