@@ -71,8 +71,8 @@ impl Oracle {
         let peer = peer && other.still_has(&writes[id as usize], self.protocol);
         if peer {
             raise(writes, &mut other.live, id);
-        } else if connected {
-            // Its disk may have failed after it had done the write.
+        } else if connected && state.pdsk == DiskState::Failed {
+            // It may have failed after it had done the write.
             other.perhaps.push(id);
         }
         if self.protocol == Protocol::C {
