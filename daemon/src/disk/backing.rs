@@ -322,6 +322,10 @@ fn alignment(file: &File) -> io::Result<usize> {
 /// the process itself, and only then drops its open files.
 const LEFTOVER_LOCK: Duration = Duration::from_secs(5);
 
+/// How long a lock of this process is waited for: a handler's process that was begun a moment ago has the files of the daemon, and with them
+/// a lock that was let go meanwhile, until it runs its program. On a busy machine that takes a while.
+const HANDLERS_LOCK: Duration = Duration::from_secs(1);
+
 /// Between two attempts.
 const LOCK_POLL: Duration = Duration::from_millis(20);
 
@@ -336,7 +340,13 @@ fn lock(file: &File, path: &str, usage: Use) -> Result<(), OpenError> {
             return Ok(());
         };
         let holder = lock_holder(file);
-        if !holder.is_some_and(crate::process::is_there) && start.elapsed() < LEFTOVER_LOCK {
+        let own = holder.is_some_and(|holder| u32::try_from(holder) == Ok(std::process::id()));
+        let patience = match holder {
+            Some(_) if own => HANDLERS_LOCK,
+            Some(holder) if crate::process::is_there(holder) => Duration::ZERO,
+            _ => LEFTOVER_LOCK,
+        };
+        if start.elapsed() < patience {
             std::thread::sleep(LOCK_POLL);
             continue;
         }
@@ -344,7 +354,7 @@ fn lock(file: &File, path: &str, usage: Use) -> Result<(), OpenError> {
             || format!("another program: {error}"),
             crate::process::name_of,
         );
-        if holder.is_some_and(|holder| u32::try_from(holder) == Ok(std::process::id())) {
+        if own {
             who.push_str(
                 ", this daemon: another resource uses it, or one that was taken down by force and whose disk has not answered yet",
             );
