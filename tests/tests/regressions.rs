@@ -389,11 +389,6 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
     ),
     (
         Protocol::C,
-        3_404_330,
-        "a write for the new area came while the disk was being measured for it, and was taken for a breach of the protocol",
-    ),
-    (
-        Protocol::C,
         3_404_340,
         "the oracle denied a failed disk the write that it had done before (its own mistake)",
     ),

@@ -93,7 +93,6 @@ impl Resource {
             && self.peer_io.read_bytes < READ_BYTES_MAX
             && self.resync_may_receive()
             && self.verify_may_receive()
-            && self.size_is_known()
             && self
                 .connection
                 .receive_epochs

@@ -203,14 +203,6 @@ impl Resource {
             None if alone && adopted.is_ok() => self.tell_of_room(number),
             None => {}
         }
-        self.receiving_may_go_on();
-    }
-
-    /// Whether no disk is being measured because the peer's device has grown: what is behind its P_SIZES may be for the new area.
-    pub(crate) fn size_is_known(&self) -> bool {
-        let measured =
-            |volume: &Volume| volume.state.conn.is_connected() && volume.peer.sizes_asked.is_some();
-        !self.volumes.values().any(measured)
     }
 
     fn hint_to_move(&self) -> String {

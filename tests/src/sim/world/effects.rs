@@ -11,12 +11,13 @@ use crate::sim::network::{Host, MS, NetEvent};
 use crate::sim::node::Io;
 use crate::sim::trace::name;
 
-/// How connections end that are meant to; and what is seen when the peer changes its mind after this node has agreed to a change: the next
+/// How connections end that are meant to; and what is seen when the peer changes its mind after this node has agreed to a change, or is not as quick to grow: the next
 /// connection puts it right.
-const PARTINGS: [&str; 3] = [
+const PARTINGS: [&str; 4] = [
     "only a dry run was asked for",
     "split brain is unresolved",
     "a sync UUID that is not expected now",
+    "a write beyond the end of the device",
 ];
 
 impl World {
