@@ -397,6 +397,26 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         4_006_004,
         "a resize began while the peer had just agreed to a verify, and the resync of the new area was taken for a breach of the protocol",
     ),
+    (
+        Protocol::C,
+        3_432_580,
+        "the correction of rule 34 outlived a loss of power before its resync: two disks with bits set were equal by rule 40",
+    ),
+    (
+        Protocol::C,
+        3_448_506,
+        "the oracle denied a node what suspend-io had held back until after its return (its own mistake)",
+    ),
+    (
+        Protocol::B,
+        3_501_373,
+        "the oracle did not know what a failed disk had only received while its Primary had lost its own (its own mistake)",
+    ),
+    (
+        Protocol::A,
+        3_497_347,
+        "the oracle wanted what a Primary had answered before it saw that the link was gone, and then lost with its disk (its own mistake)",
+    ),
 ];
 
 #[test]

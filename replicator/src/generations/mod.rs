@@ -145,12 +145,51 @@ pub struct Generations {
     pub uuids: Uuids,
     /// The exposed-data UUID.
     pub exposed: u64,
+    /// A correction of the slots that waits for its resync ([`Generations::correct`]).
+    pending: Option<Pending>,
+}
+
+/// The slots before and after a correction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Pending {
+    before: Uuids,
+    after: Uuids,
 }
 
 impl Generations {
     /// The generations of a disk that was just attached; what the application saw is kept.
     pub fn attached(uuids: Uuids, exposed: u64) -> Generations {
-        Generations { uuids, exposed }
+        Generations {
+            uuids,
+            exposed,
+            pending: None,
+        }
+    }
+
+    /// The correction of rules 34, 39 and 71 belongs to the resync that follows it, and reaches the disk with that one's sync UUID (or
+    /// with the next generation): the bits say what the resync has to copy, and two disks that were equal without it would never copy
+    /// them (section 4.3).
+    pub fn correct(&mut self, after: Uuids) {
+        let before = self.slots_on_disk();
+        self.uuids = after;
+        self.pending = Some(Pending { before, after });
+    }
+
+    /// The correction is taken back, if its resync did not begin: the next handshake finds what this one found.
+    pub fn take_back_correction(&mut self) {
+        self.uuids = self.slots_on_disk();
+        self.pending = None;
+    }
+
+    /// The slots as they belong into the superblock.
+    pub fn slots_on_disk(&self) -> Uuids {
+        let current = self.uuids.current;
+        match self.pending {
+            Some(Pending { before, after }) if self.uuids == (Uuids { current, ..after }) => {
+                Uuids { current, ..before }
+            }
+            _ => self.uuids,
+        }
     }
 
     /// `set(current, value)`: the role bit follows the role, and the data counts as seen.

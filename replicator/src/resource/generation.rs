@@ -312,7 +312,7 @@ impl Volume {
 
     /// The superblock as it belongs on disk now, with its place; it counts as clean from here on.
     pub(super) fn superblock_bytes(&mut self) -> Option<(u64, Bytes)> {
-        let uuids = self.generations.uuids;
+        let uuids = self.generations.slots_on_disk();
         let sectors = self.bytes / 512;
         let backing = self.backing.as_mut()?;
         backing.superblock.uuids = DiskUuids {

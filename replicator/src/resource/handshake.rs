@@ -269,6 +269,9 @@ impl Resource {
         }
         let bits = volume.bits_set();
         volume.peer.bits_sent = bits;
+        if volume.state.conn != ConnState::WFBitMapS {
+            volume.generations.take_back_correction();
+        }
         let set = volume.generations.uuids;
         let skips = more & UUID_FLAG_SKIP_INITIAL_SYNC != 0;
         let packet = UuidsPacket {

@@ -17,7 +17,7 @@ use crate::generations::decide::{Question, peer_disk_seen};
 use crate::generations::{
     Action, Comparison, Correction, Decision, Demotion, Link as ComparedLink, Method, Party,
     Policies, Reason, RefusalOutcome, ResolveConflicts, Standing, UUID_FLAG_CRASHED_PRIMARY,
-    UUID_FLAG_DISCARD_MY_DATA, Uuids, compare, decide, refusal_outcome,
+    UUID_FLAG_DISCARD_MY_DATA, compare, decide, refusal_outcome,
 };
 use crate::planted::Planted;
 use crate::state::word::{ConnState, DiskState, Role, State};
@@ -108,19 +108,11 @@ impl Resource {
         if !self.must_compare(number, &report) {
             return self.accept_report(number, report, conn);
         }
-        let before = self
-            .volumes
-            .get(&number)
-            .map(|volume| volume.generations.uuids);
         let outcome = self.compare_with_peer(number, &report);
         let outcome = self.with_lost_writes(number, &report, outcome);
-        if let (Outcome::Refused(_), Some(before)) = (&outcome, before)
-            && let Some(volume) = self.volumes.get_mut(&number)
-        {
-            // A correction (rule 34) belongs to the resync that follows it. Kept without one, a Primary would write on without a
-            // generation of its own.
-            let current = volume.generations.uuids.current;
-            volume.generations.uuids = Uuids { current, ..before };
+        if let (Outcome::Refused(_), Some(volume)) = (&outcome, self.volumes.get_mut(&number)) {
+            // A Primary would write on without a generation of its own.
+            volume.generations.take_back_correction();
         }
         match outcome {
             Outcome::Conn(conn) => self.accept_report(number, report, conn),
@@ -356,7 +348,6 @@ impl Resource {
     }
 
     fn compare_generations(&mut self, number: VolumeNumber, report: &Report) -> Option<Comparison> {
-        let now = self.now;
         let agreed = self.connection.agreed?;
         let link = ComparedLink {
             protocol: agreed.version,
@@ -397,8 +388,7 @@ impl Resource {
         ];
         match comparison.correction {
             Some(Correction::Own(uuids)) => {
-                volume.generations.uuids = uuids;
-                volume.superblock_changed(now);
+                volume.generations.correct(uuids);
             }
             Some(Correction::Peer(uuids)) => {
                 volume.peer.uuids = Some(super::volume::PeerUuids { set: uuids, ..peer })

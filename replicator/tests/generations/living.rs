@@ -7,15 +7,48 @@ use crate::{LINK, secondary, set, value};
 
 fn generations(text: &str) -> Generations {
     let uuids = set(text);
-    Generations {
-        uuids,
-        exposed: uuids.current,
-    }
+    Generations::attached(uuids, uuids.current)
 }
 
 fn hg(a: &Generations, b: &Generations) -> (i32, Option<u8>) {
     let result = compare(&secondary(a.uuids), &secondary(b.uuids), &LINK);
     (result.hg, result.rule)
+}
+
+#[test]
+fn a_correction_lasts_once_its_resync_has_begun_and_is_found_again_otherwise() {
+    let target = generations("[c, 0, s, q]");
+    let missed = generations("[c*, s*, q, 0]");
+    let mut source = missed;
+    let correct = |source: &mut Generations| {
+        let result = compare(&secondary(source.uuids), &secondary(target.uuids), &LINK);
+        assert_eq!((result.hg, result.rule), (1, Some(34)));
+        let Some(Correction::Own(corrected)) = result.correction else {
+            panic!("no correction: {result:?}");
+        };
+        source.correct(corrected);
+        assert_eq!(source.uuids, corrected);
+    };
+    correct(&mut source);
+    assert_eq!(source.slots_on_disk(), missed.uuids);
+    // The role bit has its own life.
+    source.mark_role(Role::Primary);
+    assert_eq!(source.slots_on_disk().current, missed.uuids.current);
+    source.take_back_correction();
+    assert_eq!(source, missed);
+    correct(&mut source);
+    let corrected = source.uuids;
+    source.start_as_source(0x5555_0000);
+    assert_eq!(source.slots_on_disk(), source.uuids);
+    source.take_back_correction();
+    assert_eq!(source.uuids.history[0], corrected.history[0]);
+    // A Primary whose link breaks before the resync goes on in a generation of its own, whose bitmap counts from the common one.
+    let mut alone = missed;
+    correct(&mut alone);
+    alone.new_current(0x7777_0000, Role::Primary);
+    alone.take_back_correction();
+    assert_eq!(alone.uuids.bitmap, missed.uuids.current);
+    assert_eq!(alone.slots_on_disk(), alone.uuids);
 }
 
 #[test]

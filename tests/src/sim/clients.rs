@@ -7,7 +7,7 @@ use tandem_replicator::state::word::State;
 use tandem_replicator::{Fua, Operation, Request, RequestError, RequestId, Unmap};
 
 use super::dice::Dice;
-use super::node::VOLUME;
+use super::node::{Node, VOLUME};
 use super::oracle::Oracle;
 use super::stamp::{Content, SECTOR, Stamper, UNIT, UNITS};
 
@@ -338,7 +338,7 @@ impl Clients {
         self.open(now, node, operation, asked)
     }
 
-    /// An answer. `after`: the state of the node that gave it.
+    /// An answer. `after`: the state of the node that gave it; `peer`: the other one.
     ///
     /// # Errors
     /// It is wrong, or nobody asked.
@@ -348,6 +348,7 @@ impl Clients {
         request: RequestId,
         result: &Result<bytes::Bytes, RequestError>,
         after: Option<State>,
+        peer: &Node,
         oracle: &mut Oracle,
     ) -> Result<(), String> {
         let Some(open) = self.open.remove(&request.0) else {
@@ -364,7 +365,7 @@ impl Clients {
         }
         match (&open.asked, result) {
             (Question::Write { id, durable }, Ok(_)) => {
-                oracle.acknowledge(node, *id, *durable, after);
+                oracle.acknowledge(node, *id, *durable, after, peer);
                 self.counts.done += 1;
             }
             (Question::Write { id, .. }, Err(error)) => {
@@ -388,7 +389,7 @@ impl Clients {
                 let well = well && result.is_ok();
                 self.halves.insert(*id, (answered + 1, well));
                 if answered == 1 && well {
-                    oracle.acknowledge(node, *id, *durable, after);
+                    oracle.acknowledge(node, *id, *durable, after, peer);
                 }
             }
             (Question::Read { units, floor }, Ok(bytes)) => {

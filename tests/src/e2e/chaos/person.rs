@@ -170,7 +170,9 @@ impl World<'_> {
         self.end_load(End::Orderly, Fate::Alive);
         self.repair_everything_but_load();
         self.compare();
-        let found = self.read(self.holder);
+        let found = self
+            .read(self.holder, Promotion::Again)
+            .expect("a node that was not just promoted alone");
         let judgement = self.ledger().judge(&found, Floor::Everything, Order::Free);
         assert!(
             judgement.faults.is_empty(),

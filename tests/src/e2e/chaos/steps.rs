@@ -242,8 +242,12 @@ impl World<'_> {
         if refused {
             return false;
         }
-        self.promoted(survivor, floor, Promotion::Alone);
-        true
+        if self.promoted(survivor, floor, Promotion::Alone) {
+            return true;
+        }
+        self.note("the survivor's disk failed: demoted again");
+        self.adm(survivor, &["secondary", "r0"]);
+        false
     }
 
     fn order(&mut self, order: Order, hold_ms: u64) {

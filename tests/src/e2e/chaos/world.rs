@@ -415,14 +415,22 @@ impl<'a> World<'a> {
     }
 
     /// What clients see on a node; a node without a good disk may need its link for that.
-    pub(super) fn read(&self, node: usize) -> BTreeMap<u64, Content> {
+    ///
+    /// `None`: it was promoted alone, and its disk has failed since. Nobody has its data then.
+    pub(super) fn read(&self, node: usize, how: Promotion) -> Option<BTreeMap<u64, Content>> {
         let socket = self.node(node).socket();
         let start = Instant::now();
         loop {
             match self.ground.read(&socket) {
-                Ok(found) => return found,
+                Ok(found) => return Some(found),
                 Err(error) => {
                     let words = self.words(node);
+                    let has_no_disk = ["Failed/", "Diskless/"]
+                        .iter()
+                        .any(|disk| words.dstate.starts_with(disk));
+                    if how == Promotion::Alone && has_no_disk {
+                        return None;
+                    }
                     assert!(
                         !words.dstate.starts_with("UpToDate/") && start.elapsed() < PERSON_LIMIT,
                         "{} ({words:?}) cannot be read: {error}",
@@ -436,8 +444,12 @@ impl<'a> World<'a> {
     }
 
     /// A node was promoted: all that it shows is judged, and a load begins on it.
-    pub(super) fn promoted(&mut self, node: usize, floor: Floor, how: Promotion) {
-        let found = self.read(node);
+    ///
+    /// False: it can show nothing ([`Self::read`]), and serves nobody.
+    pub(super) fn promoted(&mut self, node: usize, floor: Floor, how: Promotion) -> bool {
+        let Some(found) = self.read(node, how) else {
+            return false;
+        };
         let name = self.node(node).name.clone();
         let alone = how == Promotion::Alone;
         let excused = !alone && self.lost_both();
@@ -479,6 +491,7 @@ impl<'a> World<'a> {
         self.ledger().settle(&found);
         self.holder = node;
         self.start_load();
+        true
     }
 
     /// Both nodes are synced and nobody writes: their disks become equal, and show what they must.

@@ -6,6 +6,7 @@ use tandem_replicator::Protocol;
 use tandem_replicator::state::word::{DiskState, State};
 
 use super::{NEVER_WRITTEN, Oracle, Version, Write, merge, raise};
+use crate::sim::node::Node;
 use crate::sim::stamp::{Content, UNITS};
 use crate::sim::trace::name;
 
@@ -45,8 +46,15 @@ impl Oracle {
         }
     }
 
-    /// The write was answered with success by this node, which then was in this state.
-    pub fn acknowledge(&mut self, node: usize, id: u64, durable: bool, after: Option<State>) {
+    /// The write was answered with success by this node, which then was in this state. `peer`: the other node.
+    pub fn acknowledge(
+        &mut self,
+        node: usize,
+        id: u64,
+        durable: bool,
+        after: Option<State>,
+        peer: &Node,
+    ) {
         let tick = self.tick();
         let write = &mut self.writes[id as usize];
         write.ended = Some(tick);
@@ -58,7 +66,17 @@ impl Oracle {
         let connected = state.conn.is_connected();
         // Frozen by suspend-io until the link was gone: without a disk of its own that has it, only the peer's can be meant.
         let thawed = !own && !connected && self.same_history();
-        let peer = thawed || connected && state.pdsk == DiskState::UpToDate;
+        let peer_counts = thawed || connected && state.pdsk == DiskState::UpToDate;
+        let still_has = self.views[1 - node].still_has(&self.writes[id as usize], self.protocol);
+        if peer_counts && connected && !still_has {
+            // Submitted before that node died; but what suspend-io had held back was sent after its return.
+            for sector in self.found(1 - node, peer, id) {
+                let view = &mut self.views[1 - node];
+                view.live.insert(sector, id);
+                view.kept.insert(sector, id);
+            }
+        }
+        let peer = peer_counts && still_has;
         let writes = &self.writes;
         raise(writes, &mut self.views[node].client, id);
         if own {
@@ -68,7 +86,6 @@ impl Oracle {
             raise(writes, &mut promise.floor, id);
         }
         let other = &mut self.views[1 - node];
-        let peer = peer && other.still_has(&writes[id as usize], self.protocol);
         if peer {
             raise(writes, &mut other.live, id);
         } else if connected && state.pdsk == DiskState::Failed {

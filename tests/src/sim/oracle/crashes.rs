@@ -90,6 +90,24 @@ impl Oracle {
         self.views[node].client = client;
     }
 
+    /// Under A and B: the process, or the disk, of this node is gone, and with it what had been received and not written yet. Its peer, if that
+    /// is a Primary without a good disk, has lost what was on its way, and owes an error.
+    pub(super) fn forget_what_it_only_received(&mut self, node: usize, on: &Node) {
+        if self.protocol == Protocol::C || self.views[1 - node].up_to_date {
+            return;
+        }
+        let view = &self.views[1 - node];
+        let is_lost = view.primary
+            && self.same_history()
+            && view.client.iter().any(|(sector, id)| {
+                let content = on.data.content(*sector);
+                !self.writes[*id as usize].remote_only
+                    && self.allowed(view.history, *sector, content, *id).is_err()
+            });
+        self.views[1 - node].owes_error |= is_lost;
+        self.lose_what_was_on_its_way(1 - node, on);
+    }
+
     /// The node `former` died as Primary, or was parted from its peer, and has no good disk when one of the two is promoted: clients go on
     /// with what the other one, `keeper`, has on its disk, as if that had been promoted alone. Under A and B it need not have what was on
     /// its way then.
@@ -207,19 +225,7 @@ impl Oracle {
             self.views[node].went_dark = tick;
             self.lose_the_last_copy(node, on);
         }
-        if self.protocol != Protocol::C && !self.views[1 - node].up_to_date {
-            // What its process had received and not written yet.
-            let view = &self.views[1 - node];
-            let is_lost = view.primary
-                && self.same_history()
-                && view.client.iter().any(|(sector, id)| {
-                    let content = on.data.content(*sector);
-                    !self.writes[*id as usize].remote_only
-                        && self.allowed(view.history, *sector, content, *id).is_err()
-                });
-            self.views[1 - node].owes_error |= is_lost;
-            self.lose_what_was_on_its_way(1 - node, on);
-        }
+        self.forget_what_it_only_received(node, on);
         self.return_to_its_disk(node);
         self.forget_empty_history(node);
         let view = &mut self.views[node];

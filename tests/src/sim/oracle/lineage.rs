@@ -3,7 +3,7 @@
 use tandem_replicator::Protocol;
 use tandem_replicator::state::word::{ConnState, DiskState, Role, State};
 
-use super::{Floor, History, NEVER_WRITTEN, Oracle, Parent, Promise, Version, Write, merge};
+use super::{Floor, History, NEVER_WRITTEN, Oracle, Parent, Promise, Version, View, Write, merge};
 use crate::sim::node::Node;
 use crate::sim::stamp::SECTOR;
 use crate::sim::trace::name;
@@ -84,6 +84,7 @@ impl Oracle {
         if failed && self.protocol != Protocol::C {
             // What its process had received and not written yet never reaches this disk.
             view.live = view.kept.clone();
+            self.forget_what_it_only_received(node, &nodes[node]);
         }
         if failed && new.role == Role::Primary && old.conn.is_connected() {
             self.fail_after_the_peer(node, nodes);
@@ -176,7 +177,7 @@ impl Oracle {
     }
 
     /// Sectors of a write that are newer on this disk than what it was known to have.
-    fn found(&self, node: usize, on: &Node, id: u64) -> Vec<u64> {
+    pub(super) fn found(&self, node: usize, on: &Node, id: u64) -> Vec<u64> {
         let view = &self.views[node];
         let write = &self.writes[id as usize];
         let newer = |sector: &u64| {
@@ -332,7 +333,8 @@ impl Oracle {
                 let since = self.histories[at].forked;
                 let lost = view.live.values().find(|id| {
                     let write = &self.writes[**id as usize];
-                    write.submitted > since && write.acknowledged && write.history == view.history
+                    let counts = write.acknowledged && !self.was_on_its_way(write, view);
+                    write.submitted > since && counts && write.history == view.history
                 });
                 if let Some(lost) = lost {
                     return Err(format!(
@@ -351,6 +353,12 @@ impl Oracle {
             "its history {} is no ancestor of the source's {}",
             view.history, promise.history
         ))
+    }
+
+    /// Under A: answered by this node before it saw that the link was gone, when the other one had been promoted already. If its disk fails,
+    /// or it dies, before a generation of its own is durable, nothing tells of it: as of what it loses with its disk.
+    fn was_on_its_way(&self, write: &Write, view: &View) -> bool {
+        self.protocol == Protocol::A && write.ended.is_some_and(|at| at <= view.parted)
     }
 
     /// A node became Primary.

@@ -45,9 +45,9 @@ impl World {
             {
                 self.fail(text);
             }
-            let answered = self
-                .clients
-                .answered(node, *request, result, after, &mut self.oracle);
+            let peer = &self.nodes[1 - node];
+            let answered =
+                (self.clients).answered(node, *request, result, after, peer, &mut self.oracle);
             if let Err(text) = answered {
                 self.fail(text);
             }
