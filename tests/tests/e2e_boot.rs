@@ -67,6 +67,38 @@ fn a_node_that_had_its_peer_waits_as_long_as_wfc_timeout_says() {
 }
 
 #[test]
+fn a_node_that_knows_its_peer_to_be_outdated_waits_as_long_as_outdated_wfc_timeout_says() {
+    let mut pair = Pair::synced(
+        &with_limits("wfc-timeout 300; degr-wfc-timeout 250; outdated-wfc-timeout 2;"),
+        LinkKind::Direct,
+    );
+    // The source of a resync that did not end knows that its peer's disk is the worse one, and remembers it.
+    pair.alpha.must(&["pause-sync", "r0"]);
+    pair.bravo.must(&["invalidate", "r0"]);
+    pair.alpha.wait_word("cstate", &["PausedSyncS"]);
+    pair.bravo.kill();
+    pair.alpha.kill();
+    pair.alpha.start();
+    pair.alpha.must(&["up", "r0"]);
+    pair.alpha.wait_word("dstate", &["UpToDate/Outdated"]);
+    let begun = Instant::now();
+    let words = [
+        "gave up waiting",
+        "outdated-wfc-timeout",
+        "known to be outdated",
+        "next:",
+    ];
+    pair.alpha.refused(&["wait-connect", "r0"], 5, &words);
+    assert!(begun.elapsed() < SHORT, "{:?}", begun.elapsed());
+    pair.bravo.start();
+    pair.bravo.must(&["up", "r0"]);
+    pair.alpha
+        .must(&["wait-connect", "--outdated-wfc-timeout=60", "r0"]);
+    // The pause ended with the daemon that it was asked of.
+    pair.alpha.wait_word("dstate", &["UpToDate/UpToDate"]);
+}
+
+#[test]
 fn a_resource_that_is_not_up_is_not_waited_for() {
     let pair = Pair::new(&with_limits("wfc-timeout 0;"), LinkKind::Direct);
     let ended = pair.alpha.adm(&["wait-con-int"]);
