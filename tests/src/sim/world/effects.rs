@@ -11,8 +11,8 @@ use crate::sim::network::{Host, MS, NetEvent};
 use crate::sim::node::Io;
 use crate::sim::trace::name;
 
-/// How connections end that are meant to; and what is seen when the peer changes its mind after this node has agreed to a change, or is not as quick to grow: the next
-/// connection puts it right.
+/// How connections end that are meant to; and what is seen when the peer changes its mind after this node has agreed to a change, or is
+/// not as quick to grow: the next connection puts it right.
 const PARTINGS: [&str; 4] = [
     "only a dry run was asked for",
     "split brain is unresolved",
