@@ -68,8 +68,8 @@ impl Oracle {
         let thawed = !own && !connected && self.same_history();
         let peer_counts = thawed || connected && state.pdsk == DiskState::UpToDate;
         let still_has = self.views[1 - node].still_has(&self.writes[id as usize], self.protocol);
-        if peer_counts && connected && !still_has {
-            // Submitted before that node died; but what suspend-io had held back was sent after its return.
+        if peer_counts && connected && !still_has && self.protocol == Protocol::C {
+            // Submitted before that node lost its power; but what suspend-io had held back was sent after its return.
             for sector in self.found(1 - node, peer, id) {
                 let view = &mut self.views[1 - node];
                 view.live.insert(sector, id);
