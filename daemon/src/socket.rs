@@ -14,6 +14,9 @@ use tokio::net::{TcpStream, UnixStream};
 /// Pieces handed to the system in one call; Linux takes 1024.
 const PIECES_MAX: usize = 256;
 
+/// Most calls have no more: a packet or two. Room for all of them would be written with every call.
+const FEW_PIECES: usize = 8;
+
 /// Size of the buffer that all reads of a loop share. A piece cut out of it keeps it alive.
 const READ_BUFFER_BYTES: usize = 256 << 10;
 
@@ -141,7 +144,12 @@ impl SendQueue {
                 Poll::Pending => break,
                 Poll::Ready(ready) => ready?,
             }
-            match self.write_once(stream) {
+            let written = if self.pieces.len() <= FEW_PIECES {
+                self.write_once::<FEW_PIECES>(stream)
+            } else {
+                self.write_once::<PIECES_MAX>(stream)
+            };
+            match written {
                 Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero)),
                 Ok(count) => taken += count as u64,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -152,8 +160,8 @@ impl SendQueue {
         Ok(taken)
     }
 
-    fn write_once(&mut self, stream: &Stream) -> io::Result<usize> {
-        let mut slices = [IoSlice::new(&[]); PIECES_MAX];
+    fn write_once<const PIECES: usize>(&mut self, stream: &Stream) -> io::Result<usize> {
+        let mut slices = [IoSlice::new(&[]); PIECES];
         let mut count = 0;
         for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
             *slice = IoSlice::new(piece);

@@ -413,6 +413,11 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         "the oracle did not know what a failed disk had only received while its Primary had lost its own (its own mistake)",
     ),
     (
+        Protocol::C,
+        3_608_632,
+        "the oracle forgot what a Primary without a disk had held back until its disk came (its own mistake)",
+    ),
+    (
         Protocol::A,
         3_497_347,
         "the oracle wanted what a Primary had answered before it saw that the link was gone, and then lost with its disk (its own mistake)",

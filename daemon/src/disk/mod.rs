@@ -270,6 +270,11 @@ impl Disks {
         }
     }
 
+    /// Whether layouts are known that nobody has taken.
+    pub(crate) fn has_layouts(&self) -> bool {
+        !self.layouts.is_empty()
+    }
+
     /// Layouts that are known now.
     pub(crate) fn layouts(&mut self) -> Vec<(u64, Vec<Piece>)> {
         std::mem::take(&mut self.layouts)

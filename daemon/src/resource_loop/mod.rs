@@ -119,6 +119,19 @@ impl Surroundings {
     }
 }
 
+/// What a round looks at before the engine goes on. Nothing is found by asking a socket twice in one turn: the runtime learns of new
+/// readiness between turns, and whatever said "not now" wakes the loop. So the first round of a turn looks at everything, and a later one
+/// only where the effects before it made a difference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Look {
+    /// Completions of disks: with io_uring they are there as soon as they are submitted.
+    Disks,
+    /// Clients, too: an answer makes room for requests that wait in their sessions.
+    Clients,
+    /// Messages, the peer's streams, handlers and the time, too.
+    Everything,
+}
+
 /// Who asked for a handler.
 enum HandlerTag {
     Engine(Token),
@@ -149,6 +162,8 @@ struct ResourceLoop<E> {
     queue: VecDeque<Event>,
     /// Reused by every round.
     batch: Vec<Event>,
+    /// What the next round looks at.
+    look: Look,
     serving: BTreeMap<VolumeNumber, u64>,
     releasing: Vec<oneshot::Sender<()>>,
     publish: watch::Sender<Arc<Published>>,
@@ -196,6 +211,7 @@ impl<E: Engine> ResourceLoop<E> {
             next_command: 0,
             queue: VecDeque::new(),
             batch: Vec::new(),
+            look: Look::Everything,
             serving: BTreeMap::new(),
             releasing: Vec::new(),
             changed: true,
@@ -209,6 +225,7 @@ impl<E: Engine> ResourceLoop<E> {
 
     /// One turn. Ready when the loop has ended.
     fn turn(&mut self, context: &mut Context<'_>) -> Poll<Result<(), String>> {
+        self.look = Look::Everything;
         for _ in 0..ROUNDS_PER_TURN {
             self.collect(context);
             let busy = !self.queue.is_empty();
@@ -244,21 +261,29 @@ impl<E: Engine> ResourceLoop<E> {
         }
     }
 
-    /// Everything that has happened becomes events in the queue; registers for wake-ups.
+    /// What has happened becomes events in the queue; registers for wake-ups.
     fn collect(&mut self, context: &mut Context<'_>) {
-        self.take_messages(context);
+        let look = std::mem::replace(&mut self.look, Look::Disks);
         let mut batch = std::mem::take(&mut self.batch);
-        self.peer.poll(context, &mut self.buffer, &mut batch);
-        self.clients
-            .poll(context, &mut self.buffer, self.disks.pool(), &mut batch);
+        if look == Look::Everything {
+            self.take_messages(context);
+            self.peer.poll(context, &mut self.buffer, &mut batch);
+        }
+        if look >= Look::Clients {
+            self.clients
+                .poll(context, &mut self.buffer, self.disks.pool(), &mut batch);
+        }
         self.disks.poll(context);
-        if self.inquire(&mut batch) {
+        if (look >= Look::Clients || self.disks.has_layouts()) && self.inquire(&mut batch) {
             context.waker().wake_by_ref();
         }
         self.queue.extend(batch.drain(..));
         self.batch = batch;
         while let Some(event) = self.disks.next_event() {
             self.queue.push_back(event);
+        }
+        if look < Look::Everything {
+            return;
         }
         while let Poll::Ready((call, exit)) = self.runner.poll(context) {
             self.handler_ended(call, exit);
@@ -417,6 +442,7 @@ impl<E: Engine> ResourceLoop<E> {
     }
 
     fn carry_out(&mut self, effect: Effect) {
+        self.look = self.look.max(made_stir(&effect));
         match effect {
             Effect::Disk {
                 token,
@@ -574,6 +600,32 @@ impl<E: Engine> ResourceLoop<E> {
                 let _ = done.send(());
             }
         }
+    }
+}
+
+/// What has to be looked at after an effect.
+fn made_stir(effect: &Effect) -> Look {
+    use Notification::{Log, Serve, StatusChanged};
+    match effect {
+        Effect::Disk { .. }
+        | Effect::Meta { .. }
+        | Effect::Send { .. }
+        | Effect::Notify(Log { .. } | StatusChanged) => Look::Disks,
+        Effect::Reply { .. } => Look::Clients,
+        Effect::Answer { .. }
+        | Effect::Listen
+        | Effect::Unlisten
+        | Effect::Dial { .. }
+        | Effect::Close { .. }
+        | Effect::PauseRead { .. }
+        | Effect::ResumeRead { .. }
+        | Effect::PauseClients { .. }
+        | Effect::ResumeClients { .. }
+        | Effect::OpenBacking { .. }
+        | Effect::MeasureBacking { .. }
+        | Effect::CloseBacking { .. }
+        | Effect::RunHandler { .. }
+        | Effect::Notify(Serve { .. }) => Look::Everything,
     }
 }
 

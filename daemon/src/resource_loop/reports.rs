@@ -85,10 +85,11 @@ impl<E: Engine> ResourceLoop<E> {
             self.surroundings.now() + due.saturating_duration_since(Instant::now())
         });
         let wanted = self.engine.next_deadline().min(report).min(farewell);
-        if wanted != self.timer_at {
+        // An early wake-up does no harm, and most deadlines move on with every request: the timer is not set again for a later one.
+        if wanted < self.timer_at {
             self.timer_at = wanted;
             let ahead = wanted.since(Time(0));
-            // Far deadlines are cut: an early wake-up does no harm.
+            // Far deadlines are cut.
             let ahead = ahead.min(self.surroundings.epoch.elapsed() + Duration::from_secs(3600));
             let at = self.surroundings.epoch + ahead;
             self.timer.as_mut().reset(at.into());

@@ -185,15 +185,26 @@ impl Oracle {
     }
 
     /// A promotion that was cut short, or under which nobody wrote, leaves no trace that counts.
-    fn forget_empty_history(&mut self, node: usize) {
+    fn forget_empty_history(&mut self, node: usize, on: &Node) {
         let history = self.views[node].history;
         let Some(parent) = self.histories[history].parent.clone() else {
             return;
         };
-        // Without a disk and a peer nothing was written, whatever was submitted.
-        let counts = |write: &Write| write.acknowledged || !write.remote_only;
-        let written = (self.writes.iter())
-            .any(|write| write.history == history && write.sectors > 0 && counts(write));
+        // Without a disk and a peer nothing was written, whatever was submitted, unless it was held back until a disk came.
+        let is_there = |id: usize| {
+            let sectors = self.writes[id].first..self.writes[id].first + self.writes[id].sectors;
+            sectors.into_iter().any(|sector| {
+                let versions = self.histories[history].sectors.get(&sector);
+                let mut versions = versions.into_iter().flatten();
+                versions.any(|version| {
+                    version.write == id as u64 && version.content == *on.data.content(sector)
+                })
+            })
+        };
+        let written = (self.writes.iter().enumerate()).any(|(id, write)| {
+            let counts = write.acknowledged || !write.remote_only || is_there(id);
+            write.history == history && write.sectors > 0 && counts
+        });
         let goes_on = self.histories.iter().any(|young| {
             let parent = young.parent.as_ref();
             parent.is_some_and(|parent| parent.history == history)
@@ -227,7 +238,7 @@ impl Oracle {
         }
         self.forget_what_it_only_received(node, on);
         self.return_to_its_disk(node);
-        self.forget_empty_history(node);
+        self.forget_empty_history(node, on);
         let view = &mut self.views[node];
         let unflushed = std::mem::take(&mut view.unflushed);
         view.left_in_cache
