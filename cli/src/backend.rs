@@ -157,7 +157,7 @@ pub(crate) fn connect(view: &ResolvedResource, arguments: &Arguments) -> Option<
     Some(step)
 }
 
-fn disconnect(view: &ResolvedResource) -> Option<String> {
+pub(crate) fn disconnect(view: &ResolvedResource) -> Option<String> {
     let path = view.peers.first()?.paths.first()?;
     Some(format!(
         "drbdsetup disconnect {} {}",

@@ -232,6 +232,7 @@ pub(crate) mod tests {
             peer_versions: Some([100, 101]),
             protocol: Some("C".to_owned()),
             last_error: None,
+            outdated_net: None,
             peer: None,
             volumes,
         }

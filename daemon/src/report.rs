@@ -43,6 +43,7 @@ impl Published {
                 protocol: None,
                 last_error: None,
                 peer: definition.connection.clone(),
+                outdated_net: None,
                 volumes: Vec::new(),
             },
             exports: BTreeMap::new(),
@@ -97,6 +98,7 @@ pub(crate) fn resource_report(
         }),
         last_error: status.last_error.clone(),
         peer: definition.connection.clone(),
+        outdated_net: None,
         volumes,
     }
 }

@@ -414,6 +414,21 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
     ),
     (
         Protocol::C,
+        3_666_220,
+        "a write that the failed disk of a Primary lacked was answered because of a copy on a peer that had been left behind",
+    ),
+    (
+        Protocol::C,
+        3_676_546,
+        "under pass_on a flush that the activity log needed failed: the log had ended, the disk stayed, and writes waited for ever",
+    ),
+    (
+        Protocol::C,
+        3_685_090,
+        "both disks were attached at once beside each other, and both nodes took themselves for the source of the resync",
+    ),
+    (
+        Protocol::C,
         3_608_632,
         "the oracle forgot what a Primary without a disk had held back until its disk came (its own mistake)",
     ),

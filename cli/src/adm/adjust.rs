@@ -2,7 +2,7 @@
 //! remarks what a running resource takes over later only.
 
 use tandem_daemon::control::ControlClient;
-use tandem_daemon::control::messages::{ResourceDefinition, ResourceReport};
+use tandem_daemon::control::messages::{OutdatedNet, ResourceDefinition, ResourceReport};
 
 use super::{Run, state, up};
 use crate::configuration::Target;
@@ -33,8 +33,13 @@ pub(super) fn steps(run: &Run<'_>, target: &Target) -> Result<Vec<String>, Failu
             .filter(|volume| !up::has_disk(&report, volume.number));
         steps.extend(missing.flat_map(backend::attach));
     }
-    if !run.arguments.has("skip-net") && report.connection == "StandAlone" {
-        steps.extend(backend::connect(&target.view, run.arguments));
+    if !run.arguments.has("skip-net") {
+        steps.extend(match report.connection.as_str() {
+            "StandAlone" => backend::connect(&target.view, run.arguments)
+                .into_iter()
+                .collect(),
+            _ => reconnect(run, &mut client, target, &report)?,
+        });
     }
     Ok(steps)
 }
@@ -81,13 +86,33 @@ fn differences(
             ));
         }
     }
-    let connected = report.connection != "StandAlone";
-    if connected && (running.net != wanted.net || running.connection != wanted.connection) {
-        steps.push(String::from(
-            "# new net options take effect with the next connect",
-        ));
-    }
     Ok(steps)
+}
+
+/// The steps for a connection that goes by an older definition than the file's.
+fn reconnect(
+    run: &Run<'_>,
+    client: &mut ControlClient,
+    target: &Target,
+    report: &ResourceReport,
+) -> Result<Vec<String>, Failure> {
+    let view = &target.view;
+    let wanted = definition::of(view, None)?;
+    let answer = client
+        .definition(&view.name)
+        .map_err(|error| daemon::failed(run.invocation, &error))?;
+    let outdated = answer
+        .ok()
+        .and_then(|running| OutdatedNet::between(&running, &wanted))
+        .or_else(|| report.outdated_net.clone());
+    let Some(outdated) = outdated else {
+        return Ok(Vec::new());
+    };
+    if !up::reconnects(run, report, &outdated) {
+        return Ok(vec![format!("# {}", up::counts_later(&outdated))]);
+    }
+    let steps = backend::disconnect(view).into_iter();
+    Ok(steps.chain(backend::connect(view, run.arguments)).collect())
 }
 
 fn shape(definition: &ResourceDefinition) -> Vec<(u16, u32)> {

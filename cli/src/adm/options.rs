@@ -150,11 +150,14 @@ fn configure(
 fn next_connect(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Outcome {
     let name = &target.view.name;
     let report = state::report(run, client, name)?;
-    if report.is_some_and(|report| report.connection != "StandAlone") {
+    if report.is_some_and(|report| report.outdated_net.is_some()) {
+        err(&format!(
+            "{name}: new net options take effect with the next connect"
+        ));
         let disconnect = run.invocation.adm(&format!("disconnect {name}"));
         let connect = run.invocation.adm(&format!("connect {name}"));
         err(&format!(
-            "next: {disconnect} && {connect}   # what is written meanwhile is resynced; without it they count when the link is made anew"
+            "next: {disconnect} && {connect}   # what is written meanwhile is resynced"
         ));
     }
     Ok(())

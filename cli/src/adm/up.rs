@@ -2,7 +2,7 @@
 
 use tandem_config::ResolvedResource;
 use tandem_daemon::control::ControlClient;
-use tandem_daemon::control::messages::{Call, ResourceReport, StandAlone, WaitFor};
+use tandem_daemon::control::messages::{Call, OutdatedNet, ResourceReport, StandAlone, WaitFor};
 
 use super::Run;
 use super::state::{as_if, ask, configure, connect_call, judge, report, volume_of};
@@ -201,10 +201,75 @@ fn connect_missing(
     target: &Target,
 ) -> Result<Step, Failure> {
     let report = report(run, client, &target.view.name)?;
+    if let Some(report) = &report
+        && let Some(outdated) = &report.outdated_net
+    {
+        return reconnect(run, client, target, report, outdated);
+    }
     let standalone = report.is_none_or(|report| report.connection == "StandAlone");
     if target.view.peers.is_empty() || !standalone {
         return Ok(Step::Done);
     }
+    connect(run, client, target)
+}
+
+/// Whether `up` or `adjust` makes a connection anew whose definition has changed. An attempt loses nothing by that. What both nodes have to
+/// agree about would part them until the other one follows, and `up` interrupts nothing.
+pub(super) fn reconnects(run: &Run<'_>, report: &ResourceReport, outdated: &OutdatedNet) -> bool {
+    let established = report.version.is_some();
+    !established || (run.word.action == Action::Adjust && !outdated.concerns_both)
+}
+
+/// What has changed of a connection since it was begun, and that it counts later.
+pub(super) fn counts_later(outdated: &OutdatedNet) -> String {
+    let both = if outdated.concerns_both {
+        ", which has to be done on both nodes"
+    } else {
+        ""
+    };
+    format!(
+        "what has changed of the connection ({}) takes effect with the next connect{both}",
+        outdated.changed.join(", ")
+    )
+}
+
+fn reconnect(
+    run: &Run<'_>,
+    client: &mut ControlClient,
+    target: &Target,
+    report: &ResourceReport,
+    outdated: &OutdatedNet,
+) -> Result<Step, Failure> {
+    let name = &target.view.name;
+    let call = Call::Disconnect {
+        resource: name.clone(),
+        force: false,
+    };
+    if reconnects(run, report, outdated) {
+        let answer = ask(run, client, call)?;
+        if answer.is_success() {
+            err(&format!(
+                "{name}: connects anew, by what has changed: {}",
+                outdated.changed.join(", ")
+            ));
+            return connect(run, client, target);
+        }
+        // A Primary that has its data from the peer alone, say: it goes on as it was.
+        err(&format!(
+            "{name}: cannot be disconnected now: {}",
+            answer.text
+        ));
+    }
+    err(&format!("{name}: {}", counts_later(outdated)));
+    let disconnect = run.invocation.adm(&format!("disconnect {name}"));
+    let connect = run.invocation.adm(&format!("connect {name}"));
+    err(&format!(
+        "next: {disconnect} && {connect}   # what is written meanwhile is resynced"
+    ));
+    Ok(Step::Done)
+}
+
+fn connect(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Result<Step, Failure> {
     let call = connect_call(run, target);
     as_if(run, "connect", |run| {
         let answer = ask(run, client, call)?;

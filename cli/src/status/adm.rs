@@ -429,6 +429,7 @@ pub(crate) mod tests {
             peer_versions: Some([100, 101]),
             protocol: Some("C".to_owned()),
             last_error: None,
+            outdated_net: None,
             peer: Some(ConnectionDefinition {
                 my_name: "alpha".to_owned(),
                 peer_name: "bravo".to_owned(),

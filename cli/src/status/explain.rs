@@ -32,6 +32,7 @@ pub(super) fn remarks(invocation: &Invocation, resource: &ResourceReport) -> Vec
         ];
     }
     let mut remarks: Vec<Remark> = connection(invocation, resource).into_iter().collect();
+    remarks.extend(outdated_net(invocation, resource));
     for volume in &resource.volumes {
         remarks.extend(disk(invocation, resource, volume));
         remarks.extend(peer_disk(resource, volume));
@@ -162,6 +163,27 @@ fn connection(invocation: &Invocation, resource: &ResourceReport) -> Option<Rema
         }
         _ => None,
     }
+}
+
+/// The connection goes by what the configuration said before.
+fn outdated_net(invocation: &Invocation, resource: &ResourceReport) -> Option<Remark> {
+    let outdated = resource.outdated_net.as_ref()?;
+    let name = &resource.name;
+    let both = if outdated.concerns_both {
+        "   # on both nodes, once both files say so"
+    } else {
+        ""
+    };
+    let text = format!(
+        "the connection goes by older options than the configuration's: {} changed",
+        outdated.changed.join(", ")
+    );
+    let next = format!(
+        "{} && {}{both}",
+        invocation.adm(&format!("disconnect {name}")),
+        invocation.adm(&format!("connect {name}"))
+    );
+    Some(remark(text, Some(next)))
 }
 
 /// What the engine says when the options of the two nodes do not fit together.

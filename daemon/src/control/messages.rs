@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use super::outdated_net::OutdatedNet;
+
 /// Version of every JSON document in this module. It grows when a field changes its meaning or goes away; new fields
 /// do not change it.
 pub const SCHEMA: u32 = 1;
@@ -556,6 +558,9 @@ pub struct ResourceReport {
     pub last_error: Option<String>,
     /// This node's and the peer's name and address.
     pub peer: Option<ConnectionDefinition>,
+    /// Set while the connection, or the attempt at one, goes by an older definition of the network than the last one.
+    #[serde(default)]
+    pub outdated_net: Option<OutdatedNet>,
     /// Its volumes.
     pub volumes: Vec<VolumeReport>,
 }

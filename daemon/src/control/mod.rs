@@ -3,6 +3,7 @@
 pub mod client;
 mod idle;
 pub mod messages;
+mod outdated_net;
 pub(crate) mod server;
 
 pub use client::{Asked, ControlClient, ControlError, Watch, WatchItem};

@@ -133,18 +133,11 @@ impl Node {
                 .all(|volume| volume.disk == "Diskless" && volume.role == "Secondary")
     }
 
-    /// A definition with the same volumes: what the loop can take over while it runs, and what needs a reconnect or attach.
+    /// A definition with the same volumes: what the loop can take over while it runs, and what needs an attach. What needs a reconnect is in
+    /// the loop's report.
     async fn redefine(&self, old: &ResourceDefinition, new: ResourceDefinition) -> CommandAnswer {
         let mut answer = CommandAnswer::success();
         let running = self.report(&old.name);
-        let connects = running
-            .as_ref()
-            .is_some_and(|report| report.connection != "StandAlone");
-        if connects && (old.net != new.net || old.connection != new.connection) {
-            answer
-                .info
-                .push("new net options take effect with the next connect".to_owned());
-        }
         let name = new.name.clone();
         let mut options = Vec::new();
         for (before, after) in old.volumes.iter().zip(&new.volumes) {

@@ -148,6 +148,8 @@ struct ResourceLoop<E> {
     engine: E,
     effects: Effects,
     definition: Arc<ResourceDefinition>,
+    /// The definition that the connection, or the attempt at one, goes by.
+    connects_by: Option<Arc<ResourceDefinition>>,
     surroundings: Surroundings,
     peer: Peer,
     clients: Clients,
@@ -198,6 +200,7 @@ impl<E: Engine> ResourceLoop<E> {
             disks,
             runner,
             definition,
+            connects_by: None,
             surroundings,
             inbox,
             publish,
@@ -318,6 +321,7 @@ impl<E: Engine> ResourceLoop<E> {
             } => match self.network() {
                 Ok((net, link)) => {
                     self.peer.configure(link);
+                    self.connects_by = Some(Arc::clone(&self.definition));
                     self.command(
                         Command::Connect {
                             net,

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tandem_replicator::Time;
 
 use super::{Engine, ResourceLoop};
+use crate::control::messages::OutdatedNet;
 use crate::report::{ExportFacts, Published, resource_report};
 
 /// Least time between two reports that nobody asked for.
@@ -42,7 +43,7 @@ impl<E: Engine> ResourceLoop<E> {
     pub(super) fn publish(&mut self) {
         let status = self.engine.status();
         let name = self.definition.name.clone();
-        let report = resource_report(
+        let mut report = resource_report(
             &status,
             &self.definition,
             |volume| self.clients.holders(volume),
@@ -51,6 +52,12 @@ impl<E: Engine> ResourceLoop<E> {
                 false => Vec::new(),
             },
         );
+        report.outdated_net = self.connects_by.as_ref().and_then(|by| {
+            let connects = report.connection != "StandAlone";
+            connects
+                .then(|| OutdatedNet::between(by, &self.definition))
+                .flatten()
+        });
         self.moving = report.volumes.iter().any(|volume| volume.resync.is_some());
         let exports = self.serving.iter().map(|(volume, bytes)| {
             let info = self.disks.info(*volume);

@@ -27,6 +27,8 @@ pub(crate) enum DiskFault {
     Read,
     /// A write (or flush) of data.
     Write,
+    /// A flush of data that the activity log needs to go on: without the log nothing would name what differs after a crash.
+    Log,
     /// Metadata.
     Meta,
 }

@@ -110,8 +110,8 @@ impl Resource {
         if disk <= DiskState::Failed {
             return; // Not attached yet (the attach fails), or on its way out.
         }
-        if fault != DiskFault::Meta && policy == OnIoError::PassOn && self.passes_on(number, fault)
-        {
+        let of_data = matches!(fault, DiskFault::Read | DiskFault::Write);
+        if of_data && policy == OnIoError::PassOn && self.passes_on(number, fault) {
             return;
         }
         self.fail_disk(number, Cause::Error);

@@ -8,6 +8,8 @@
 //!  disk lost ─► P_STATE ─► (peer: generation on its disk) ─► P_UUIDS ─► answers
 //!      └──────────── link or peer's disk lost ─────────────────────► errors
 //! ```
+//!
+//! A disk that is lost when there is no good peer any more is told to nobody: what it lacks is answered with an error at once.
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -70,6 +72,10 @@ impl Resource {
             });
             // A detach that both agreed to: the peer may have been faster than its answer.
             self.peer_told_generation(number);
+        } else if lost && new.role == Role::Primary {
+            // The peer left before, or its disk did: what this disk lacks now was written there in a generation that this one has left
+            // behind.
+            self.fail_unconfirmed(&[number]);
         } else if volume.lost_disk.is_some() && beside && new.disk == DiskState::Inconsistent {
             // The target of that peer: what waits goes on waiting until this disk says so itself (`Volume::says_too_much`).
             volume.lost_disk = None;

@@ -385,7 +385,10 @@ impl Resource {
             Stage::FlushData if disk_flushes => {
                 let io = PlanIo {
                     lane,
-                    fault: DiskFault::Write,
+                    fault: match lane {
+                        Lane::Log => DiskFault::Log,
+                        Lane::Main => DiskFault::Write,
+                    },
                     pages: Vec::new(),
                 };
                 self.count_io(number, lane);

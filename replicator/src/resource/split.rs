@@ -50,6 +50,14 @@ enum Outcome {
     Refused(Reason),
 }
 
+/// Whether a node in this state takes its own data for the better ones.
+fn is_source(conn: ConnState) -> bool {
+    matches!(
+        conn,
+        ConnState::WFBitMapS | ConnState::SyncSource | ConnState::PausedSyncS
+    )
+}
+
 impl Resource {
     /// P_STATE.
     pub(super) fn on_state(&mut self, number: VolumeNumber, word: WireState) -> Result<(), String> {
@@ -69,6 +77,14 @@ impl Resource {
         };
         let (own, skip_untold) = (volume.state, volume.skip_untold);
         if own.conn <= ConnState::TearDown {
+            return Ok(());
+        }
+        if is_source(own.conn) && is_source(sent.conn) {
+            // Both disks were attached at the same time, and each node compared its own with what the other one had before. A new
+            // connection compares what both have now.
+            let text =
+                "both nodes would be the source of the resync: they compare their data again";
+            self.link_lost(ConnState::NetworkFailure, text);
             return Ok(());
         }
         let flags = volume.peer.uuids.map(|uuids| uuids.flags);
