@@ -131,13 +131,28 @@ fn a_dry_run_prints_only_what_would_be_done() {
         .replace("protocol C;", "protocol C; max-buffers 4000;");
     alpha.write("etc/drbd.conf", &changed);
     let run = alpha.adm(&["-d", "adjust", "r0"]);
+    let steps: Vec<&str> = run.out.lines().collect();
     assert_eq!(
-        run.out,
-        "drbdsetup disk-options 0 --set-defaults --resync-rate=200M --c-plan-ahead=0\n\
-         # new net options take effect with the next connect\n"
+        steps[0],
+        "drbdsetup disk-options 0 --set-defaults --resync-rate=200M --c-plan-ahead=0"
+    );
+    assert!(
+        steps[1].starts_with("drbdsetup disconnect ipv4:"),
+        "{run:?}"
+    );
+    assert!(
+        steps[2].starts_with("drbdsetup connect r0 ") && steps.len() == 3,
+        "{run:?}"
     );
     assert_eq!(run.code, 0);
-    assert_eq!(alpha.adm(&["adjust", "r0"]).code, 0);
+    let run = alpha.adm(&["adjust", "r0"]);
+    assert!(
+        run.err
+            .contains("connects anew, by what has changed: max-buffers"),
+        "{run:?}"
+    );
+    assert_eq!(run.code, 0);
+    until(&alpha, &["dstate", "r0"], "UpToDate/UpToDate\n");
     quiet(&alpha.adm(&["-d", "adjust", "r0"]));
     quiet(&alpha.adm(&["disconnect", "r0"]));
     alpha.write("etc/drbd.conf", &file);

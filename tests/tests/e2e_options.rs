@@ -175,3 +175,79 @@ fn a_slot_of_a_device_that_something_else_has_is_asked_about() {
         pair.alpha.refused(&["create-md", volume], 1, &words);
     }
 }
+
+#[test]
+fn a_corrected_address_is_used_as_soon_as_adjust_has_read_it() {
+    let mut pair = Pair::new(&Settings::default(), LinkKind::Direct);
+    let right = fs::read_to_string(pair.alpha.root.join("etc/drbd.conf")).unwrap();
+    let (_, peer) = pair.alpha_addresses;
+    let typo = tandem_tests::e2e::address::fresh();
+    pair.alpha
+        .write_config(&right.replace(&peer.to_string(), &typo.to_string()));
+    pair.alpha.must(&["up", "r0"]);
+    pair.bravo.must(&["up", "r0"]);
+    pair.alpha.wait_word("cstate", &["WFConnection"]);
+    pair.alpha.write_config(&right);
+    let steps = pair.alpha.must(&["-d", "adjust", "r0"]);
+    assert!(
+        steps.contains("drbdsetup disconnect") && steps.contains("drbdsetup connect"),
+        "{steps}"
+    );
+    let ended = pair.alpha.adm(&["adjust", "r0"]);
+    assert_eq!(ended.code, Some(0), "{}", ended.all());
+    assert!(
+        ended.says("connects anew, by what has changed: address"),
+        "{}",
+        ended.all()
+    );
+    for node in [&mut pair.alpha, &mut pair.bravo] {
+        node.wait_state("Connected", "Inconsistent/Inconsistent");
+    }
+    assert_eq!(pair.alpha.must(&["-d", "adjust", "r0"]), "");
+}
+
+#[test]
+fn a_changed_connection_is_made_anew_unless_the_peer_has_to_follow() {
+    let pair = Pair::synced(&Settings::default(), LinkKind::Direct);
+    let file = fs::read_to_string(pair.alpha.root.join("etc/drbd.conf")).unwrap();
+    let with = |options: &str| file.replacen("net {", &format!("net {{ {options}"), 1);
+    pair.alpha.write_config(&with("max-buffers 4000;"));
+    let ended = pair.alpha.adm(&["adjust", "r0"]);
+    assert!(
+        ended.says("connects anew, by what has changed: max-buffers"),
+        "{}",
+        ended.all()
+    );
+    pair.wait_synced();
+    // Alone with another policy they would part: it is said, and goes on being said.
+    pair.alpha.write_config(&with(
+        "max-buffers 4000; after-sb-0pri discard-zero-changes;",
+    ));
+    for _ in 0..2 {
+        let steps = pair.alpha.must(&["-d", "adjust", "r0"]);
+        assert!(
+            steps.starts_with("# what has changed of the connection (after-sb-0pri)"),
+            "{steps}"
+        );
+        let ended = pair.alpha.adm(&["adjust", "r0"]);
+        assert_eq!(ended.code, Some(0), "{}", ended.all());
+        for words in ["on both nodes", "next:", "disconnect r0"] {
+            assert!(ended.says(words), "{words}: {}", ended.all());
+        }
+        assert_eq!(pair.alpha.word("cstate"), "Connected");
+        let status = pair.alpha.explained();
+        assert!(
+            status.contains("older options") && status.contains("after-sb-0pri"),
+            "{status}"
+        );
+    }
+    // Back to what the connection goes by: nothing is left to say.
+    pair.alpha.write_config(&with("max-buffers 4000;"));
+    let ended = pair.alpha.adm(&["adjust", "r0"]);
+    assert!(
+        !ended.says("next connect") && !ended.says("anew"),
+        "{}",
+        ended.all()
+    );
+    assert!(!pair.alpha.explained().contains("older options"));
+}
