@@ -65,10 +65,11 @@ const KINDS: [Kind; 3] = [
     },
 ];
 
-/// One for each of [`CONTENDERS`]: the colours of Okabe and Ito, which nearly everybody can tell apart, and a grey.
+/// One for each of [`CONTENDERS`]: the colours of Okabe and Ito, which nearly everybody can tell apart, and grey and brown for those that
+/// replicate nothing.
 const COLOURS: [RGBColor; 9] = [
     RGBColor(153, 153, 153),
-    RGBColor(0, 0, 0),
+    RGBColor(140, 86, 75),
     RGBColor(230, 159, 0),
     RGBColor(240, 228, 66),
     RGBColor(204, 121, 167),
@@ -136,20 +137,28 @@ fn bars(stage: &Stage, kind: &Kind) -> Vec<Bar> {
     stage.lines.iter().filter_map(bar).collect()
 }
 
+/// Sizes of letters in the library's units: a pixel is 1.24 of them.
+const TITLE_SIZE: f64 = 22.0;
+const WORDS_SIZE: f64 = 15.0;
+const MARK_SIZE: f64 = 18.0;
 const MARGIN: i32 = 20;
 /// For the figures at the axis.
 const LEFT: i32 = 80;
-/// For the title and the words below it.
+/// For the title and the words below it, in height.
 const TOP: i32 = 64;
 const PLOT_HEIGHT: i32 = 400;
 /// For the names of the rows, turned by a quarter.
 const ROW_NAMES_HEIGHT: i32 = 150;
 const LEGEND_LINE: i32 = 20;
 const LEGEND_WIDTH: i32 = 160;
-const BAR_WIDTH: i32 = 12;
+const BAR_WIDTH_MIN: i32 = 12;
+const BAR_WIDTH_MAX: i32 = 40;
+/// Of a patch of the legend.
+const PATCH: i32 = 12;
 /// Between two rows.
 const GAP: i32 = 20;
-const PLOT_WIDTH_MIN: i32 = 760;
+/// For the same in width.
+const PLOT_WIDTH_MIN: i32 = 900;
 
 /// Where things are on the page.
 struct Page {
@@ -157,6 +166,7 @@ struct Page {
     contenders: Vec<String>,
     width: i32,
     height: i32,
+    bar_width: i32,
     /// Powers of ten at both ends of the axis.
     powers: (i32, i32),
 }
@@ -176,13 +186,17 @@ impl Page {
         let most = bars.iter().map(|bar| bar.value.max);
         let lowest = least.fold(f64::INFINITY, f64::min).log10().floor() as i32;
         let highest = most.fold(0.0, f64::max).log10().ceil() as i32;
-        let group = contenders.len() as i32 * BAR_WIDTH + GAP;
-        let plot_width = (group * rows.len() as i32).max(PLOT_WIDTH_MIN);
+        let (rows_there, bars_there) = (rows.len() as i32, contenders.len() as i32);
+        // Few bars are wide ones.
+        let bar_width =
+            ((PLOT_WIDTH_MIN / rows_there - GAP) / bars_there).clamp(BAR_WIDTH_MIN, BAR_WIDTH_MAX);
+        let plot_width = ((bars_there * bar_width + GAP) * rows_there).max(PLOT_WIDTH_MIN);
         let mut page = Page {
             rows,
             contenders,
             width: LEFT + plot_width + MARGIN,
             height: 0,
+            bar_width,
             powers: (lowest, highest.max(lowest + 1)),
         };
         let lines = (page.contenders.len() as i32 - 1) / page.legend_columns() + 1;
@@ -206,7 +220,7 @@ impl Page {
 
     /// The left edge of a row's bars.
     fn row_x(&self, row: usize) -> i32 {
-        let group = self.contenders.len() as i32 * BAR_WIDTH + GAP;
+        let group = self.contenders.len() as i32 * self.bar_width + GAP;
         LEFT + GAP / 2 + row as i32 * group
     }
 
@@ -217,7 +231,7 @@ impl Page {
             .contenders
             .iter()
             .position(|name| *name == bar.contender);
-        self.row_x(row) + place(contender) as i32 * BAR_WIDTH
+        self.row_x(row) + place(contender) as i32 * self.bar_width
     }
 }
 
@@ -269,8 +283,8 @@ fn paint(
     heads: &[String; 2],
 ) -> Result<(), Box<dyn std::error::Error>> {
     area.fill(&WHITE)?;
-    area.draw(&words(&heads[0], (LEFT, 14), 18.0, HPos::Left))?;
-    area.draw(&words(&heads[1], (LEFT, 38), 12.0, HPos::Left))?;
+    area.draw(&words(&heads[0], (LEFT, 12), TITLE_SIZE, HPos::Left))?;
+    area.draw(&words(&heads[1], (LEFT, 38), WORDS_SIZE, HPos::Left))?;
     for power in page.powers.0..=page.powers.1 {
         let figure = 10f64.powi(power);
         let y = page.y(figure);
@@ -279,14 +293,14 @@ fn paint(
         area.draw(&words(
             &figure.to_string(),
             (LEFT - 6, y - 6),
-            12.0,
+            WORDS_SIZE,
             HPos::Right,
         ))?;
     }
     for (number, row) in page.rows.iter().enumerate() {
-        let middle = page.contenders.len() as i32 * BAR_WIDTH / 2;
+        let middle = page.contenders.len() as i32 * page.bar_width / 2;
         let place = (page.row_x(number) + middle - 6, TOP + PLOT_HEIGHT + 8);
-        let style = style(12.0, HPos::Left).transform(FontTransform::Rotate90);
+        let style = style(WORDS_SIZE, HPos::Left).transform(FontTransform::Rotate90);
         area.draw(&Text::new((*row).to_owned(), place, style))?;
     }
     for bar in bars {
@@ -301,10 +315,10 @@ fn paint(
             LEFT + column * LEGEND_WIDTH,
             page.legend_top() + line * LEGEND_LINE,
         );
-        let patch = [(x, y), (x + BAR_WIDTH, y + BAR_WIDTH)];
+        let patch = [(x, y), (x + PATCH, y + PATCH)];
         area.draw(&Rectangle::new(patch, colour(contender).filled()))?;
-        let place = (x + BAR_WIDTH + 6, y);
-        area.draw(&words(contender, place, 12.0, HPos::Left))?;
+        let place = (x + PATCH + 6, y);
+        area.draw(&words(contender, place, WORDS_SIZE, HPos::Left))?;
     }
     area.present()?;
     Ok(())
@@ -317,22 +331,25 @@ fn paint_bar(area: &Area<'_>, page: &Page, bar: &Bar) -> Result<(), Box<dyn std:
         page.y(bar.value.min),
         page.y(bar.value.max),
     );
-    let body = [(x + 1, top), (x + BAR_WIDTH - 1, floor)];
+    let body = [(x + 1, top), (x + page.bar_width - 1, floor)];
     area.draw(&Rectangle::new(body, colour(&bar.contender).filled()))?;
-    let middle = x + BAR_WIDTH / 2;
+    let middle = x + page.bar_width / 2;
     if high < low {
-        // Dark on light bars, and above dark ones.
-        let whisker = RGBColor(120, 0, 0);
         for line in [
             vec![(middle, low), (middle, high)],
             vec![(middle - 3, low), (middle + 3, low)],
             vec![(middle - 3, high), (middle + 3, high)],
         ] {
-            area.draw(&PathElement::new(line, whisker))?;
+            area.draw(&PathElement::new(line, BLACK))?;
         }
     }
     if !bar.mark.is_empty() {
-        area.draw(&words(bar.mark, (middle, high - 16), 14.0, HPos::Center))?;
+        area.draw(&words(
+            bar.mark,
+            (middle, high - 16),
+            MARK_SIZE,
+            HPos::Center,
+        ))?;
     }
     Ok(())
 }

@@ -244,9 +244,11 @@ impl Nodes {
     pub(crate) fn change(&mut self, words: Words, stop: &Stop) -> Result<(), Failure> {
         self.setup.words = words;
         self.write_configurations()?;
-        self.nodes[0].must(&["disconnect", "all"])?;
-        for node in self.nodes.iter().rev() {
-            node.must(&["adjust", "all"])?;
+        // On both: a node that goes on dialling keeps the options of the connection that it had.
+        for words in [["disconnect", "all"], ["adjust", "all"]] {
+            for node in &self.nodes {
+                node.must(&words)?;
+            }
         }
         self.reached(RESOURCE, "UpToDate/UpToDate", READY_LIMIT, stop)
     }

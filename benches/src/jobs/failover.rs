@@ -29,8 +29,8 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), Failure> {
     };
     bench.found.note(format!(
         "load: {}; killed after {} s of it. noticed: the other node is not Connected any more; promoted: 'primary' has succeeded; first \
-         write: 4 KiB by a client that connects then. A dead process closes its sockets: a dead machine does not, and is noticed after \
-         ping-int and ping-timeout (10.5 s by default), under load after timeout (6 s). Options: {}",
+         write: 4 KiB by a client that connects then. A dead process closes its sockets; a dead machine does not: 'reconnect' says \
+         how soon a silent link is noticed. Options: {}",
         WRITE_4K_D32.words(),
         LOADED.as_secs(),
         words.in_words()

@@ -78,6 +78,7 @@ pub(super) fn full(bench: &mut Bench<'_>) -> Result<(), Failure> {
         }
     };
     let mut nodes = bench.nodes(Setup::plain(Backing::Filled(DEVICE_BYTES))?)?;
+    let bytes = nodes.nodes[0].volume(RESOURCE)?.bytes;
     bench.found.note(format!(
         "{mib} MiB, filled, equal on both sides; seconds from the command until both nodes say Connected UpToDate/UpToDate"
     ));
@@ -96,12 +97,8 @@ pub(super) fn full(bench: &mut Bench<'_>) -> Result<(), Failure> {
             let seconds = full_resync(&nodes, bench)?;
             let sent = sent_kib(&nodes)? - sent;
             let found = &mut bench.found;
-            found.add(
-                case.name,
-                "resync",
-                Unit::MbPerSecond,
-                speed(DEVICE_BYTES, seconds),
-            );
+            let resynced = speed(bytes, seconds);
+            found.add(case.name, "resync", Unit::MbPerSecond, resynced);
             found.add(case.name, "time", Unit::Seconds, seconds);
             found.add(case.name, "sent", Unit::Kib, sent);
         }

@@ -1,12 +1,12 @@
 //! What an application feels of a resync.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Bench;
 use super::figures::Unit;
 use super::resync::{DEVICE_BYTES, RESYNC_LIMIT};
 use crate::Failure;
-use crate::contenders::nodes::{Backing, Nodes, RESOURCE, Setup};
+use crate::contenders::nodes::{Backing, Nodes, RESOURCE, Setup, Words};
 use crate::load::{self, Durations};
 use crate::process::{READY_LIMIT, wait_for};
 use crate::rows::{READ_4K_D1, Row, WRITE_4K_D1};
@@ -20,21 +20,38 @@ const DURATIONS: Durations = Durations {
 const RAMP: Duration = Duration::from_secs(1);
 
 const WITHOUT: &str = "without";
-const DURING: &str = "during a full resync";
+
+/// A resync beside the application: how the case is called, and its options of the section `disk`.
+struct Case {
+    name: &'static str,
+    disk: &'static str,
+}
+
+const CASES: [Case; 2] = [
+    Case {
+        name: "during, default options",
+        disk: "",
+    },
+    Case {
+        name: "during, c-min-rate 0",
+        disk: "c-min-rate 0;",
+    },
+];
 
 /// The rows, with the name of their percentiles.
 const ROWS: [(Row, &str); 2] = [(READ_4K_D1, "read"), (WRITE_4K_D1, "write")];
 
 pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), Failure> {
     bench.found.note(format!(
-        "{} MiB, default options: the controller yields to an application (c-min-rate). Each row for {} s, {}; the application writes \
-         on the source of the resync",
+        "{} MiB; the application runs on the source of a full resync, each row for {} s: {}, reads likewise. With default options the \
+         resync yields to an application as long as it has been faster than c-min-rate (250 KiB/s) of late; with c-min-rate 0 it never \
+         does, and c-max-rate (100 MiB/s) is its only limit",
         DEVICE_BYTES >> 20,
         DURATIONS.measured.as_secs(),
         WRITE_4K_D1.words()
     ));
     bench.doing("filling two files")?;
-    let nodes = bench.nodes(Setup::plain(Backing::Filled(DEVICE_BYTES))?)?;
+    let mut nodes = bench.nodes(Setup::plain(Backing::Filled(DEVICE_BYTES))?)?;
     nodes.nodes[0].must(&["primary", RESOURCE])?;
     let endpoint = nodes.nodes[0].endpoint(RESOURCE);
     let served = || endpoint.probe().ok();
@@ -44,33 +61,42 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), Failure> {
         for (row, what) in ROWS {
             measure(&nodes, &row, what, WITHOUT, bench)?;
         }
-        bench.doing(&format!("round {round}, {DURING}"))?;
-        nodes.nodes[1].must(&["invalidate", RESOURCE])?;
-        let runs = "a running resync";
-        nodes.until(
-            &nodes.nodes[1],
-            RESOURCE,
-            READY_LIMIT,
-            runs,
-            bench.stop,
-            |volume| volume.connection == "SyncTarget",
-        )?;
-        bench.pause(RAMP)?;
-        for (row, what) in ROWS {
-            during(&nodes, &row, what, bench)?;
+        for case in &CASES {
+            bench.doing(&format!("round {round}, {}", case.name))?;
+            let words = Words {
+                net: String::new(),
+                disk: case.disk.to_owned(),
+            };
+            nodes.change(words, bench.stop)?;
+            beside_a_resync(&nodes, case.name, bench)?;
         }
-        bench.doing(&format!("round {round}, waiting for the end of the resync"))?;
-        nodes.reached(RESOURCE, "UpToDate/UpToDate", RESYNC_LIMIT, bench.stop)?;
     }
-    for (_, what) in ROWS {
-        for percentile in ["p50", "p99"] {
-            let figure = format!("{what} {percentile}");
-            let name = format!("{figure}, {DURING} : {WITHOUT}");
-            let (one, other) = ((DURING, figure.as_str()), (WITHOUT, figure.as_str()));
-            bench.found.compare(&name, one, other, None);
+    for case in &CASES {
+        for (_, what) in ROWS {
+            for percentile in ["p50", "p99"] {
+                let figure = format!("{what} {percentile}");
+                let name = format!("{figure}, {} : {WITHOUT}", case.name);
+                let (one, other) = ((case.name, figure.as_str()), (WITHOUT, figure.as_str()));
+                bench.found.compare(&name, one, other, None);
+            }
         }
     }
     Ok(())
+}
+
+/// Both rows while a full resync runs; then it comes to its end.
+fn beside_a_resync(nodes: &Nodes, case: &str, bench: &mut Bench<'_>) -> Result<(), Failure> {
+    let target = &nodes.nodes[1];
+    target.must(&["invalidate", RESOURCE])?;
+    let runs = "a running resync";
+    nodes.until(target, RESOURCE, READY_LIMIT, runs, bench.stop, |volume| {
+        volume.connection == "SyncTarget"
+    })?;
+    bench.pause(RAMP)?;
+    for (row, what) in ROWS {
+        during(nodes, &row, what, case, bench)?;
+    }
+    nodes.reached(RESOURCE, "UpToDate/UpToDate", RESYNC_LIMIT, bench.stop)
 }
 
 fn measure(
@@ -91,21 +117,27 @@ fn measure(
 }
 
 /// As [`measure`], and how fast the resync was meanwhile: figures of a resync that ended before are none.
-fn during(nodes: &Nodes, row: &Row, what: &str, bench: &mut Bench<'_>) -> Result<(), Failure> {
+fn during(
+    nodes: &Nodes,
+    row: &Row,
+    what: &str,
+    case: &str,
+    bench: &mut Bench<'_>,
+) -> Result<(), Failure> {
     let before = nodes.nodes[0].volume(RESOURCE)?;
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     let kept = bench.found.clone();
-    measure(nodes, row, what, DURING, bench)?;
+    measure(nodes, row, what, case, bench)?;
     let after = nodes.nodes[0].volume(RESOURCE)?;
     if after.connection != "SyncSource" {
         bench.found = kept;
-        let text = format!("{what} {DURING}: the resync ended before the {what}s did");
+        let text = format!("{what}s {case}: the resync ended before the {what}s did");
         bench.found.absent(text);
         return Ok(());
     }
     let kib = before.counters.oos.saturating_sub(after.counters.oos);
     let speed = kib as f64 * 1024.0 / 1e6 / start.elapsed().as_secs_f64();
     let figure = format!("resync during the {what}s");
-    bench.found.add(DURING, &figure, Unit::MbPerSecond, speed);
+    bench.found.add(case, &figure, Unit::MbPerSecond, speed);
     Ok(())
 }
