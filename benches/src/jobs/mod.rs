@@ -177,8 +177,9 @@ pub fn run(
         let mut found = bench.found;
         found.conclude();
         let failure = match result {
+            // A command that Ctrl-C ended, too, is no failure of a job.
+            _ if stop.load(Ordering::Relaxed) => return Err(Failure::Interrupted),
             Ok(()) => None,
-            Err(Failure::Interrupted) => return Err(Failure::Interrupted),
             Err(failure) => Some(failure.to_string().trim().to_owned()),
         };
         report.jobs.push(Done {

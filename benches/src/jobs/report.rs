@@ -156,7 +156,9 @@ fn cells(figure: &Figure) -> Vec<String> {
 
 /// Three digits that matter; thousandths where it is less than one.
 fn exact(figure: f64) -> String {
-    if figure < 1.0 {
+    if figure == 0.0 {
+        String::from("0")
+    } else if figure < 1.0 {
         format!("{figure:.3}")
     } else {
         round(figure)

@@ -104,10 +104,14 @@ pub(super) fn full(bench: &mut Bench<'_>) -> Result<(), Failure> {
         }
         if let Some(copying) = &copying {
             bench.doing(&format!("round {round}, {NBDCOPY}"))?;
-            let seconds = timed(|| copying.copy())?;
-            let copied = speed(DEVICE_BYTES, seconds);
-            bench.found.add(NBDCOPY, "copy", Unit::MbPerSecond, copied);
-            bench.found.add(NBDCOPY, "time", Unit::Seconds, seconds);
+            match timed(|| copying.copy()) {
+                Ok(seconds) => {
+                    let copied = speed(DEVICE_BYTES, seconds);
+                    bench.found.add(NBDCOPY, "copy", Unit::MbPerSecond, copied);
+                    bench.found.add(NBDCOPY, "time", Unit::Seconds, seconds);
+                }
+                Err(failure) => bench.found.absent(format!("{NBDCOPY}: {failure}")),
+            }
         }
     }
     if copying.is_some() {
