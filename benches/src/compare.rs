@@ -1,7 +1,7 @@
 //! The run: on each medium all contenders are started, then every round runs every row on each of them in turn, so that what the machine
 //! does beside it hits all of them alike.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::machine::{self, Machine};
 use crate::options::{Options, Placement};
 use crate::process::{Stop, Usage};
 use crate::report::{Line, Report, Round, Stage};
-use crate::rows::{Row, Span};
+use crate::rows::{DEVICE_BYTES, Row, Span};
 
 /// How long each figure of the machine itself is measured at most.
 const FLOOR_TIME_MAX: Duration = Duration::from_secs(1);
@@ -47,9 +47,10 @@ pub fn run(
     for medium in options.media() {
         let site = Site {
             medium,
-            directory: directory(options, medium)?,
+            directory: directory(options.directory.as_deref(), medium)?,
             client: options.client(),
             tandem: options.tandem.clone(),
+            device_bytes: DEVICE_BYTES,
         };
         let stage = run_stage(options, &site, &rows, stop, &mut progress)?;
         report.stages.push(stage);
@@ -62,10 +63,10 @@ pub fn run(
 }
 
 /// Where the backing files of a medium go.
-fn directory(options: &Options, medium: Medium) -> Result<PathBuf, Failure> {
-    match (medium, &options.directory) {
+pub(crate) fn directory(chosen: Option<&Path>, medium: Medium) -> Result<PathBuf, Failure> {
+    match (medium, chosen) {
         (Medium::Tmpfs, _) => Ok(PathBuf::from("/dev/shm")),
-        (Medium::Disk, Some(directory)) => Ok(directory.clone()),
+        (Medium::Disk, Some(directory)) => Ok(directory.to_owned()),
         (Medium::Disk, None) => {
             let own = std::env::current_exe().map_err(Failure::system("find this program"))?;
             Ok(own.parent().map_or_else(std::env::temp_dir, PathBuf::from))
@@ -211,7 +212,7 @@ fn measure_floors(
     stage.floors.push(floor::stream(time, stop)?);
     let dir = contenders::temporary_directory(&site.directory)?;
     let file = dir.path().join("floor.img");
-    disks::make(&file, Tail::None)?;
+    disks::make(&file, DEVICE_BYTES, Tail::None)?;
     for row in rows {
         // One job writes to a file: connections and extents make no difference there.
         if stop.load(Ordering::Relaxed) {
@@ -246,6 +247,7 @@ pub fn check_load(stop: &Stop) -> Result<Vec<(String, Floor, Floor)>, Failure> {
         directory: PathBuf::from("/dev/shm"),
         client: contenders::Client::Unix,
         tandem: None,
+        device_bytes: DEVICE_BYTES,
     };
     let running = Contender::Nbdkit.start(&site, stop)?;
     let time = Duration::from_secs(1);

@@ -43,7 +43,7 @@ impl Machine {
                 .map_or(0, |since| since.as_secs()),
             cpu: field(&cpuinfo, "model name").unwrap_or_else(|| String::from("unknown CPU")),
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
-            memory_mib: memory_mib(),
+            memory_mib: memory_mib("MemTotal"),
             kernel: format!(
                 "{} {} {}",
                 words(uname.sysname()),
@@ -59,10 +59,16 @@ impl Machine {
                 "release"
             },
             load_average: load_average(),
-            programs: ["qemu-nbd", "qemu-storage-daemon", "nbdkit", "fio"]
-                .iter()
-                .map(|program| version(program))
-                .collect(),
+            programs: [
+                "qemu-nbd",
+                "qemu-storage-daemon",
+                "nbdkit",
+                "fio",
+                "nbdcopy",
+            ]
+            .iter()
+            .map(|program| version(program))
+            .collect(),
         }
     }
 
@@ -140,9 +146,14 @@ fn field(text: &str, name: &str) -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
-fn memory_mib() -> u64 {
+/// MiB of memory that could be had now.
+pub(crate) fn memory_available_mib() -> u64 {
+    memory_mib("MemAvailable")
+}
+
+fn memory_mib(name: &str) -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let total = field(&text, "MemTotal").unwrap_or_default();
+    let total = field(&text, name).unwrap_or_default();
     let kib: Option<u64> = total.split(' ').next().and_then(|word| word.parse().ok());
     kib.unwrap_or_default() >> 10
 }

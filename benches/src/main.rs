@@ -1,7 +1,8 @@
-//! `tandem-benches compare`: Tandem beside its peers. Under the first word `tandem` it is the program `tandem` itself, so that the daemons
-//! that it measures are always of its own build.
+//! `tandem-benches compare`: Tandem beside its peers; `tandem-benches jobs`: what else it does. Under the first word `tandem` it is the
+//! program `tandem` itself, so that the daemons that it measures are always of its own build.
 
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -12,7 +13,9 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tandem_benches::Failure;
 use tandem_benches::compare;
 use tandem_benches::contenders::{CONTENDERS, INNER_WORD};
+use tandem_benches::jobs::{self, JOBS};
 use tandem_benches::options::{Arguments, Check, Options, Words};
+use tandem_benches::plots;
 use tandem_benches::process::Stop;
 use tandem_benches::rows::ROWS;
 
@@ -24,15 +27,29 @@ fn main() -> ExitCode {
     if words.next().is_some_and(|word| word == INNER_WORD) {
         return tandem_cli::run(std::env::args_os().skip(1).collect());
     }
-    let Words::Compare { options, check } = Arguments::parse().words;
+    let words = Arguments::parse().words;
+    let word = match &words {
+        Words::Compare { .. } => "compare",
+        Words::Jobs(_) => "jobs",
+    };
     let stop: Stop = Arc::new(AtomicBool::new(false));
-    let result = catch_signals(&stop).and_then(|()| match check {
-        Some(Check::CheckLoad) => check_load(&stop),
-        None if options.list => {
+    let result = catch_signals(&stop).and_then(|()| match words {
+        Words::Compare {
+            check: Some(Check::CheckLoad),
+            ..
+        } => check_load(&stop),
+        Words::Compare { options, .. } if options.list => {
             list();
             Ok(())
         }
-        None => run(&options, &stop),
+        Words::Compare { options, .. } => compare(&options, &stop),
+        Words::Jobs(options) if options.list => {
+            for job in JOBS {
+                say(&format!("{:<20} {}\n", job.name, job.words));
+            }
+            Ok(())
+        }
+        Words::Jobs(options) => do_jobs(&options, &stop),
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -41,7 +58,7 @@ fn main() -> ExitCode {
             ExitCode::from(INTERRUPTED)
         }
         Err(failure) => {
-            complain(&format!("compare: {failure}"));
+            complain(&format!("{word}: {failure}"));
             ExitCode::FAILURE
         }
     }
@@ -55,9 +72,32 @@ fn catch_signals(stop: &Stop) -> Result<(), Failure> {
     Ok(())
 }
 
-fn run(options: &Options, stop: &Stop) -> Result<(), Failure> {
+fn compare(options: &Options, stop: &Stop) -> Result<(), Failure> {
+    let report = with_progress(|progress| compare::run(options, stop, progress))?;
+    say(&report.words());
+    if let Some(path) = &options.json {
+        write_json(path, report.json())?;
+    }
+    if let Some(dir) = &options.plots {
+        let drawn = plots::draw(&report, dir)?;
+        say(&drawn.words());
+    }
+    Ok(())
+}
+
+fn do_jobs(options: &jobs::options::Options, stop: &Stop) -> Result<(), Failure> {
+    let report = with_progress(|progress| jobs::run(options, stop, progress))?;
+    say(&report.words());
+    match &options.json {
+        Some(path) => write_json(path, report.json()),
+        None => Ok(()),
+    }
+}
+
+/// Shows on a terminal what is being done; nothing of it stays there.
+fn with_progress<T>(work: impl FnOnce(&mut dyn FnMut(&str)) -> T) -> T {
     let terminal = std::io::stderr().is_terminal();
-    let report = compare::run(options, stop, |doing| {
+    let done = work(&mut |doing| {
         if terminal {
             // Nobody to tell: nothing to do.
             let _ = write!(std::io::stderr(), "\r\x1b[K{doing}");
@@ -66,15 +106,12 @@ fn run(options: &Options, stop: &Stop) -> Result<(), Failure> {
     if terminal {
         let _ = write!(std::io::stderr(), "\r\x1b[K");
     }
-    let report = report?;
-    say(&report.words());
-    if let Some(path) = &options.json {
-        let text = report
-            .json()
-            .map_err(|error| Failure::Unexpected(format!("write the figures: {error}")))?;
-        std::fs::write(path, text).map_err(Failure::system(format!("write {}", path.display())))?;
-    }
-    Ok(())
+    done
+}
+
+fn write_json(path: &Path, text: Result<String, serde_json::Error>) -> Result<(), Failure> {
+    let text = text.map_err(|error| Failure::Unexpected(format!("write the figures: {error}")))?;
+    std::fs::write(path, text).map_err(Failure::system(format!("write {}", path.display())))
 }
 
 fn list() {

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use crate::contenders::{CONTENDERS, Client, Contender, Medium};
+use crate::jobs;
 use crate::load::Durations;
 use crate::rows::{ROWS, Row};
 
@@ -32,6 +33,8 @@ pub enum Words {
         #[command(subcommand)]
         check: Option<Check>,
     },
+    /// Do the other jobs of a replicated device with real daemons: resync, large devices, many resources, a lost link, a dead node.
+    Jobs(jobs::options::Options),
 }
 
 /// Instead of a comparison.
@@ -52,9 +55,18 @@ pub enum Placement {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum MediumWord {
+pub(crate) enum MediumWord {
     Tmpfs,
     Disk,
+}
+
+impl From<MediumWord> for Medium {
+    fn from(word: MediumWord) -> Medium {
+        match word {
+            MediumWord::Tmpfs => Medium::Tmpfs,
+            MediumWord::Disk => Medium::Disk,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -87,6 +99,9 @@ pub struct Options {
     /// For the medium disk: a directory on it with 7 GB of room (default: where this program was built).
     #[arg(long, value_name = "DIR")]
     pub directory: Option<PathBuf>,
+    /// Draw the figures as SVG files in this directory: for each medium operations per second, p50 and CPU per operation.
+    #[arg(long, value_name = "DIR")]
+    pub plots: Option<PathBuf>,
     /// On which CPUs everything runs.
     #[arg(long, value_enum, default_value = "free")]
     pub placement: Placement,
@@ -158,8 +173,7 @@ impl Options {
     /// The chosen media.
     pub fn media(&self) -> Vec<Medium> {
         match self.medium {
-            Some(MediumWord::Tmpfs) => vec![Medium::Tmpfs],
-            Some(MediumWord::Disk) => vec![Medium::Disk],
+            Some(medium) => vec![medium.into()],
             None if self.quick => vec![Medium::Tmpfs],
             None => vec![Medium::Tmpfs, Medium::Disk],
         }
@@ -181,8 +195,10 @@ mod tests {
 
     fn parsed(words: &[&str]) -> Result<Options, clap::Error> {
         let all = ["tandem-benches", "compare"].iter().chain(words);
-        let Words::Compare { options, .. } = Arguments::try_parse_from(all)?.words;
-        Ok(options)
+        match Arguments::try_parse_from(all)?.words {
+            Words::Compare { options, .. } => Ok(options),
+            Words::Jobs(_) => panic!("compare is another word than jobs"),
+        }
     }
 
     fn names(options: &Options) -> Vec<&'static str> {
@@ -272,7 +288,14 @@ mod tests {
     #[test]
     fn the_check_of_the_load_is_a_word_of_its_own() {
         let all = ["tandem-benches", "compare", "check-load"];
-        let Words::Compare { check, .. } = Arguments::try_parse_from(all).unwrap().words;
-        assert_eq!(check, Some(Check::CheckLoad));
+        let words = Arguments::try_parse_from(all).unwrap().words;
+        let is_check = matches!(
+            words,
+            Words::Compare {
+                check: Some(Check::CheckLoad),
+                ..
+            }
+        );
+        assert!(is_check, "{words:?}");
     }
 }

@@ -13,7 +13,7 @@ use crate::Failure;
 use crate::machine::is_installed;
 
 /// How long anything that is started may take to be ready.
-const READY_LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const READY_LIMIT: Duration = Duration::from_secs(30);
 
 /// Between two looks at a condition.
 const POLL: Duration = Duration::from_millis(3);
@@ -58,6 +58,17 @@ impl Server {
         !matches!(self.child.try_wait(), Ok(None))
     }
 
+    /// SIGKILL, without a wait for its end.
+    pub fn kill(&mut self) {
+        self.child.kill().ok();
+    }
+
+    /// MiB of memory that it holds now (`VmRSS`); None when it has ended.
+    pub fn resident_mib(&self) -> Option<f64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).ok()?;
+        Some(resident_kib(&status)? as f64 / 1024.0)
+    }
+
     /// What its threads have used so far.
     pub fn usage(&self) -> Usage {
         Usage::of(self.pid())
@@ -89,6 +100,20 @@ pub fn bound_to_us(program: &str) -> Command {
 pub fn wait_for<T>(
     what: &str,
     stop: &Stop,
+    ready: impl FnMut() -> Option<T>,
+    explain: impl Fn() -> String,
+) -> Result<T, Failure> {
+    wait_within(READY_LIMIT, what, stop, ready, explain)
+}
+
+/// As [`wait_for`], with a limit of its own.
+///
+/// # Errors
+/// As [`wait_for`].
+pub(crate) fn wait_within<T>(
+    limit: Duration,
+    what: &str,
+    stop: &Stop,
     mut ready: impl FnMut() -> Option<T>,
     explain: impl Fn() -> String,
 ) -> Result<T, Failure> {
@@ -100,8 +125,8 @@ pub fn wait_for<T>(
         if stop.load(Ordering::Relaxed) {
             return Err(Failure::Interrupted);
         }
-        if start.elapsed() > READY_LIMIT {
-            let text = format!("{what} did not come within {READY_LIMIT:?}\n{}", explain());
+        if start.elapsed() > limit {
+            let text = format!("{what} did not come within {limit:?}\n{}", explain());
             return Err(Failure::Unexpected(text));
         }
         std::thread::sleep(POLL);
@@ -158,6 +183,13 @@ impl Usage {
     }
 }
 
+fn resident_kib(status: &str) -> Option<u64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
 /// utime + stime: the 14th and 15th word; the second one is a name in parentheses that may hold anything.
 fn stat_ticks(stat: &str) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(") ")?;
@@ -175,6 +207,13 @@ mod tests {
     fn the_name_of_a_process_does_not_confuse_its_times() {
         let stat = "7 (a) b (c) S 1 7 7 0 -1 4194304 10 0 0 0 25 17 0 0 20 0 1 0 5 6 7";
         assert_eq!(stat_ticks(stat), Some(42));
+    }
+
+    #[test]
+    fn resident_memory_is_read_from_the_status_of_a_process() {
+        let status = "Name:\ta\nVmPeak:\t  99 kB\nVmRSS:\t    5120 kB\n";
+        assert_eq!(resident_kib(status), Some(5120));
+        assert_eq!(resident_kib("Name:\tzombie\n"), None);
     }
 
     #[test]

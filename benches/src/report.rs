@@ -392,7 +392,7 @@ fn cells(line: &Line) -> Vec<String> {
 }
 
 /// Three digits that matter.
-fn round(figure: f64) -> String {
+pub(crate) fn round(figure: f64) -> String {
     if figure >= 100.0 {
         format!("{figure:.0}")
     } else if figure >= 10.0 {
@@ -403,4 +403,4 @@ fn round(figure: f64) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -86,18 +86,35 @@ const BASE: Row = Row {
     quick: false,
 };
 
+/// Of an application that waits for each read: no row of the table.
+pub(crate) const READ_4K_D1: Row = Row {
+    name: "read-4k-d1",
+    kind: Kind::Read,
+    ..BASE
+};
+
+/// Of an application that waits for each write.
+pub(crate) const WRITE_4K_D1: Row = Row {
+    name: "write-4k-d1",
+    ..BASE
+};
+
+/// Of an application with much to write.
+pub(crate) const WRITE_4K_D32: Row = Row {
+    name: "write-4k-d32",
+    depth: 32,
+    ..BASE
+};
+
 /// All rows, in the order of the table.
 pub const ROWS: &[Row] = &[
     Row {
-        name: "write-4k-d1",
         quick: true,
-        ..BASE
+        ..WRITE_4K_D1
     },
     Row {
-        name: "write-4k-d32",
-        depth: 32,
         quick: true,
-        ..BASE
+        ..WRITE_4K_D32
     },
     Row {
         name: "write-4k-d32-c4",

@@ -1,4 +1,4 @@
-//! The program `tandem-benches` as a whole: a very short comparison, and one that is given up.
+//! The program `tandem-benches` as a whole: a very short comparison, and runs that are given up.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 use std::path::{Path, PathBuf};
@@ -127,16 +127,40 @@ fn a_comparison_that_is_given_up_ends_its_servers_and_removes_its_files() {
         "--seconds-per-row",
         "60",
     ]);
+    is_given_up(&mut command, &place);
+}
+
+#[test]
+fn jobs_that_are_given_up_end_their_daemons_and_remove_their_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tandem-benches"));
+    command.args(["jobs", "--only", "reconnect", "--rounds", "99"]);
+    command.args(["--medium", "disk", "--directory"]);
+    command.arg(dir.path()).stdin(Stdio::null());
+    is_given_up(&mut command, dir.path());
+}
+
+#[test]
+fn a_job_that_nobody_knows_is_refused() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tandem-benches"));
+    let output = command.args(["jobs", "--only", "tape"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("next: jobs --list"), "{said}");
+}
+
+/// Starts a run, ends it like Ctrl-C once two servers are there, and sees that nothing of it is left in `place`.
+fn is_given_up(command: &mut Command, place: &Path) {
     let mut child = command.stdout(Stdio::null()).spawn().unwrap();
     let start = Instant::now();
     while servers(child.id()).len() < 2 {
         assert!(start.elapsed() < LIMIT, "no servers within {LIMIT:?}");
-        assert!(child.try_wait().unwrap().is_none(), "compare ended at once");
+        assert!(child.try_wait().unwrap().is_none(), "the run ended at once");
         std::thread::sleep(Duration::from_millis(10));
     }
     let pid = Pid::from_child(&child);
     kill_process(pid, Signal::INT).unwrap();
     assert_eq!(end(&mut child), Some(130));
-    assert_eq!(leftovers(&place, child.id()), Vec::<PathBuf>::new());
+    assert_eq!(leftovers(place, child.id()), Vec::<PathBuf>::new());
     assert_eq!(servers(child.id()), Vec::<String>::new());
 }

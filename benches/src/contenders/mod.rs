@@ -4,6 +4,7 @@
 //! loopback interface. Its servers are ended, and its files removed, when its [`Running`] is dropped.
 
 mod addresses;
+pub(crate) mod nodes;
 mod peers;
 mod qmp;
 mod tandem;
@@ -18,7 +19,7 @@ use crate::load::Endpoint;
 use crate::machine::is_installed;
 use crate::process::{Server, Stop};
 
-pub use tandem::INNER_WORD;
+pub use nodes::INNER_WORD;
 
 /// Where the backing files lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -51,6 +52,8 @@ pub struct Site {
     pub client: Client,
     /// The program `tandem`, if not the one inside this program.
     pub tandem: Option<PathBuf>,
+    /// Bytes of every contender's device.
+    pub device_bytes: u64,
 }
 
 /// What a contender is compared as.
@@ -114,7 +117,7 @@ pub struct Running {
     /// What a reader of its figures has to know.
     pub notes: Vec<String>,
     /// Tandem's nodes, for their counters.
-    nodes: Vec<tandem::Node>,
+    nodes: Vec<nodes::Node>,
     /// Held for its end.
     _dir: TempDir,
 }
@@ -202,7 +205,7 @@ impl Running {
     /// Its counters now.
     pub fn counters(&self) -> Counters {
         Counters {
-            metadata_writes: self.nodes.iter().map(tandem::Node::metadata_writes).sum(),
+            metadata_writes: self.nodes.iter().map(nodes::Node::metadata_writes).sum(),
         }
     }
 

@@ -23,7 +23,7 @@ pub(super) fn start(
     stop: &Stop,
 ) -> Result<Running, Failure> {
     let near = dir.path().join("near.img");
-    disks::make(&near, Tail::None)?;
+    disks::make(&near, site.device_bytes, Tail::None)?;
     let front = match site.client {
         Client::Unix => Endpoint::unix(dir.path().join("front.sock"), EXPORT),
         Client::Tcp => Endpoint::tcp(addresses::fresh()?, EXPORT),
@@ -49,7 +49,7 @@ pub(super) fn start(
         }
         Contender::Quorum(side) | Contender::Mirror(side) => {
             let far_file = place.join("far.img");
-            disks::make(&far_file, Tail::None)?;
+            disks::make(&far_file, site.device_bytes, Tail::None)?;
             let address = addresses::fresh()?;
             let far = Endpoint::tcp(address, EXPORT);
             let command = match side {

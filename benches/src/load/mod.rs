@@ -23,11 +23,17 @@ pub use endpoint::{Address, Endpoint};
 use crate::Failure;
 use crate::process::Stop;
 use crate::rows::{DEVICE_BYTES, Row};
-use connection::{Command, Connection};
+use connection::{Command, Connection, Request};
 use offsets::Requests;
 
 /// A server that does not answer for this long has failed.
 const SILENCE_LIMIT: Duration = Duration::from_secs(20);
+
+/// Bytes of each write of [`write_at`]: what a bit of the bitmap stands for.
+pub(crate) const BLOCK_BYTES: u32 = 4096;
+
+/// Writes of [`write_at`] in flight.
+const WRITES_AT_A_TIME: usize = 32;
 
 /// Bytes received at once.
 const RECEIVE_BYTES: usize = 512 << 10;
@@ -90,7 +96,7 @@ pub fn run(
     stop: &Stop,
     mut at_edge: impl FnMut(Edge),
 ) -> Result<Measured, Failure> {
-    let mut load = Load::connect(endpoint, row, stop)?;
+    let mut load = Load::of_row(endpoint, row, stop)?;
     load.turns_until(Instant::now() + durations.warm_up)?;
     load.tally.reset();
     at_edge(Edge::Start);
@@ -110,6 +116,29 @@ pub fn run(
         latency: tally.latency,
         own_cpu_us,
     })
+}
+
+/// Writes [`BLOCK_BYTES`] at each of these offsets, some at a time, until all are done or `limit` has passed; how many were answered.
+///
+/// # Errors
+/// When the server cannot be reached, answers with an error or not at all; when the run is given up.
+pub(crate) fn write_at(
+    endpoint: &Endpoint,
+    offsets: impl Iterator<Item = u64> + 'static,
+    limit: Duration,
+    stop: &Stop,
+) -> Result<u64, Failure> {
+    let stream = endpoint.connect(SILENCE_LIMIT)?;
+    let connections = vec![Connection::new(stream, WRITES_AT_A_TIME)];
+    let requests = offsets.map(|offset| Request {
+        command: Command::Write,
+        offset,
+        length: BLOCK_BYTES,
+    });
+    let mut load = Load::new(endpoint, connections, Box::new(requests), stop)?;
+    load.turns_until(Instant::now() + limit)?;
+    load.drain()?;
+    Ok(load.tally.operations_in_all)
 }
 
 /// What was answered.
@@ -142,7 +171,7 @@ impl Tally {
 
 struct Load {
     connections: Vec<Connection>,
-    requests: Requests,
+    requests: Box<dyn Iterator<Item = Request>>,
     tally: Tally,
     buffer: Vec<u8>,
     stop: Stop,
@@ -151,7 +180,7 @@ struct Load {
 }
 
 impl Load {
-    fn connect(endpoint: &Endpoint, row: &Row, stop: &Stop) -> Result<Load, Failure> {
+    fn of_row(endpoint: &Endpoint, row: &Row, stop: &Stop) -> Result<Load, Failure> {
         let slots = (row.depth / row.connections) as usize;
         let mut connections = Vec::new();
         for _ in 0..row.connections {
@@ -162,12 +191,21 @@ impl Load {
             }
             connections.push(Connection::new(stream, slots));
         }
+        Load::new(endpoint, connections, Box::new(Requests::new(row)), stop)
+    }
+
+    fn new(
+        endpoint: &Endpoint,
+        connections: Vec<Connection>,
+        requests: Box<dyn Iterator<Item = Request>>,
+        stop: &Stop,
+    ) -> Result<Load, Failure> {
         // From 100 ns to a minute, three digits.
         let latency = Histogram::new_with_bounds(100, 60_000_000_000, 3)
             .map_err(|error| Failure::Unexpected(format!("make a histogram: {error:?}")))?;
         Ok(Load {
             connections,
-            requests: Requests::new(row),
+            requests,
             tally: Tally {
                 operations: 0,
                 flushes: 0,
@@ -181,6 +219,7 @@ impl Load {
         })
     }
 
+    /// Keeps requests in flight until `end`, or until there are no more and all are answered.
     fn turns_until(&mut self, end: Instant) -> Result<(), Failure> {
         let mut now = Instant::now();
         while now < end {
@@ -189,8 +228,14 @@ impl Load {
             }
             for connection in &mut self.connections {
                 while connection.has_room() {
-                    connection.submit(self.requests.next(), now);
+                    let Some(request) = self.requests.next() else {
+                        break;
+                    };
+                    connection.submit(request, now);
                 }
+            }
+            if !self.connections.iter().any(Connection::is_busy) {
+                return Ok(());
             }
             now = self.turn()?;
         }

@@ -23,28 +23,6 @@ impl Requests {
         }
     }
 
-    pub(super) fn next(&mut self) -> Request {
-        if self.row.flush_every > 0 && self.writes_since_flush == self.row.flush_every {
-            self.writes_since_flush = 0;
-            return Request {
-                command: Command::Flush,
-                offset: 0,
-                length: 0,
-            };
-        }
-        let command = self.command();
-        if command != Command::Read {
-            self.writes_since_flush += 1;
-        }
-        let offset = self.offset();
-        self.number += 1;
-        Request {
-            command,
-            offset,
-            length: self.row.block_bytes,
-        }
-    }
-
     fn command(&mut self) -> Command {
         let write = match self.row.fua {
             Fua::No => Command::Write,
@@ -85,6 +63,33 @@ impl Requests {
     }
 }
 
+/// Without end.
+impl Iterator for Requests {
+    type Item = Request;
+
+    fn next(&mut self) -> Option<Request> {
+        if self.row.flush_every > 0 && self.writes_since_flush == self.row.flush_every {
+            self.writes_since_flush = 0;
+            return Some(Request {
+                command: Command::Flush,
+                offset: 0,
+                length: 0,
+            });
+        }
+        let command = self.command();
+        if command != Command::Read {
+            self.writes_since_flush += 1;
+        }
+        let offset = self.offset();
+        self.number += 1;
+        Some(Request {
+            command,
+            offset,
+            length: self.row.block_bytes,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,8 +97,7 @@ mod tests {
 
     fn requests(name: &str, count: usize) -> Vec<Request> {
         let row = ROWS.iter().find(|row| row.name == name).unwrap();
-        let mut requests = Requests::new(row);
-        (0..count).map(|_| requests.next()).collect()
+        Requests::new(row).take(count).collect()
     }
 
     #[test]

@@ -94,3 +94,25 @@ fn a_run_that_is_given_up_ends_at_once() {
     let result = run(&endpoint, &ROWS[1], hour, &stop, |_| {});
     assert!(matches!(result, Err(Failure::Interrupted)));
 }
+
+#[test]
+fn given_offsets_are_written_once_each() {
+    let dir = tempfile::tempdir().unwrap();
+    let endpoint = server(dir.path(), 1 << 20);
+    let offsets = (0..100).map(|number| number * 8192);
+    let minute = Duration::from_secs(60);
+    assert_eq!(
+        write_at(&endpoint, offsets, minute, &running()).unwrap(),
+        100
+    );
+    let none = std::iter::empty();
+    assert_eq!(write_at(&endpoint, none, minute, &running()).unwrap(), 0);
+}
+
+#[test]
+fn a_write_behind_the_end_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let endpoint = server(dir.path(), 1 << 20);
+    let minute = Duration::from_secs(60);
+    assert!(write_at(&endpoint, std::iter::once(1 << 20), minute, &running()).is_err());
+}

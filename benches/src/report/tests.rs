@@ -21,7 +21,7 @@ fn figures(per_second: f64, p99_us: f64, cpu_us: f64) -> Round {
     }
 }
 
-fn line(contender: Contender, rounds: &[(f64, f64, f64)]) -> Line {
+pub(crate) fn line(contender: Contender, rounds: &[(f64, f64, f64)]) -> Line {
     let mut line = Line::new(ROWS[0], contender, Vec::new());
     let rounds = rounds
         .iter()
@@ -30,7 +30,7 @@ fn line(contender: Contender, rounds: &[(f64, f64, f64)]) -> Line {
     line
 }
 
-fn stage(lines: Vec<Line>) -> Stage {
+pub(crate) fn stage(lines: Vec<Line>) -> Stage {
     let mut stage = Stage {
         medium: Medium::Tmpfs,
         filesystem: String::from("tmpfs on tmpfs"),
@@ -44,7 +44,7 @@ fn stage(lines: Vec<Line>) -> Stage {
     stage
 }
 
-fn report(stage: Stage) -> Report {
+pub(crate) fn report(stage: Stage) -> Report {
     Report {
         schema: 1,
         machine: Machine::here(),
