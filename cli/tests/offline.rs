@@ -456,7 +456,20 @@ fn metadata_of_a_detached_disk_can_be_changed() {
         )
     );
     let values = "1234567890ABCDEE:::0:1:1";
-    assert_eq!(node.adm(&["set-gi", values, "r0"]).out.lines().count(), 3);
+    let before = node.read("disk");
+    let cancelled = node.adm(&["set-gi", values, "r0"]);
+    assert_eq!(cancelled.out.lines().count(), 3);
+    assert!(
+        cancelled.code == 1 && cancelled.out.ends_with("Operation canceled.\n"),
+        "{cancelled:?}"
+    );
+    assert!(
+        cancelled
+            .err
+            .ends_with("next: TANDEM adm --root ROOT set-gi --force 1234567890ABCDEE:::0:1:1 r0\n"),
+        "{cancelled:?}"
+    );
+    assert!(node.read("disk") == before);
     assert_eq!(node.adm(&["set-gi", "--force", values, "r0"]).code, 0);
     assert_eq!(node.adm(&["dstate", "r0"]).out, "Consistent\n");
     assert_eq!(node.adm(&["outdate", "r0"]).code, 0);

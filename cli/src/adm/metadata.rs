@@ -551,7 +551,12 @@ pub(super) fn set_gi(run: &Run<'_>, target: &Target, values: Option<&str>) -> Ou
         out(&gi::text_set_gi(&old, &new));
         if !confirmed(run, gi::TEXT_SET_GI_QUESTION) {
             out_line("Operation canceled.");
-            continue;
+            let words = format!("set-gi --force {} {}", quoted(values), target.name());
+            return Err(Failure {
+                exit: USAGE,
+                lines: Vec::new(),
+                next: Some(run.invocation.adm(&words)),
+            });
         }
         device.perform(&superblock_steps(&new, &layout))?;
     }
