@@ -129,6 +129,54 @@ fn events_of_a_resource_that_nobody_knows_are_refused_and_those_of_one_that_is_d
 }
 
 #[test]
+fn a_resource_that_is_not_there_is_named_with_what_can_be_typed() {
+    let (alpha, _beta) = hasty_pair();
+    let root = alpha.root();
+    let human = |words: &[&str]| {
+        let mut all = vec!["status", "--root", &root];
+        all.extend(words);
+        alpha.run(common::PROGRAM, &all, "")
+    };
+    let neither = "It is neither up nor in ROOT/etc/drbd.conf, which has: r0\n";
+    for told in [
+        alpha.adm(&["status", "nosuch"]),
+        human(&["nosuch"]),
+        human(&["--watch", "nosuch"]),
+    ] {
+        says(&told, 10, &["nosuch: No such resource\n", neither]);
+        assert!(
+            told.err.ends_with("next: TANDEM status --root ROOT\n"),
+            "{told:?}"
+        );
+    }
+    says(
+        &human(&["ro"]),
+        10,
+        &["next: TANDEM status r0 --root ROOT\n"],
+    );
+    quiet(&alpha.adm(&["down", "r0"]));
+    let up = "next: TANDEM adm --root ROOT up r0\n";
+    says(&human(&["r0"]), 10, &["but it is not up", up]);
+    let not_up =
+        "r0: Failure: (158) Unknown resource\nr0 is in the configuration, but it is not up.\n";
+    for words in [
+        &["disconnect", "r0"][..],
+        &["primary", "r0"],
+        &["detach", "r0"],
+        &["verify", "r0/0"],
+    ] {
+        let told = alpha.adm(words);
+        says(&told, 10, &[not_up, up]);
+    }
+    alpha.write("etc/drbd.conf", "nonsense");
+    says(
+        &human(&["r0"]),
+        10,
+        &["cannot be read", "next: TANDEM adm --root ROOT sh-nop\n"],
+    );
+}
+
+#[test]
 fn what_would_do_nothing_or_hang_is_explained() {
     let (alpha, beta) = hasty_pair();
     let sectors = (64 << 20) / 512;

@@ -227,12 +227,17 @@ pub(super) fn judge(run: &Run<'_>, target: &Target, answer: CommandAnswer) -> Ou
         answer.exit.max(1),
         format!(
             "{}: {what}: {}{}",
-            label(run, target, answer.volume),
+            label(run, target, &answer),
             numbered(answer.number),
             answer.text
         ),
     );
-    if !answer.info.is_empty() {
+    if answer.number == UNKNOWN_RESOURCE {
+        failure = failure.line(format!(
+            "{} is in the configuration, but it is not up.",
+            target.view.name
+        ));
+    } else if !answer.info.is_empty() {
         failure = failure.line("additional info:");
         for line in grouped(&answer.info) {
             failure = failure.line(line);
@@ -261,13 +266,15 @@ fn numbered(number: i32) -> String {
     }
 }
 
-/// What a step was about: the minor, the resource, or `??` where the connection is named by its addresses.
-fn label(run: &Run<'_>, target: &Target, volume: Option<u16>) -> String {
+/// What a step was about: the minor, the resource, or `??` where the connection is named by its addresses. Of a resource
+/// that is not up there are neither minors nor addresses.
+fn label(run: &Run<'_>, target: &Target, answer: &CommandAnswer) -> String {
     match run.word.action {
+        _ if answer.number == UNKNOWN_RESOURCE => target.view.name.clone(),
         Action::Disconnect => "??".to_owned(),
         Action::Connect | Action::Down => target.view.name.clone(),
         _ => {
-            let number = volume.or(target.volume);
+            let number = answer.volume.or(target.volume);
             let volume = match number {
                 Some(number) => target.view.volumes.iter().find(|v| v.number == number),
                 None => target.view.volumes.first(),
