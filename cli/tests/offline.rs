@@ -491,6 +491,118 @@ fn metadata_of_a_detached_disk_can_be_changed() {
 }
 
 #[test]
+fn a_dry_run_prints_the_options_of_the_command_line() {
+    let node = Node::pair("alpha");
+    let text = String::from_utf8(node.read("etc/drbd.conf")).unwrap();
+    let startup = "resource r0 { startup { degr-wfc-timeout 60; wait-after-sb no; }";
+    node.write("etc/drbd.conf", text.replace("resource r0 {", startup));
+    let link = "ipv4:127.0.0.1:7788 ipv4:127.0.0.1:7789";
+    let disk = "--resync-rate=4M --c-plan-ahead=0";
+    let metadata = "drbdmeta 0 v08 ROOT/disk internal";
+    for (words, step) in [
+        ("resize --assume-clean", "drbdsetup resize 0 --assume-clean"),
+        ("resize --size=1G", "drbdsetup resize 0 --size=1G"),
+        (
+            "disk-options --resync-rate=4M",
+            &format!("drbdsetup disk-options 0 --set-defaults {disk}"),
+        ),
+        (
+            "net-options --ping-int=3",
+            &format!("drbdsetup net-options {link} --set-defaults --ping-int=3 --protocol=C"),
+        ),
+        (
+            "resource-options --cpu-mask=3",
+            "drbdsetup resource-options r0 --set-defaults --cpu-mask=3",
+        ),
+        (
+            "disconnect --force",
+            &format!("drbdsetup disconnect {link} --force"),
+        ),
+        ("down --force", "drbdsetup down r0 --force"),
+        (
+            "verify --start=8 --stop 1M",
+            "drbdsetup verify 0 --start=8 --stop=1M",
+        ),
+        (
+            "wait-connect --wfc-timeout=4",
+            "drbdsetup wait-connect 0 --degr-wfc-timeout=60 --wfc-timeout=4",
+        ),
+        (
+            "wait-sync --degr-wfc-timeout=4 --wait-after-sb",
+            "drbdsetup wait-sync 0 --degr-wfc-timeout=4 --wait-after-sb",
+        ),
+        (
+            "invalidate-remote --force",
+            "drbdsetup invalidate-remote 0 --force",
+        ),
+        ("dump-md --force", &format!("{metadata} dump-md --force")),
+    ] {
+        let mut all = vec!["-d"];
+        all.extend(words.split(' '));
+        all.push("r0");
+        let run = node.adm(&all);
+        assert_eq!((run.code, run.out.trim_end()), (0, step), "{run:?}");
+    }
+    for words in [
+        "resize --al-stripes=2",
+        "resize --size=big",
+        "verify --stop=end",
+        "wait-connect --wfc-timeout=soon",
+        "disk-options --resync-rate=fast",
+        "secondary --force",
+    ] {
+        let mut all: Vec<&str> = words.split(' ').collect();
+        all.push("r0");
+        let done = node.adm(&all);
+        all.push("-d");
+        let dry = node.adm(&all);
+        assert!(dry.code != 0 && dry.out.is_empty(), "{words}: {dry:?}");
+        // Without a daemon most are not even looked at.
+        assert!(
+            done.code == 20 || done.code == dry.code || done.code == 0,
+            "{done:?}"
+        );
+    }
+}
+
+#[test]
+fn a_dry_run_of_what_a_disk_without_a_daemon_gets_says_so() {
+    let node = Node::pair("alpha");
+    assert_eq!(node.adm(&["create-md", "r0"]).code, 0);
+    let before = node.read("disk");
+    for (words, out) in [
+        (
+            &["invalidate"][..],
+            "drbdmeta 0 v08 ROOT/disk internal invalidate\n\
+             # r0/0: not attached: its metadata would be marked (offline)\n",
+        ),
+        (
+            &["apply-al"],
+            "drbdmeta 0 v08 ROOT/disk internal apply-al\n\
+             # ROOT/disk: clean, nothing would be applied\n",
+        ),
+        (
+            &["check-resize"],
+            "drbdmeta 0 v08 ROOT/disk internal check-resize\n\
+             # ROOT/disk: the metadata is at its end, nothing would be moved\n",
+        ),
+    ] {
+        let mut all = vec!["-d", "r0"];
+        all.splice(1..1, words.iter().copied());
+        let run = node.adm(&all);
+        assert_eq!((run.code, run.out.as_str()), (0, out), "{run:?}");
+    }
+    let set = node.adm(&["-d", "set-gi", "--force", "1234567890ABCDEE:::0:1:1", "r0"]);
+    assert!(
+        set.out.starts_with(
+            "drbdmeta 0 v08 ROOT/disk internal set-gi --force 1234567890ABCDEE:::0:1:1\n"
+        ),
+        "{set:?}"
+    );
+    assert!(node.read("disk") == before);
+}
+
+#[test]
 fn a_dry_run_of_what_overwrites_says_what_is_there_and_what_would_be_asked() {
     let node = Node::pair("alpha");
     let dry = |words: &[&str]| {

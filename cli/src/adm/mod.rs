@@ -1,6 +1,7 @@
 //! `tandem adm`: drbdadm's command line.
 
 mod adjust;
+mod dry_run;
 mod help;
 mod metadata;
 mod options;
@@ -17,11 +18,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::arguments::{ArgumentError, Arguments, GENERAL, Given};
-use crate::backend;
 use crate::configuration::{Configuration, OptionWarnings, Target};
 use crate::failure::{CANNOT_RUN, Failure, Outcome, USAGE};
 use crate::invocation::Invocation;
-use crate::output::{err, out_line};
+use crate::output::err;
 use crate::words::{self, Action, Scope, Word};
 
 /// One run of a command.
@@ -269,18 +269,10 @@ fn dispatch(
         return done.map(|()| 0);
     }
     if arguments.has("dry-run") || arguments.has("verbose") {
-        for target in &targets {
-            let steps = match word.action {
-                Action::Up | Action::Adjust | Action::NewResource => adjust::steps(&run, target)?,
-                _ => backend::steps(word, target, &arguments),
-            };
-            for step in steps {
-                out_line(&step);
-            }
-        }
+        dry_run::print(&run, &targets, set_gi.as_deref())?;
         if arguments.has("dry-run") {
             for target in &targets {
-                metadata::preview(&run, target, set_gi.as_deref());
+                dry_run::look(&run, target, set_gi.as_deref());
             }
             return Ok(0);
         }

@@ -68,7 +68,7 @@ fn without_daemon(run: &Run<'_>, target: &Target) -> Outcome {
 }
 
 /// The call of a command that is one call.
-fn call_of(run: &Run<'_>, target: &Target) -> Result<Call, Failure> {
+pub(super) fn call_of(run: &Run<'_>, target: &Target) -> Result<Call, Failure> {
     let resource = target.view.name.clone();
     let volume = target.volume;
     let force = backend::force_given(run.arguments);
@@ -290,7 +290,8 @@ fn label(run: &Run<'_>, target: &Target, answer: &CommandAnswer) -> String {
 fn failed_step(run: &Run<'_>, target: &Target, volume: Option<u16>) -> String {
     let mut one = target.clone();
     one.volume = volume.or(target.volume);
-    let steps = backend::steps(run.word, &one, run.arguments);
+    let steps = super::dry_run::steps(run, &one)
+        .unwrap_or_else(|_| backend::steps(run.word, &one, run.arguments));
     // Of an attach the second step is the daemon's.
     let at = usize::from(run.word.action == Action::Attach && steps.len() > 1);
     steps

@@ -102,6 +102,11 @@ fn limit(
     Ok((seconds > 0).then(|| Duration::from_secs(seconds)))
 }
 
+/// Refuses limits that are no numbers.
+pub(super) fn check_options(run: &Run<'_>, target: &Target) -> Outcome {
+    Limits::of(run.arguments, &target.view.startup).map(|_| ())
+}
+
 /// `wait-connect`, `wait-sync`.
 pub(super) fn wait(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Outcome {
     let limits = Limits::of(run.arguments, &target.view.startup)?;
