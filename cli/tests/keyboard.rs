@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::time::Instant;
+
 use common::{Node, Run, quiet, synced, two_nodes, until};
 use rustix::process::{Pid, Signal};
 
@@ -104,6 +106,50 @@ fn a_command_to_a_frozen_daemon_may_still_be_carried_out_and_says_so() {
     });
     drop(frozen);
     until(&alpha, &["role", "r0"], "Secondary/Secondary\n");
+}
+
+#[test]
+fn a_frozen_daemon_is_told_of_soon_and_a_wait_for_it_ends_at_its_own_limit() {
+    let (alpha, _beta) = hasty_pair();
+    let text = String::from_utf8(alpha.read("etc/drbd.conf")).unwrap();
+    let text = text
+        .replace("global {", "global { cmd-timeout-short 1;")
+        .replace("resource r0 {", "resource r0 { startup { wfc-timeout 3; }");
+    alpha.write("etc/drbd.conf", text);
+    let frozen = Frozen::daemon_of(&alpha);
+    let pid = frozen.0.as_raw_nonzero();
+    let unanswered = format!("tandemd (pid {pid}) did not answer within ");
+    let look = format!("next: ps -o pid,stat,wchan:24,etime,args -p {pid} ");
+    let timed = |words: &[&str]| {
+        let begun = Instant::now();
+        (alpha.adm(words), begun.elapsed())
+    };
+    std::thread::scope(|scope| {
+        let waits = [
+            &["wait-connect", "--wfc-timeout=3", "r0"][..],
+            &["wait-sync", "--wfc-timeout=3", "r0"],
+            &["wait-con-int"],
+        ]
+        .map(|words| (words, scope.spawn(|| timed(words))));
+        let commands = [&["primary", "r0"][..], &["split-brain", "r0"]]
+            .map(|words| (words, scope.spawn(|| timed(words))));
+        for (words, wait) in waits {
+            let (run, took) = wait.join().unwrap();
+            let code = if words == ["wait-con-int"] { 0 } else { 5 };
+            says(&run, code, &["r0: gave up waiting", &unanswered, &look]);
+            assert!((3..12).contains(&took.as_secs()), "{took:?}: {run:?}");
+            assert_eq!(run.err.contains("warning: "), code == 0, "{run:?}");
+        }
+        for (_, command) in commands {
+            let (run, took) = command.join().unwrap();
+            says(&run, 20, &[&unanswered, &look]);
+            assert!(!run.err.contains("may still be carried out"), "{run:?}");
+            assert!(took.as_secs() < 20, "{took:?}: {run:?}");
+        }
+    });
+    drop(frozen);
+    quiet(&alpha.adm(&["wait-con-int"]));
+    quiet(&alpha.adm(&["wait-connect", "--wfc-timeout=3", "r0"]));
 }
 
 #[test]

@@ -1,8 +1,12 @@
 //! Commands that change the state of a running resource, through the daemon.
 
+use std::time::Duration;
+
 use tandem_config::ResolvedResource;
 use tandem_daemon::control::ControlClient;
-use tandem_daemon::control::messages::{Call, CommandAnswer, ResourceReport, VolumeReport};
+use tandem_daemon::control::messages::{
+    Call, CommandAnswer, DEADLINE_MAX, ResourceReport, VolumeReport,
+};
 
 use super::Run;
 use crate::backend;
@@ -16,6 +20,9 @@ use crate::{daemon, definition};
 /// How long `secondary` waits for clients to let go of the device: a dying process needs a moment
 /// (docs/spec/config-and-cli.md 7.4).
 const SECONDARY_WAIT_MS: u64 = 3000;
+
+/// Least time that the daemon gets to answer something trivial.
+const ANSWER_MIN: Duration = Duration::from_secs(1);
 
 /// "Unknown resource": nobody brought it up.
 const UNKNOWN_RESOURCE: i32 = 158;
@@ -38,6 +45,9 @@ pub(super) fn run(run: &Run<'_>, target: &Target) -> Outcome {
     let Some(mut client) = daemon::running(run.invocation)? else {
         return without_daemon(run, target);
     };
+    if !matches!(action, Action::WaitConnect | Action::WaitSync) {
+        awake(run, &mut client)?;
+    }
     match action {
         Action::Attach => attach(run, &mut client, target),
         Action::Connect => connect(run, &mut client, target),
@@ -179,21 +189,37 @@ fn command(run: &Run<'_>, client: &mut ControlClient, target: &Target, call: Cal
     judge(run, target, answer)
 }
 
+/// Before a command that may take long: a daemon that does not answer at all is told of soon, and the command not given to it.
+pub(super) fn awake(run: &Run<'_>, client: &mut ControlClient) -> Outcome {
+    let short = run.configuration.config.global_options().cmd_timeout_short;
+    let short = short.max(ANSWER_MIN);
+    if deadline(run) <= short {
+        return Ok(());
+    }
+    client
+        .call(Call::Ping, Some(short))
+        .map(|_| ())
+        .map_err(|error| daemon::failed(run.invocation, &error))
+}
+
+/// How long the daemon may work on a command. A promotion may run a fence-peer handler, and a handler may take its whole time.
+fn deadline(run: &Run<'_>) -> Duration {
+    let global = run.configuration.config.global_options();
+    match run.word.action {
+        Action::Primary | Action::ShBPri | Action::Handler => {
+            global.cmd_timeout_long.unwrap_or(DEADLINE_MAX)
+        }
+        _ => global.cmd_timeout_medium,
+    }
+}
+
 pub(super) fn ask(
     run: &Run<'_>,
     client: &mut ControlClient,
     call: Call,
 ) -> Result<CommandAnswer, Failure> {
-    let global = run.configuration.config.global_options();
-    // A promotion may run a fence-peer handler, and a handler may take its whole time.
-    let deadline = match run.word.action {
-        Action::Primary | Action::Handler => global
-            .cmd_timeout_long
-            .unwrap_or(tandem_daemon::control::messages::DEADLINE_MAX),
-        _ => global.cmd_timeout_medium,
-    };
     client
-        .command(call, Some(deadline))
+        .command(call, Some(deadline(run)))
         .map_err(|error| daemon::failed(run.invocation, &error))
 }
 
