@@ -223,6 +223,38 @@ fn a_resource_that_is_not_there_is_named_with_what_can_be_typed() {
 }
 
 #[test]
+fn a_resource_that_was_renamed_in_the_configuration_can_be_taken_down_by_its_former_name() {
+    let (alpha, _beta) = hasty_pair();
+    let text = String::from_utf8(alpha.read("etc/drbd.conf")).unwrap();
+    alpha.write("etc/drbd.conf", text.replace("resource r0", "resource new"));
+    let gone = "r0 is up, but not in ROOT/etc/drbd.conf any more";
+    let dry = alpha.adm(&["-d", "down", "--force", "r0"]);
+    assert_eq!(
+        (dry.code, dry.out),
+        (0, format!("drbdsetup down r0 --force\n# {gone}\n"))
+    );
+    let undefined = "'r0' not defined in your config";
+    says(&alpha.adm(&["secondary", "r0"]), 1, &[undefined]);
+    says(&alpha.adm(&["down", "r0/0"]), 1, &[undefined]);
+    says(&alpha.adm(&["down", "r"]), 1, &["'r' not defined"]);
+    let next = "next: TANDEM adm --root ROOT down r0\n";
+    let all = alpha.adm(&["down", "all"]);
+    says(&all, 0, &[gone, "'all' has left it up", next]);
+    alpha.write("etc/drbd.conf", "");
+    let none = alpha.adm(&["down", "all"]);
+    says(&none, 1, &["no resources defined!", gone, next]);
+    says(&alpha.adm(&["status"]), 0, &["r0 role:Primary"]);
+    alpha.write("etc/drbd.conf", text.replace("resource r0", "resource new"));
+    let down = alpha.adm(&["down", "new", "r0"]);
+    quiet(&down);
+    says(&down, 0, &[gone, "taking it down"]);
+    says(&alpha.adm(&["status"]), 0, &["# No currently configured"]);
+    says(&alpha.adm(&["down", "r0"]), 1, &[undefined]);
+    let all = alpha.adm(&["down", "all"]);
+    assert_eq!((all.code, all.err.as_str()), (0, ""));
+}
+
+#[test]
 fn what_would_do_nothing_or_hang_is_explained() {
     let (alpha, beta) = hasty_pair();
     let sectors = (64 << 20) / 512;

@@ -22,7 +22,7 @@ use crate::{daemon, definition};
 const SECONDARY_WAIT_MS: u64 = 3000;
 
 /// Least time that the daemon gets to answer something trivial.
-const ANSWER_MIN: Duration = Duration::from_secs(1);
+pub(super) const ANSWER_MIN: Duration = Duration::from_secs(1);
 
 /// "Unknown resource": nobody brought it up.
 const UNKNOWN_RESOURCE: i32 = 158;
@@ -244,11 +244,7 @@ pub(super) fn judge(run: &Run<'_>, target: &Target, answer: CommandAnswer) -> Ou
             next: None,
         });
     }
-    let what = if answer.number <= STATE_CHANGE_MAX {
-        "State change failed"
-    } else {
-        "Failure"
-    };
+    let what = kind_of_failure(answer.number);
     let mut failure = Failure::new(
         answer.exit.max(1),
         format!(
@@ -284,8 +280,17 @@ pub(super) fn judge(run: &Run<'_>, target: &Target, answer: CommandAnswer) -> Ou
     Err(failure)
 }
 
+/// How drbdsetup begins to tell of a failure with this number.
+pub(super) fn kind_of_failure(number: i32) -> &'static str {
+    if number <= STATE_CHANGE_MAX {
+        "State change failed"
+    } else {
+        "Failure"
+    }
+}
+
 /// `(-12) `; of what drbdsetup has no number for, nothing.
-fn numbered(number: i32) -> String {
+pub(super) fn numbered(number: i32) -> String {
     match number {
         0 => String::new(),
         number => format!("({number}) "),
