@@ -175,6 +175,11 @@ fn the_configuration_is_named_where_it_is_wrong() {
         wrong.err.starts_with("ROOT/etc/drbd.conf:2:11: error: "),
         "{wrong:?}"
     );
+    let boot = node.adm(&["wait-con-int"]);
+    assert!(
+        boot.code == 0 && boot.err.contains("warning: the peers are not waited for"),
+        "a boot goes on: {boot:?}"
+    );
     node.write("etc/drbd.conf", "");
     let empty = node.adm(&["up", "all"]);
     assert_eq!(
