@@ -8,8 +8,55 @@ use crate::configuration::Target;
 use crate::invocation::quoted;
 use crate::words::{Action, Word};
 
-/// The steps of a command on one target.
+/// The steps of a command on one target, with the options of the command line that go to them.
 pub(crate) fn steps(word: &Word, target: &Target, arguments: &Arguments) -> Vec<String> {
+    let mut steps = bare(word, target, arguments);
+    let tail = tail(word, target, arguments);
+    steps.iter_mut().for_each(|step| step.push_str(&tail));
+    steps
+}
+
+/// Options of the command line as they stand behind each step. Where the step has them already: nothing.
+fn tail(word: &Word, target: &Target, arguments: &Arguments) -> String {
+    let own = |name: &str| match word.action {
+        Action::Down
+        | Action::Disconnect
+        | Action::Resize
+        | Action::Verify
+        | Action::Invalidate
+        | Action::InvalidateRemote
+        | Action::CreateMd
+        | Action::DumpMd
+        | Action::WipeMd
+        | Action::ApplyAl
+        | Action::SetGi
+        | Action::WaitConnect
+        | Action::WaitSync => word.options.contains(&name),
+        _ => false,
+    };
+    let mut settings: Vec<(&str, Option<&str>)> = Vec::new();
+    if matches!(word.action, Action::WaitConnect | Action::WaitSync) {
+        let written = target.view.written.startup.iter();
+        let limits = written.filter(|setting| own(setting.spec.name));
+        settings.extend(limits.filter_map(|setting| match setting.value {
+            Value::Switch(false) => None,
+            Value::Switch(true) => Some((setting.spec.name, None)),
+            _ => Some((setting.spec.name, Some(setting.text.as_str()))),
+        }));
+    }
+    for given in arguments.options.iter().filter(|given| own(given.name)) {
+        // The last one counts.
+        settings.retain(|(name, _)| *name != given.name);
+        settings.push((given.name, given.value.as_deref()));
+    }
+    let text = |(name, value): (&str, Option<&str>)| match value {
+        Some(value) => format!(" --{name}={}", quoted(value)),
+        None => format!(" --{name}"),
+    };
+    settings.into_iter().map(text).collect()
+}
+
+fn bare(word: &Word, target: &Target, arguments: &Arguments) -> Vec<String> {
     let view = &target.view;
     let each = |verb: &str| -> Vec<String> {
         target
@@ -69,6 +116,10 @@ pub(crate) fn steps(word: &Word, target: &Target, arguments: &Arguments) -> Vec<
         Action::CheckResize => metadata("check-resize"),
         Action::WaitConnect => each("wait-connect"),
         Action::WaitSync => each("wait-sync"),
+        Action::Resize => target
+            .volumes()
+            .map(|volume| resize(volume, arguments))
+            .collect(),
         _ => each(word.name),
     }
 }
@@ -78,6 +129,17 @@ pub(crate) fn force_given(arguments: &Arguments) -> bool {
     ["force", "overwrite-data-of-peer", "do-what-I-say"]
         .iter()
         .any(|name| arguments.has(name))
+}
+
+/// `resize`, with the size of the configuration if the command line has none.
+fn resize(volume: &ResolvedVolume, arguments: &Arguments) -> String {
+    let minor = volume.device.minor;
+    match volume.disk_options.size_sectors {
+        Some(sectors) if !arguments.has("size") => {
+            format!("drbdsetup resize {minor} --size={sectors}s")
+        }
+        _ => format!("drbdsetup resize {minor}"),
+    }
 }
 
 fn objects(view: &ResolvedResource) -> Vec<String> {

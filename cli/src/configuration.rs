@@ -176,6 +176,49 @@ impl Configuration {
         }
     }
 
+    /// Exit 10 for a resource that the daemon does not have: what can be typed depends on whether the configuration
+    /// (`None`: it cannot be read) has it.
+    pub(crate) fn not_up(
+        invocation: &Invocation,
+        configuration: Option<&Configuration>,
+        name: &str,
+    ) -> Failure {
+        let failure = Failure::new(CONFIGURATION, format!("{name}: No such resource"));
+        let path = invocation.config_path();
+        let path = path.display();
+        let Some(configuration) = configuration else {
+            return failure
+                .line(format!("It is not up, and {path} cannot be read."))
+                .next(invocation.adm("sh-nop"));
+        };
+        let Err(refusal) = configuration.resource(invocation, name) else {
+            return failure
+                .line("It is in the configuration, but it is not up.")
+                .next(invocation.adm(&format!("up {}", quoted(name))));
+        };
+        if configuration.config.resource(name).is_some() {
+            // Of other hosts: it says of which.
+            let failure = refusal.lines.into_iter().fold(failure, Failure::line);
+            return match refusal.next {
+                Some(next) => failure.next(next),
+                None => failure,
+            };
+        }
+        let resources = configuration.resources().unwrap_or_default();
+        let names: Vec<&str> = resources.iter().map(|view| view.name.as_str()).collect();
+        let has = match &names[..] {
+            [] => "nothing for this host".to_owned(),
+            names => names.join(", "),
+        };
+        let failure = failure.line(format!("It is neither up nor in {path}, which has: {has}"));
+        let meant = tandem_config::diagnostics::nearest(name, names.iter().copied());
+        let words = meant.map_or_else(
+            || "status".to_owned(),
+            |meant| format!("status {}", quoted(meant)),
+        );
+        failure.next(invocation.tandem(&words))
+    }
+
     /// The targets of a command, in the order in which they were given.
     pub(crate) fn targets(
         &self,

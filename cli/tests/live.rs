@@ -154,6 +154,18 @@ fn a_dry_run_prints_only_what_would_be_done() {
     assert_eq!(run.code, 0);
     until(&alpha, &["dstate", "r0"], "UpToDate/UpToDate\n");
     quiet(&alpha.adm(&["-d", "adjust", "r0"]));
+    for word in ["apply-al", "check-resize", "create-md"] {
+        let attached = alpha.adm(&["-d", word, "r0"]);
+        assert!(
+            attached.code == 0
+                && attached
+                    .out
+                    .ends_with("refused while it is attached: detach it first\n"),
+            "{attached:?}"
+        );
+    }
+    let invalidate = alpha.adm(&["-d", "invalidate", "--force", "r0"]);
+    assert_eq!(invalidate.out, "drbdsetup invalidate 0 --force\n");
     quiet(&alpha.adm(&["disconnect", "r0"]));
     alpha.write("etc/drbd.conf", &file);
     let run = alpha.adm(&["-d", "adjust", "--skip-net", "r0"]);

@@ -7,58 +7,6 @@ mod common;
 use common::Node;
 
 #[test]
-fn dry_run_of_up_prints_the_steps_of_the_8_4_tools() {
-    let node = Node::new("astapor.got.com");
-    let golden = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../tests/golden/config/zimbra-8.4.res"
-    );
-    let run = node.adm(&["-c", golden, "-d", "up", "optzimbra"]);
-    assert_eq!(run.code, 0, "{run:?}");
-    assert_eq!(
-        run.out,
-        "drbdsetup new-resource optzimbra\n\
-         drbdsetup new-minor optzimbra 0 0\n\
-         drbdmeta 0 v08 /dev/vdc1 flex-external apply-al\n\
-         drbdsetup attach 0 /dev/vdb1 /dev/vdc1 flexible --al-extents=257 --resync-rate=10M --on-io-error=detach\n\
-         drbdsetup connect optzimbra ipv4:172.17.18.191:7788 ipv4:172.17.18.192:7788 --protocol=C\n"
-    );
-}
-
-#[test]
-fn a_dry_run_of_up_refuses_what_up_refuses() {
-    let node = Node::pair("alpha");
-    let text = String::from_utf8(node.read("etc/drbd.conf")).unwrap();
-    for (option, why) in [
-        (
-            "disk { fencing resource-only; }",
-            "fencing resource-only; } is refused",
-        ),
-        (
-            "options { on-no-data-accessible suspend-io; }",
-            "on-no-data-accessible suspend-io; } is refused",
-        ),
-        (
-            "net { allow-two-primaries yes; }",
-            "allow-two-primaries yes; } is refused",
-        ),
-        ("net { transport rdma; }", "transport rdma; } is refused"),
-    ] {
-        let without = text.replace("net { protocol C; }", "");
-        let without = without.replace("disk { c-plan-ahead 0; resync-rate 100M; }", "");
-        let with_option = without.replace("resource r0 {", &format!("resource r0 {{ {option}"));
-        assert_ne!(with_option, without);
-        node.write("etc/drbd.conf", with_option);
-        let dry = node.adm(&["--dry-run", "up", "r0"]);
-        let real = node.adm(&["up", "r0"]);
-        assert_eq!(dry.code, real.code, "{dry:?} {real:?}");
-        assert_ne!(dry.code, 0, "{dry:?}");
-        assert!(dry.err.contains(why), "{dry:?}");
-        assert_eq!(dry.out, "", "no step is shown");
-    }
-}
-
-#[test]
 fn options_stand_anywhere() {
     let node = Node::pair("alpha");
     let wanted = node.adm(&["-d", "--discard-my-data", "connect", "r0"]);
@@ -226,6 +174,11 @@ fn the_configuration_is_named_where_it_is_wrong() {
     assert!(
         wrong.err.starts_with("ROOT/etc/drbd.conf:2:11: error: "),
         "{wrong:?}"
+    );
+    let boot = node.adm(&["wait-con-int"]);
+    assert!(
+        boot.code == 0 && boot.err.contains("warning: the peers are not waited for"),
+        "a boot goes on: {boot:?}"
     );
     node.write("etc/drbd.conf", "");
     let empty = node.adm(&["up", "all"]);
@@ -456,7 +409,20 @@ fn metadata_of_a_detached_disk_can_be_changed() {
         )
     );
     let values = "1234567890ABCDEE:::0:1:1";
-    assert_eq!(node.adm(&["set-gi", values, "r0"]).out.lines().count(), 3);
+    let before = node.read("disk");
+    let cancelled = node.adm(&["set-gi", values, "r0"]);
+    assert_eq!(cancelled.out.lines().count(), 3);
+    assert!(
+        cancelled.code == 1 && cancelled.out.ends_with("Operation canceled.\n"),
+        "{cancelled:?}"
+    );
+    assert!(
+        cancelled
+            .err
+            .ends_with("next: TANDEM adm --root ROOT set-gi --force 1234567890ABCDEE:::0:1:1 r0\n"),
+        "{cancelled:?}"
+    );
+    assert!(node.read("disk") == before);
     assert_eq!(node.adm(&["set-gi", "--force", values, "r0"]).code, 0);
     assert_eq!(node.adm(&["dstate", "r0"]).out, "Consistent\n");
     assert_eq!(node.adm(&["outdate", "r0"]).code, 0);
@@ -475,49 +441,6 @@ fn metadata_of_a_detached_disk_can_be_changed() {
         (again.code, again.err.as_str()),
         (0, "There appears to be no drbd meta data to wipe out?\n")
     );
-}
-
-#[test]
-fn a_dry_run_of_what_overwrites_says_what_is_there_and_what_would_be_asked() {
-    let node = Node::pair("alpha");
-    let dry = |words: &[&str]| {
-        let before = node.read("disk");
-        let mut all = vec!["-d"];
-        all.extend(words);
-        let run = node.adm(&all);
-        assert_eq!((run.code, run.err.as_str()), (0, ""), "{run:?}");
-        assert!(node.read("disk") == before, "{words:?}");
-        run.out
-    };
-    let fresh = "drbdmeta 0 v08 ROOT/disk internal create-md\n\
-                 # ROOT/disk: nothing was found, nothing would be asked\n";
-    assert_eq!(dry(&["create-md", "r0"]), fresh);
-    assert!(
-        dry(&["wipe-md", "r0"]).contains("# There appears to be no drbd meta data to wipe out?\n")
-    );
-    assert!(dry(&["set-gi", "12", "r0"]).contains("# it would fail: ROOT/disk: "));
-    assert_eq!(node.adm(&["create-md", "r0"]).code, 0);
-    let again = dry(&["create-md", "r0"]);
-    for words in [
-        "# There appears to be a v08 flexible-size internal meta data block\n",
-        "# Do you really want to overwrite the existing meta-data?\n",
-        "# (it asks that; --force answers with yes)\n",
-    ] {
-        assert!(again.contains(words), "{words}\n{again}");
-    }
-    let wipe = dry(&["wipe-md", "r0"]);
-    assert!(
-        wipe.contains("\n# 0000000000000004:") && wipe.contains("# Do you really want to wipe"),
-        "{wipe}"
-    );
-    let set = dry(&["set-gi", "1234567890ABCDEE:::0:1:1", "r0"]);
-    assert!(
-        set.contains("# previously 0000000000000004:")
-            && set.contains("# set GI to  1234567890ABCDEE:"),
-        "{set}"
-    );
-    node.write("disk", vec![7; 1 << 20]);
-    assert!(dry(&["create-md", "r0"]).contains("# Found some data\n"));
 }
 
 #[test]

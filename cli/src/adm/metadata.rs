@@ -20,7 +20,6 @@ use crate::device::{Access, Device, busy};
 use crate::failure::{CONFIGURATION, Failure, Outcome, TIMED_OUT, USAGE};
 use crate::invocation::quoted;
 use crate::output::{err, out, out_line};
-use crate::words::Action;
 use crate::{daemon, failure};
 
 /// Bytes of a bitmap read at once.
@@ -125,7 +124,7 @@ pub(super) fn create(run: &Run<'_>, target: &Target) -> Outcome {
 }
 
 /// The activity log that `create-md` is asked for, and the size of the peer's requests.
-fn wanted(run: &Run<'_>) -> Result<(AlGeometry, u32), Failure> {
+pub(super) fn wanted(run: &Run<'_>) -> Result<(AlGeometry, u32), Failure> {
     let stripes = number(run, "al-stripes", AlGeometry::DEFAULT.stripes())?;
     let stripe_kib = number(
         run,
@@ -144,107 +143,14 @@ fn wanted(run: &Run<'_>) -> Result<(AlGeometry, u32), Failure> {
     Ok((geometry, peer_max_bio_size))
 }
 
-fn new_layout(device: &Device, geometry: AlGeometry) -> Result<Layout, Failure> {
+pub(super) fn new_layout(device: &Device, geometry: AlGeometry) -> Result<Layout, Failure> {
     Layout::new(device.placement, device.size, geometry)
         .and_then(|layout| layout.check_create().map(|()| layout))
         .map_err(|error| Failure::new(CONFIGURATION, format!("{}: {error}", device.path)))
 }
 
-/// What a dry run of `create-md`, `wipe-md` or `set-gi` says beside its step: what is on the disk, and what would be asked.
-pub(super) fn preview(run: &Run<'_>, target: &Target, values: Option<&str>) {
-    let look: fn(&Run<'_>, &Device, Option<&str>) -> Result<String, Failure> = match run.word.action
-    {
-        Action::CreateMd => preview_create,
-        Action::WipeMd => preview_wipe,
-        Action::SetGi => preview_set_gi,
-        _ => return,
-    };
-    for volume in target.volumes() {
-        let attached = attached(run, target, volume).map(|report| report.is_some());
-        let seen = attached.and_then(|attached| {
-            let device = Device::open(volume, Access::Read, run.patience())?;
-            let text = look(run, &device, values)?;
-            Ok(match attached {
-                true => format!("{text}\nrefused while it is attached: detach it first\n"),
-                false => text,
-            })
-        });
-        let text =
-            seen.unwrap_or_else(|failure| format!("it would fail: {}\n", failure.lines.join("\n")));
-        // The steps stay a script.
-        for line in text.lines().filter(|line| !line.trim().is_empty()) {
-            out_line(&format!("# {line}"));
-        }
-    }
-}
-
-fn preview_create(
-    run: &Run<'_>,
-    device: &Device,
-    _values: Option<&str>,
-) -> Result<String, Failure> {
-    let (geometry, _) = wanted(run)?;
-    let review = look(run, device, &new_layout(device, geometry)?)?;
-    let mut text = String::new();
-    for question in &review.questions {
-        text.push_str(&format!("{}{}", question.stdout, question.stderr));
-        text.push_str("(it asks that; --force answers with yes)\n");
-    }
-    text.push_str(&review.notes);
-    if let Some(refusal) = &review.refusal {
-        text.push_str(&format!("{}{}", refusal.stdout, refusal.stderr));
-        text.push_str(&format!("(refused with exit code {})\n", refusal.exit));
-    }
-    Ok(match text.is_empty() {
-        true => format!(
-            "{}: nothing was found, nothing would be asked\n",
-            device.path
-        ),
-        false => text,
-    })
-}
-
-fn preview_wipe(_run: &Run<'_>, device: &Device, _values: Option<&str>) -> Result<String, Failure> {
-    Ok(match device.superblock()? {
-        Ok((superblock, _)) => format!(
-            "{}: metadata with the generations\n{}\n{}\n(it asks that; --force answers with yes)\n",
-            device.path,
-            gi::get_gi(&superblock),
-            create::TEXT_WIPE_QUESTION
-        ),
-        Err(error) => format!(
-            "{}\n{}: {error}\n",
-            create::TEXT_NOTHING_TO_WIPE,
-            device.path
-        ),
-    })
-}
-
-fn preview_set_gi(
-    _run: &Run<'_>,
-    device: &Device,
-    values: Option<&str>,
-) -> Result<String, Failure> {
-    let (old, _) = device
-        .superblock()?
-        .map_err(|error| Failure::new(USAGE, format!("{}: {error}", device.path)))?;
-    let Some(values) = values else {
-        return Ok(format!(
-            "previously {}\nset-gi needs the values and one volume\n",
-            gi::get_gi(&old)
-        ));
-    };
-    let new =
-        gi::set_gi(&old, values).map_err(|error| Failure::new(CONFIGURATION, error.to_string()))?;
-    Ok(format!(
-        "{}{}\n(it asks that; --force answers with yes)\n",
-        gi::text_set_gi(&old, &new),
-        gi::TEXT_SET_GI_QUESTION
-    ))
-}
-
 /// What is on the device already.
-fn look(run: &Run<'_>, device: &Device, layout: &Layout) -> Result<Review, Failure> {
+pub(super) fn look(run: &Run<'_>, device: &Device, layout: &Layout) -> Result<Review, Failure> {
     let mut places = vec![layout.superblock_offset()];
     if device.placement == tandem_metadata::Placement::Internal {
         places.extend(review::v07_internal_offset(device.size));
@@ -551,7 +457,12 @@ pub(super) fn set_gi(run: &Run<'_>, target: &Target, values: Option<&str>) -> Ou
         out(&gi::text_set_gi(&old, &new));
         if !confirmed(run, gi::TEXT_SET_GI_QUESTION) {
             out_line("Operation canceled.");
-            continue;
+            let words = format!("set-gi --force {} {}", quoted(values), target.name());
+            return Err(Failure {
+                exit: USAGE,
+                lines: Vec::new(),
+                next: Some(run.invocation.adm(&words)),
+            });
         }
         device.perform(&superblock_steps(&new, &layout))?;
     }

@@ -1,12 +1,14 @@
 //! `tandem adm`: drbdadm's command line.
 
 mod adjust;
+mod dry_run;
 mod help;
 mod metadata;
 mod options;
 mod resize;
 mod show;
 mod state;
+mod strays;
 mod up;
 mod version;
 mod waiting;
@@ -17,11 +19,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::arguments::{ArgumentError, Arguments, GENERAL, Given};
-use crate::backend;
 use crate::configuration::{Configuration, OptionWarnings, Target};
 use crate::failure::{CANNOT_RUN, Failure, Outcome, USAGE};
 use crate::invocation::Invocation;
-use crate::output::{err, out_line};
+use crate::output::err;
 use crate::words::{self, Action, Scope, Word};
 
 /// One run of a command.
@@ -80,6 +81,12 @@ pub(crate) fn run(mut invocation: Invocation, words: &[String]) -> u8 {
         Ok(exit) => exit,
         Err(failure) => {
             failure.print();
+            if word.action == Action::WaitConInt && failure.exit != USAGE {
+                err(
+                    "warning: the peers are not waited for; the exit code is 0 all the same, so that a boot goes on",
+                );
+                return 0;
+            }
             failure.exit
         }
     }
@@ -200,38 +207,47 @@ fn check_general(invocation: &Invocation, word: &Word, arguments: &Arguments) ->
     Ok(())
 }
 
+/// Commands that need no configuration, or get along without one; `None`: another one.
+fn without_configuration(
+    invocation: &Invocation,
+    word: &'static Word,
+    arguments: &Arguments,
+) -> Option<Result<u8, Failure>> {
+    Some(match word.action {
+        Action::Help => Ok(match arguments.targets.first() {
+            None => help::all(invocation),
+            Some(name) => match words::find(name) {
+                Some((word, _)) => help::of_word(invocation, word),
+                None => help::unknown(invocation, name),
+            },
+        }),
+        Action::HiddenCommands => Ok(help::hidden()),
+        Action::Status => crate::status::adm::run(invocation, arguments),
+        Action::Events => crate::status::events::run(invocation, arguments),
+        Action::Version if !arguments.targets.is_empty() => {
+            let line = format!("'{}' takes no resource", word.name);
+            Err(Failure::new(USAGE, line).next(invocation.adm(word.name)))
+        }
+        Action::Version => version::run(invocation).map(|()| 0),
+        Action::Proc => show::proc(invocation).map(|()| 0),
+        Action::Probe => match &arguments.targets[..] {
+            [target] => crate::probe::run(invocation, target).map(|()| 0),
+            _ => {
+                help::of_word(invocation, word);
+                Ok(USAGE)
+            }
+        },
+        _ => return None,
+    })
+}
+
 fn dispatch(
     invocation: &Invocation,
     word: &'static Word,
     arguments: &Arguments,
 ) -> Result<u8, Failure> {
-    match word.action {
-        Action::Help => {
-            return Ok(match arguments.targets.first() {
-                None => help::all(invocation),
-                Some(name) => match words::find(name) {
-                    Some((word, _)) => help::of_word(invocation, word),
-                    None => help::unknown(invocation, name),
-                },
-            });
-        }
-        Action::HiddenCommands => return Ok(help::hidden()),
-        Action::Status => return crate::status::adm::run(invocation, arguments),
-        Action::Events => return crate::status::events::run(invocation, arguments),
-        Action::Version if !arguments.targets.is_empty() => {
-            let line = format!("'{}' takes no resource", word.name);
-            return Err(Failure::new(USAGE, line).next(invocation.adm(word.name)));
-        }
-        Action::Version => return version::run(invocation).map(|()| 0),
-        Action::Proc => return show::proc(invocation).map(|()| 0),
-        Action::Probe => {
-            let [target] = &arguments.targets[..] else {
-                help::of_word(invocation, word);
-                return Ok(USAGE);
-            };
-            return crate::probe::run(invocation, target).map(|()| 0);
-        }
-        _ => {}
+    if let Some(done) = without_configuration(invocation, word, arguments) {
+        return done;
     }
     let configuration = Configuration::load(invocation, arguments)?;
     if !asks_only(word.action) {
@@ -254,43 +270,56 @@ fn dispatch(
             format!("'{}' takes no resource", word.name),
         ));
     }
-    let targets = match word.action {
-        // It also shows what is not this host's.
-        Action::Dump => Vec::new(),
-        _ => configuration.targets(invocation, word, &arguments)?,
-    };
+    let strays = strays::take(invocation, &configuration, word.action, &mut arguments)?;
     let run = Run {
         invocation,
         word,
         arguments: &arguments,
         configuration: &configuration,
     };
-    if let Some(done) = show::run(&run, &targets) {
+    let targets = match word.action {
+        // It also shows what is not this host's.
+        Action::Dump => Ok(Vec::new()),
+        _ => configuration.targets(invocation, word, &arguments),
+    };
+    let done = targets.and_then(|targets| carry_out(&run, &targets, &strays, set_gi.as_deref()));
+    let exit = done
+        .as_ref()
+        .map_or_else(|failure| failure.exit, |exit| *exit);
+    if exit < CANNOT_RUN {
+        strays::name_left(&run);
+    }
+    done
+}
+
+/// Does what a command is for, or prints its steps.
+fn carry_out(
+    run: &Run<'_>,
+    targets: &[Target],
+    strays: &[String],
+    set_gi: Option<&str>,
+) -> Result<u8, Failure> {
+    if let Some(done) = show::run(run, targets) {
         return done.map(|()| 0);
     }
-    if arguments.has("dry-run") || arguments.has("verbose") {
-        for target in &targets {
-            let steps = match word.action {
-                Action::Up | Action::Adjust | Action::NewResource => adjust::steps(&run, target)?,
-                _ => backend::steps(word, target, &arguments),
-            };
-            for step in steps {
-                out_line(&step);
-            }
-        }
-        if arguments.has("dry-run") {
-            for target in &targets {
-                metadata::preview(&run, target, set_gi.as_deref());
-            }
-            return Ok(0);
-        }
+    let dry = run.arguments.has("dry-run");
+    if dry || run.arguments.has("verbose") {
+        strays::steps(run, strays);
+        dry_run::print(run, targets, set_gi)?;
     }
-    match word.action {
-        Action::Up | Action::Adjust | Action::NewResource => up::up(&run, &targets),
-        Action::WaitConInt => waiting::wait_con_int(&run),
-        _ => Ok(each(&targets, |target| {
-            one(&run, target, set_gi.as_deref())
-        })),
+    if dry {
+        for target in targets {
+            dry_run::look(run, target, set_gi);
+        }
+        return Ok(0);
+    }
+    match run.word.action {
+        Action::Up | Action::Adjust | Action::NewResource => up::up(run, targets),
+        Action::WaitConInt => waiting::wait_con_int(run),
+        _ => {
+            let highest = strays::down(run, strays);
+            Ok(highest.max(each(targets, |target| one(run, target, set_gi))))
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! `disk-options`, `net-options`, `resource-options` and their relatives: the options of one section as the configuration has them
 //! now, and those of the command line over them until the next `adjust`, for what runs (docs/spec/config-and-cli.md 4.4).
 
-use tandem_config::{Options, Section};
+use tandem_config::{Options, ResolvedResource, Section};
 use tandem_daemon::control::ControlClient;
 use tandem_daemon::control::messages::{Call, ResourceDefinition};
 
@@ -65,6 +65,11 @@ pub(super) fn run(run: &Run<'_>, client: &mut ControlClient, target: &Target) ->
 
 /// The definition that the configuration asks for, with the options of the command line.
 fn wanted(run: &Run<'_>, target: &Target, given: &Options) -> Result<ResourceDefinition, Failure> {
+    definition::of(&overlaid(run, target, given), None)
+}
+
+/// The configuration of a target with the options of the command line over those of the section that the command is about.
+pub(super) fn overlaid(run: &Run<'_>, target: &Target, given: &Options) -> ResolvedResource {
     let mut view = target.view.clone();
     match run.word.action {
         Action::DiskOptions => {
@@ -82,9 +87,10 @@ fn wanted(run: &Run<'_>, target: &Target, given: &Options) -> Result<ResourceDef
             .peers
             .iter_mut()
             .for_each(|peer| peer.written.overlay(given)),
-        _ => view.written.options.overlay(given),
+        Action::ResourceOptions => view.written.options.overlay(given),
+        _ => {}
     }
-    definition::of(&view, None)
+    view
 }
 
 fn disk(
@@ -164,7 +170,7 @@ fn next_connect(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> O
 }
 
 /// The options of the command line, checked as those of a file are.
-fn given(arguments: &Arguments, action: Action) -> Result<Options, Failure> {
+pub(super) fn given(arguments: &Arguments, action: Action) -> Result<Options, Failure> {
     let Some(section) = section_of(action) else {
         return Ok(Options::default());
     };

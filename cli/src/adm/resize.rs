@@ -17,17 +17,7 @@ use crate::output::err;
 
 /// `resize` on each volume, with the size of the command line or of the configuration.
 pub(super) fn resize(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Outcome {
-    if let Some(option) = ["al-stripes", "al-stripe-size-kB"]
-        .into_iter()
-        .find(|option| run.arguments.has(option))
-    {
-        return Err(Failure::new(
-            USAGE,
-            format!(
-                "resize --{option} is not supported: the activity log keeps the layout that create-md gave it"
-            ),
-        ));
-    }
+    check_options(run)?;
     let given = state::sectors(run, "size")?;
     for volume in target.volumes() {
         let mut one = target.clone();
@@ -51,6 +41,21 @@ pub(super) fn resize(run: &Run<'_>, client: &mut ControlClient, target: &Target)
         }
     }
     Ok(())
+}
+
+/// Refuses options of `resize` that are known and not supported.
+pub(super) fn check_options(run: &Run<'_>) -> Outcome {
+    let refused = ["al-stripes", "al-stripe-size-kB"];
+    match refused.into_iter().find(|option| run.arguments.has(option)) {
+        None => Ok(()),
+        Some(option) => Err(Failure::new(
+            USAGE,
+            format!(
+                "resize --{option} is not supported: the activity log keeps the layout that create-md gave it"
+            ),
+        )
+        .next(run.invocation.adm(&format!("resize {}", run.arguments.targets.join(" "))))),
+    }
 }
 
 fn bytes_of(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Result<u64, Failure> {
@@ -84,7 +89,7 @@ pub(super) fn check_resize(run: &Run<'_>, target: &Target) -> Outcome {
     Ok(())
 }
 
-fn is_internal(volume: &ResolvedVolume) -> bool {
+pub(super) fn is_internal(volume: &ResolvedVolume) -> bool {
     volume.disk.is_some() && volume.meta_disk == MetaDisk::Internal
 }
 

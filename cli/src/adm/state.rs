@@ -1,8 +1,12 @@
 //! Commands that change the state of a running resource, through the daemon.
 
+use std::time::Duration;
+
 use tandem_config::ResolvedResource;
 use tandem_daemon::control::ControlClient;
-use tandem_daemon::control::messages::{Call, CommandAnswer, ResourceReport, VolumeReport};
+use tandem_daemon::control::messages::{
+    Call, CommandAnswer, DEADLINE_MAX, ResourceReport, VolumeReport,
+};
 
 use super::Run;
 use crate::backend;
@@ -16,6 +20,9 @@ use crate::{daemon, definition};
 /// How long `secondary` waits for clients to let go of the device: a dying process needs a moment
 /// (docs/spec/config-and-cli.md 7.4).
 const SECONDARY_WAIT_MS: u64 = 3000;
+
+/// Least time that the daemon gets to answer something trivial.
+pub(super) const ANSWER_MIN: Duration = Duration::from_secs(1);
 
 /// "Unknown resource": nobody brought it up.
 const UNKNOWN_RESOURCE: i32 = 158;
@@ -38,6 +45,9 @@ pub(super) fn run(run: &Run<'_>, target: &Target) -> Outcome {
     let Some(mut client) = daemon::running(run.invocation)? else {
         return without_daemon(run, target);
     };
+    if !matches!(action, Action::WaitConnect | Action::WaitSync) {
+        awake(run, &mut client)?;
+    }
     match action {
         Action::Attach => attach(run, &mut client, target),
         Action::Connect => connect(run, &mut client, target),
@@ -68,7 +78,7 @@ fn without_daemon(run: &Run<'_>, target: &Target) -> Outcome {
 }
 
 /// The call of a command that is one call.
-fn call_of(run: &Run<'_>, target: &Target) -> Result<Call, Failure> {
+pub(super) fn call_of(run: &Run<'_>, target: &Target) -> Result<Call, Failure> {
     let resource = target.view.name.clone();
     let volume = target.volume;
     let force = backend::force_given(run.arguments);
@@ -179,21 +189,37 @@ fn command(run: &Run<'_>, client: &mut ControlClient, target: &Target, call: Cal
     judge(run, target, answer)
 }
 
+/// Before a command that may take long: a daemon that does not answer at all is told of soon, and the command not given to it.
+pub(super) fn awake(run: &Run<'_>, client: &mut ControlClient) -> Outcome {
+    let short = run.configuration.config.global_options().cmd_timeout_short;
+    let short = short.max(ANSWER_MIN);
+    if deadline(run) <= short {
+        return Ok(());
+    }
+    client
+        .call(Call::Ping, Some(short))
+        .map(|_| ())
+        .map_err(|error| daemon::failed(run.invocation, &error))
+}
+
+/// How long the daemon may work on a command. A promotion may run a fence-peer handler, and a handler may take its whole time.
+fn deadline(run: &Run<'_>) -> Duration {
+    let global = run.configuration.config.global_options();
+    match run.word.action {
+        Action::Primary | Action::ShBPri | Action::Handler => {
+            global.cmd_timeout_long.unwrap_or(DEADLINE_MAX)
+        }
+        _ => global.cmd_timeout_medium,
+    }
+}
+
 pub(super) fn ask(
     run: &Run<'_>,
     client: &mut ControlClient,
     call: Call,
 ) -> Result<CommandAnswer, Failure> {
-    let global = run.configuration.config.global_options();
-    // A promotion may run a fence-peer handler, and a handler may take its whole time.
-    let deadline = match run.word.action {
-        Action::Primary | Action::Handler => global
-            .cmd_timeout_long
-            .unwrap_or(tandem_daemon::control::messages::DEADLINE_MAX),
-        _ => global.cmd_timeout_medium,
-    };
     client
-        .command(call, Some(deadline))
+        .command(call, Some(deadline(run)))
         .map_err(|error| daemon::failed(run.invocation, &error))
 }
 
@@ -218,21 +244,22 @@ pub(super) fn judge(run: &Run<'_>, target: &Target, answer: CommandAnswer) -> Ou
             next: None,
         });
     }
-    let what = if answer.number <= STATE_CHANGE_MAX {
-        "State change failed"
-    } else {
-        "Failure"
-    };
+    let what = kind_of_failure(answer.number);
     let mut failure = Failure::new(
         answer.exit.max(1),
         format!(
             "{}: {what}: {}{}",
-            label(run, target, answer.volume),
+            label(run, target, &answer),
             numbered(answer.number),
             answer.text
         ),
     );
-    if !answer.info.is_empty() {
+    if answer.number == UNKNOWN_RESOURCE {
+        failure = failure.line(format!(
+            "{} is in the configuration, but it is not up.",
+            target.view.name
+        ));
+    } else if !answer.info.is_empty() {
         failure = failure.line("additional info:");
         for line in grouped(&answer.info) {
             failure = failure.line(line);
@@ -253,21 +280,32 @@ pub(super) fn judge(run: &Run<'_>, target: &Target, answer: CommandAnswer) -> Ou
     Err(failure)
 }
 
+/// How drbdsetup begins to tell of a failure with this number.
+pub(super) fn kind_of_failure(number: i32) -> &'static str {
+    if number <= STATE_CHANGE_MAX {
+        "State change failed"
+    } else {
+        "Failure"
+    }
+}
+
 /// `(-12) `; of what drbdsetup has no number for, nothing.
-fn numbered(number: i32) -> String {
+pub(super) fn numbered(number: i32) -> String {
     match number {
         0 => String::new(),
         number => format!("({number}) "),
     }
 }
 
-/// What a step was about: the minor, the resource, or `??` where the connection is named by its addresses.
-fn label(run: &Run<'_>, target: &Target, volume: Option<u16>) -> String {
+/// What a step was about: the minor, the resource, or `??` where the connection is named by its addresses. Of a resource
+/// that is not up there are neither minors nor addresses.
+fn label(run: &Run<'_>, target: &Target, answer: &CommandAnswer) -> String {
     match run.word.action {
+        _ if answer.number == UNKNOWN_RESOURCE => target.view.name.clone(),
         Action::Disconnect => "??".to_owned(),
         Action::Connect | Action::Down => target.view.name.clone(),
         _ => {
-            let number = volume.or(target.volume);
+            let number = answer.volume.or(target.volume);
             let volume = match number {
                 Some(number) => target.view.volumes.iter().find(|v| v.number == number),
                 None => target.view.volumes.first(),
@@ -283,7 +321,8 @@ fn label(run: &Run<'_>, target: &Target, volume: Option<u16>) -> String {
 fn failed_step(run: &Run<'_>, target: &Target, volume: Option<u16>) -> String {
     let mut one = target.clone();
     one.volume = volume.or(target.volume);
-    let steps = backend::steps(run.word, &one, run.arguments);
+    let steps = super::dry_run::steps(run, &one)
+        .unwrap_or_else(|_| backend::steps(run.word, &one, run.arguments));
     // Of an attach the second step is the daemon's.
     let at = usize::from(run.word.action == Action::Attach && steps.len() > 1);
     steps

@@ -5,7 +5,7 @@ use tandem_daemon::control::ControlClient;
 use tandem_daemon::control::messages::{Call, OutdatedNet, ResourceReport, StandAlone, WaitFor};
 
 use super::Run;
-use super::state::{as_if, ask, configure, connect_call, judge, report, volume_of};
+use super::state::{as_if, ask, awake, configure, connect_call, judge, report, volume_of};
 use crate::configuration::Target;
 use crate::failure::{Failure, Outcome};
 use crate::output::{err, out_line};
@@ -38,6 +38,7 @@ pub(super) fn up(run: &Run<'_>, targets: &[Target]) -> Result<u8, Failure> {
         return Ok(highest);
     }
     let mut client = daemon::start(run.invocation)?;
+    awake(run, &mut client)?;
     type Stage = fn(&Run<'_>, &mut ControlClient, &Target) -> Result<Step, Failure>;
     let mut stages: Vec<(&str, Stage)> = vec![("adjust res", |run, client, target| {
         configure(run, client, &target.view).map(|()| Step::Done)

@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use tandem_config::StartupOptions;
-use tandem_daemon::control::ControlClient;
 use tandem_daemon::control::messages::{Call, ResourceReport, StandAlone, WaitFor};
+use tandem_daemon::control::{ControlClient, ControlError};
 
 use super::{Run, state};
 use crate::arguments::Arguments;
@@ -17,6 +17,9 @@ use crate::words::Action;
 
 /// Least time of a wait: what holds already needs a moment to be seen.
 const WAIT_MIN: Duration = Duration::from_secs(1);
+
+/// Time that an answer gets to arrive when a wait has ended.
+const SLACK: Duration = Duration::from_secs(1);
 
 /// How long is waited, and why so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,11 +105,67 @@ fn limit(
     Ok((seconds > 0).then(|| Duration::from_secs(seconds)))
 }
 
+/// Refuses limits that are no numbers.
+pub(super) fn check_options(run: &Run<'_>, target: &Target) -> Outcome {
+    Limits::of(run.arguments, &target.view.startup).map(|_| ())
+}
+
 /// `wait-connect`, `wait-sync`.
 pub(super) fn wait(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Outcome {
+    let begun = Instant::now();
     let limits = Limits::of(run.arguments, &target.view.startup)?;
-    let report = state::report(run, client, &target.view.name)?;
-    wait_so_long(run, client, target, limits.patience(report.as_ref()))
+    let report = report(run, client, target, limits.normal)?;
+    let mut patience = limits.patience(report.as_ref());
+    patience.limit = patience.limit.map(|limit| rest(limit, begun));
+    wait_so_long(run, client, target, patience)
+}
+
+/// What is left of a limit.
+fn rest(limit: Duration, begun: Instant) -> Duration {
+    limit.saturating_sub(begun.elapsed()).max(WAIT_MIN)
+}
+
+/// The status of the resource. Which limit counts depends on it, and none is longer than the first one, `limit`: a daemon that
+/// says nothing until then makes it a wait in vain (exit 5).
+fn report(
+    run: &Run<'_>,
+    client: &mut ControlClient,
+    target: &Target,
+    limit: Option<Duration>,
+) -> Result<Option<ResourceReport>, Failure> {
+    let until = limit.map(|limit| Instant::now() + limit);
+    client.give_up_at(until);
+    let mut told = false;
+    loop {
+        let error = match client.status(Some(&target.view.name)) {
+            Ok(status) => {
+                let resources = status.map(|report| report.resources);
+                return Ok(resources.unwrap_or_default().into_iter().next());
+            }
+            Err(error) => error,
+        };
+        let failure = daemon::failed(run.invocation, &error);
+        match (until, &error) {
+            (Some(until), ControlError::Timeout { .. }) if until <= Instant::now() => {
+                return Err(in_vain(target, failure));
+            }
+            (Some(_), ControlError::Timeout { .. }) => {
+                if !std::mem::replace(&mut told, true) {
+                    failure.print();
+                }
+            }
+            _ => return Err(failure),
+        }
+    }
+}
+
+/// The time of a wait is up, and the daemon has not answered.
+fn in_vain(target: &Target, silence: Failure) -> Failure {
+    let failure = Failure::new(TIMED_OUT, format!("{}: gave up waiting", target.view.name));
+    Failure {
+        next: silence.next,
+        ..silence.lines.into_iter().fold(failure, Failure::line)
+    }
 }
 
 fn wait_so_long(
@@ -130,9 +189,15 @@ fn wait_so_long(
             false => StandAlone::Ends,
         },
     };
-    let answer = client
-        .command(call, patience.limit)
-        .map_err(|error| daemon::failed(run.invocation, &error))?;
+    client.give_up_at(patience.limit.map(|limit| Instant::now() + limit + SLACK));
+    let answer = client.command(call, patience.limit).map_err(|error| {
+        let failure = daemon::failed(run.invocation, &error);
+        match (patience.limit, &error) {
+            (Some(_), ControlError::Timeout { .. }) => in_vain(target, failure),
+            _ => failure,
+        }
+    })?;
+    client.give_up_at(Some(Instant::now() + 2 * SLACK));
     if answer.is_success() {
         return Ok(());
     }
@@ -142,7 +207,8 @@ fn wait_so_long(
             failure = failure.line(line);
         }
         if answer.number == 0 && answer.text != "StandAlone" {
-            for line in state_of(run, client, target)? {
+            // A daemon that has fallen silent since does not change that the time is up.
+            for line in state_of(run, client, target).unwrap_or_default() {
                 failure = failure.line(line);
             }
             failure = failure.line(format!("{}: {}", patience.option, patience.reason));
@@ -181,8 +247,8 @@ fn state_of(
         .collect())
 }
 
-/// `wait-con-int`: waits for every resource of this node that is up, each with its own limit, all from now on. Always 0, as boot
-/// scripts expect.
+/// `wait-con-int`: waits for every resource of this node that is up, each with its own limit, all from now on. Boot
+/// scripts expect 0 of it, whatever comes: a failure becomes a warning where it is printed.
 pub(super) fn wait_con_int(run: &Run<'_>) -> Result<u8, Failure> {
     let begun = Instant::now();
     for view in run.configuration.resources()? {
@@ -192,11 +258,12 @@ pub(super) fn wait_con_int(run: &Run<'_>) -> Result<u8, Failure> {
             err("tandemd is not running: nothing to wait for");
             return Ok(0);
         };
-        let Some(report) = state::report(run, &mut client, name)? else {
+        let limits = Limits::of(run.arguments, &target.view.startup)?;
+        let longest = limits.normal.map(|limit| rest(limit, begun));
+        let Some(report) = report(run, &mut client, &target, longest)? else {
             err(&format!("{name}: is not up: not waited for"));
             continue;
         };
-        let limits = Limits::of(run.arguments, &target.view.startup)?;
         let mut patience = limits.patience(Some(&report));
         match patience.limit {
             None if report.connection == "WFConnection" => err(&format!(
@@ -205,7 +272,7 @@ pub(super) fn wait_con_int(run: &Run<'_>) -> Result<u8, Failure> {
             )),
             None => {}
             Some(limit) => {
-                patience.limit = Some(limit.saturating_sub(begun.elapsed()).max(WAIT_MIN));
+                patience.limit = Some(rest(limit, begun));
             }
         }
         if let Err(failure) = wait_so_long(run, &mut client, &target, patience) {

@@ -10,7 +10,7 @@ use crate::adm::{connection_of_nine, replication_of_nine};
 use crate::arguments::Arguments;
 use crate::configuration::Configuration;
 use crate::daemon;
-use crate::failure::{CONFIGURATION, Failure};
+use crate::failure::Failure;
 use crate::invocation::Invocation;
 use crate::output::{out, out_line};
 
@@ -37,22 +37,21 @@ pub(crate) fn run(invocation: &Invocation, arguments: &Arguments) -> Result<u8, 
         .iter()
         .filter(|name| *name != "all")
         .collect();
-    let form = match arguments.value("compat") {
-        Some("9") => Form::Nine,
-        Some(_) => Form::Eight,
-        None => match Configuration::load(invocation, arguments) {
-            Ok(configuration) if configuration.config.dialect == Dialect::V9 => Form::Nine,
-            _ => Form::Eight,
-        },
+    let configuration = Configuration::load(invocation, arguments).ok();
+    let form = match (arguments.value("compat"), &configuration) {
+        (Some("9"), _) => Form::Nine,
+        (None, Some(known)) if known.config.dialect == Dialect::V9 => Form::Nine,
+        _ => Form::Eight,
     };
     let mut resources = all(invocation)?.resources;
     if !names.is_empty() {
         for name in &names {
             if !resources.iter().any(|resource| &resource.name == *name) {
-                return Err(
-                    Failure::new(CONFIGURATION, format!("{name}: No such resource"))
-                        .next(invocation.adm(&format!("up {name}"))),
-                );
+                return Err(Configuration::not_up(
+                    invocation,
+                    configuration.as_ref(),
+                    name,
+                ));
             }
         }
         resources.retain(|resource| names.contains(&&resource.name));

@@ -4,13 +4,15 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use tandem_daemon::control::messages::{
-    ResourceReport, ResyncReport, StatusReport, VerifiedReport, VolumeReport,
+    CommandAnswer, ResourceReport, ResyncReport, StatusReport, VerifiedReport, VolumeReport,
 };
 use tandem_daemon::control::{ControlError, WatchItem};
 
 use super::explain;
+use crate::arguments::Arguments;
+use crate::configuration::Configuration;
 use crate::daemon;
-use crate::failure::{CONFIGURATION, Failure, Outcome};
+use crate::failure::{Failure, Outcome};
 use crate::invocation::Invocation;
 use crate::output::{err, grouped, out, out_line};
 
@@ -52,11 +54,16 @@ fn fetch(invocation: &Invocation, resource: Option<&str>) -> Result<StatusReport
     client
         .status(resource)
         .map_err(|error| daemon::failed(invocation, &error))?
-        .map_err(|_| {
-            let name = resource.unwrap_or("?");
-            Failure::new(CONFIGURATION, format!("{name}: No such resource"))
-                .next(invocation.adm(&format!("up {name}")))
-        })
+        .map_err(|refusal| refused(invocation, resource, refusal))
+}
+
+/// The daemon does not have the resource that was asked for.
+fn refused(invocation: &Invocation, resource: Option<&str>, refusal: CommandAnswer) -> Failure {
+    let Some(name) = resource else {
+        return Failure::new(refusal.exit.max(1), refusal.text);
+    };
+    let configuration = Configuration::load(invocation, &Arguments::default()).ok();
+    Configuration::not_up(invocation, configuration.as_ref(), name)
 }
 
 fn watch(invocation: &Invocation, resource: Option<&str>) -> Outcome {
@@ -74,7 +81,7 @@ fn watch(invocation: &Invocation, resource: Option<&str>) -> Outcome {
                 continue;
             }
             Ok(WatchItem::Refused(answer)) => {
-                return Err(Failure::new(answer.exit.max(1), answer.text));
+                return Err(refused(invocation, resource, answer));
             }
             Err(ControlError::Timeout { .. }) => fetch(invocation, resource)?,
             Err(error) => return Err(daemon::failed(invocation, &error)),

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::messages::{
     Body, Call, CommandAnswer, DEADLINE_DEFAULT, HandlerReport, LINE_BYTES_MAX, Request,
@@ -32,7 +32,7 @@ pub enum ControlError {
         source: std::io::Error,
     },
     /// The daemon did not answer in time.
-    #[error("tandemd{} did not answer within {} s on {}", named(*pid), waited.as_secs(), path.display())]
+    #[error("tandemd{} did not answer within {} s on {}", named(*pid), waited.as_millis().div_ceil(1000), path.display())]
     Timeout {
         /// The control socket.
         path: PathBuf,
@@ -95,6 +95,8 @@ pub struct ControlClient {
     /// A line that has come in part when a timeout struck.
     partial: Vec<u8>,
     asked: Asked,
+    /// No answer is awaited beyond it.
+    until: Option<Instant>,
 }
 
 impl ControlClient {
@@ -122,7 +124,13 @@ impl ControlClient {
             next_id: 1,
             partial: Vec::new(),
             asked: Asked::Question,
+            until: None,
         })
+    }
+
+    /// From now on no call waits longer than until this moment, whatever its deadline; `None`: as its deadline says.
+    pub fn give_up_at(&mut self, until: Option<Instant>) {
+        self.until = until;
     }
 
     /// Sends `call` and waits for its answer; `deadline` is how long the daemon may work on it
@@ -228,6 +236,15 @@ impl ControlClient {
     }
 
     fn receive(&mut self, wait: Option<Duration>) -> Result<Response, ControlError> {
+        let left = self
+            .until
+            .map(|until| until.saturating_duration_since(Instant::now()));
+        // A socket takes no timeout of zero.
+        let left = left.map(|left| left.max(Duration::from_millis(1)));
+        let wait = match (wait, left) {
+            (Some(wait), Some(left)) => Some(wait.min(left)),
+            (wait, left) => wait.or(left),
+        };
         let waited = wait.unwrap_or(Duration::ZERO);
         let limit = (LINE_BYTES_MAX as u64 + 1).saturating_sub(self.partial.len() as u64);
         let read = self.stream.get_ref().set_read_timeout(wait).and_then(|()| {

@@ -1,0 +1,223 @@
+//! `--dry-run` and `--verbose`: the steps of a command, its options included, and behind `#` what is on the disk, what would be
+//! asked, and what would be refused.
+
+use tandem_config::ResolvedVolume;
+use tandem_metadata::{create, gi};
+
+use super::{Run, adjust, metadata, options, resize, state, waiting};
+use crate::backend;
+use crate::configuration::Target;
+use crate::device::{Access, Device};
+use crate::failure::{CONFIGURATION, Failure, Outcome, USAGE};
+use crate::invocation::quoted;
+use crate::output::out_line;
+use crate::words::Action;
+
+/// What is said of a volume that is attached.
+const WHILE_ATTACHED: &str = "refused while it is attached: detach it first";
+
+/// Prints the steps of all targets, with a remark where the step alone does not tell what comes of it. `values` are those of
+/// `set-gi`.
+///
+/// What the command would refuse for its options is refused here, too.
+pub(super) fn print(run: &Run<'_>, targets: &[Target], values: Option<&str>) -> Outcome {
+    for target in targets {
+        check(run, target)?;
+        let offline = goes_to_metadata(run, target)?;
+        let steps = match run.word.action {
+            Action::Up | Action::Adjust | Action::NewResource => adjust::steps(run, target)?,
+            // As drbdadm's fall-back does it.
+            _ if offline => target
+                .volumes()
+                .map(|volume| backend::drbdmeta(volume, run.word.name))
+                .collect(),
+            _ => steps(run, target)?,
+        };
+        for step in steps {
+            match values {
+                Some(values) => out_line(&format!("{step} {}", quoted(values))),
+                None => out_line(&step),
+            }
+        }
+        if offline {
+            for volume in target.volumes() {
+                out_line(&format!(
+                    "# {}/{}: not attached: its metadata would be marked (offline)",
+                    target.view.name, volume.number
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The steps of a command with the options of the command line.
+pub(super) fn steps(run: &Run<'_>, target: &Target) -> Result<Vec<String>, Failure> {
+    let view = options::overlaid(
+        run,
+        target,
+        &options::given(run.arguments, run.word.action)?,
+    );
+    let target = Target {
+        view,
+        volume: target.volume,
+    };
+    Ok(backend::steps(run.word, &target, run.arguments))
+}
+
+/// Values of options that the command itself would refuse.
+fn check(run: &Run<'_>, target: &Target) -> Outcome {
+    match run.word.action {
+        Action::Resize => resize::check_options(run).and(state::sectors(run, "size").map(|_| ())),
+        Action::Verify => {
+            state::sectors(run, "start")?;
+            state::sectors(run, "stop").map(|_| ())
+        }
+        Action::Secondary => state::call_of(run, target).map(|_| ()),
+        Action::WaitConnect | Action::WaitSync => waiting::check_options(run, target),
+        _ => Ok(()),
+    }
+}
+
+/// Whether `outdate` or `invalidate` finds nothing attached and marks the metadata.
+fn goes_to_metadata(run: &Run<'_>, target: &Target) -> Result<bool, Failure> {
+    if !matches!(run.word.action, Action::Outdate | Action::Invalidate) {
+        return Ok(false);
+    }
+    for volume in target.volumes() {
+        if metadata::attached(run, target, volume)?.is_some() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// What a dry run of a command on metadata says beside its steps: what is on the disk, and what would be asked or refused.
+pub(super) fn look(run: &Run<'_>, target: &Target, values: Option<&str>) {
+    let look: fn(&Run<'_>, &Device, Option<&str>) -> Result<String, Failure> = match run.word.action
+    {
+        Action::CreateMd => create,
+        Action::WipeMd => wipe,
+        Action::SetGi => set_gi,
+        Action::ApplyAl => apply_al,
+        Action::CheckResize => |_, device, _| Ok(check_resize(device)),
+        _ => return,
+    };
+    for volume in target.volumes() {
+        let seen = one(run, target, volume, |device| look(run, device, values));
+        let text =
+            seen.unwrap_or_else(|failure| format!("it would fail: {}\n", failure.lines.join("\n")));
+        // The steps stay a script.
+        for line in text.lines().filter(|line| !line.trim().is_empty()) {
+            out_line(&format!("# {line}"));
+        }
+    }
+}
+
+fn one(
+    run: &Run<'_>,
+    target: &Target,
+    volume: &ResolvedVolume,
+    look: impl FnOnce(&Device) -> Result<String, Failure>,
+) -> Result<String, Failure> {
+    let attached = metadata::attached(run, target, volume)?.is_some();
+    let action = run.word.action;
+    if action == Action::CheckResize && !resize::is_internal(volume) {
+        return Ok("external metadata: nothing to move".to_owned());
+    }
+    if attached && action == Action::ApplyAl {
+        return Ok(WHILE_ATTACHED.to_owned());
+    }
+    let device = Device::open(volume, Access::Read, run.patience())?;
+    let text = look(&device)?;
+    Ok(match (attached, action) {
+        (true, Action::CheckResize) => format!("{text}\na move would be {WHILE_ATTACHED}\n"),
+        (true, _) => format!("{text}\n{WHILE_ATTACHED}\n"),
+        (false, _) => text,
+    })
+}
+
+/// Whether `apply-al` has something to apply.
+fn apply_al(_run: &Run<'_>, device: &Device, _values: Option<&str>) -> Result<String, Failure> {
+    let (superblock, _) = device
+        .superblock()?
+        .map_err(|error| Failure::new(USAGE, format!("{}: {error}", device.path)))?;
+    Ok(match superblock.needs_replay() {
+        true => format!("{}: the activity log would be applied", device.path),
+        false => format!("{}: clean, nothing would be applied", device.path),
+    })
+}
+
+/// Whether `check-resize` has something to move.
+fn check_resize(device: &Device) -> String {
+    match device.superblock() {
+        Ok(Ok(_)) => format!(
+            "{}: the metadata is at its end, nothing would be moved",
+            device.path
+        ),
+        _ => format!(
+            "{}: no metadata at its end: it would be looked for at the former one, and moved",
+            device.path
+        ),
+    }
+}
+
+/// What `create-md` finds.
+fn create(run: &Run<'_>, device: &Device, _values: Option<&str>) -> Result<String, Failure> {
+    let (geometry, _) = metadata::wanted(run)?;
+    let review = metadata::look(run, device, &metadata::new_layout(device, geometry)?)?;
+    let mut text = String::new();
+    for question in &review.questions {
+        text.push_str(&format!("{}{}", question.stdout, question.stderr));
+        text.push_str("(it asks that; --force answers with yes)\n");
+    }
+    text.push_str(&review.notes);
+    if let Some(refusal) = &review.refusal {
+        text.push_str(&format!("{}{}", refusal.stdout, refusal.stderr));
+        text.push_str(&format!("(refused with exit code {})\n", refusal.exit));
+    }
+    Ok(match text.is_empty() {
+        true => format!(
+            "{}: nothing was found, nothing would be asked\n",
+            device.path
+        ),
+        false => text,
+    })
+}
+
+/// What `wipe-md` would remove.
+fn wipe(_run: &Run<'_>, device: &Device, _values: Option<&str>) -> Result<String, Failure> {
+    Ok(match device.superblock()? {
+        Ok((superblock, _)) => format!(
+            "{}: metadata with the generations\n{}\n{}\n(it asks that; --force answers with yes)\n",
+            device.path,
+            gi::get_gi(&superblock),
+            create::TEXT_WIPE_QUESTION
+        ),
+        Err(error) => format!(
+            "{}\n{}: {error}\n",
+            create::TEXT_NOTHING_TO_WIPE,
+            device.path
+        ),
+    })
+}
+
+/// What `set-gi` would make of the generations.
+fn set_gi(_run: &Run<'_>, device: &Device, values: Option<&str>) -> Result<String, Failure> {
+    let (old, _) = device
+        .superblock()?
+        .map_err(|error| Failure::new(USAGE, format!("{}: {error}", device.path)))?;
+    let Some(values) = values else {
+        return Ok(format!(
+            "previously {}\nset-gi needs the values and one volume\n",
+            gi::get_gi(&old)
+        ));
+    };
+    let new =
+        gi::set_gi(&old, values).map_err(|error| Failure::new(CONFIGURATION, error.to_string()))?;
+    Ok(format!(
+        "{}{}\n(it asks that; --force answers with yes)\n",
+        gi::text_set_gi(&old, &new),
+        gi::TEXT_SET_GI_QUESTION
+    ))
+}
