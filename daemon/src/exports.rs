@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use tandem_nbd_server::{
     Access, Answer, BlockSizes, End, Event, ExportInfo, Features, HANDSHAKE_SECONDS_MAX, Limits,
-    ListedExport, Query, Refusal, RefusalKind, Session, Unaligned,
+    ListedExport, Purpose, Query, Refusal, RefusalKind, Session, Unaligned,
 };
 use tandem_replicator::VolumeNumber;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 
 use crate::control::messages::VolumeReport;
-use crate::nbd::{NewClient, NewStream};
+use crate::nbd::{CLIENTS_MAX, NewClient, NewStream};
 use crate::node::Node;
 use crate::report::{ExportFacts, Published};
 use crate::resource_loop::Message;
@@ -287,7 +287,9 @@ fn target_of(export: &str) -> Option<Target> {
 fn answer(node: &Node, scope: &Scope, query: Query) -> Answer {
     match query {
         Query::List => Answer::List(Ok(list(node, scope))),
-        Query::Export { name, .. } => Answer::Export(find(node, scope, &name).map(Box::new)),
+        Query::Export { name, purpose } => {
+            Answer::Export(find(node, scope, &name, purpose).map(Box::new))
+        }
     }
 }
 
@@ -330,7 +332,7 @@ fn volume_of(published: &Published, volume: u16) -> Option<&VolumeReport> {
         .find(|candidate| candidate.number == volume)
 }
 
-fn find(node: &Node, scope: &Scope, name: &str) -> Result<ExportInfo, Refusal> {
+fn find(node: &Node, scope: &Scope, name: &str, purpose: Purpose) -> Result<ExportInfo, Refusal> {
     if node.is_stopping() {
         return Err(Refusal::new(RefusalKind::Shutdown, "tandemd is stopping"));
     }
@@ -344,10 +346,27 @@ fn find(node: &Node, scope: &Scope, name: &str) -> Result<ExportInfo, Refusal> {
             "no resource {resource} is up on this node"
         )));
     };
-    match published.exports.get(&volume) {
-        Some(facts) => Ok(export_info(published, volume, *facts)),
-        None => Err(why_not(published, volume)),
+    let Some(facts) = published.exports.get(&volume) else {
+        return Err(why_not(published, volume));
+    };
+    if matches!(purpose, Purpose::Go | Purpose::ExportName) {
+        has_room(published)?;
     }
+    Ok(export_info(published, volume, *facts))
+}
+
+/// Whether one more client can be attached. Of several at the same moment the last may still be cut off after this.
+fn has_room(published: &Published) -> Result<(), Refusal> {
+    let volumes = published.report.volumes.iter();
+    let clients: usize = volumes.map(|volume| volume.clients.len()).sum();
+    if clients < CLIENTS_MAX {
+        return Ok(());
+    }
+    let text = format!(
+        "{CLIENTS_MAX} clients are attached to resource {}, and no more are taken; who they are: tandem status",
+        published.report.name
+    );
+    Err(Refusal::new(RefusalKind::Policy, text))
 }
 
 /// Which volume a client means.

@@ -10,7 +10,7 @@ use tandem_tests::e2e::client::{Client, Fua};
 use tandem_tests::e2e::node::Settings;
 use tandem_tests::e2e::pair::{CLIENT_LIMIT, LinkKind, Pair};
 use tandem_tests::e2e::record::{Record, pattern};
-use tandem_tests::e2e::tool;
+use tandem_tests::e2e::{tool, wait};
 
 fn synced() -> Pair {
     Pair::synced(&Settings::default(), LinkKind::Direct)
@@ -434,4 +434,30 @@ fn qemu_io_writes_and_reads_parts_of_sectors() {
     assert!(!said.contains("Pattern verification failed"), "{said}");
     pair.down_and_compare(&record);
     qemu_img_compares_both_disks(&pair);
+}
+
+#[test]
+fn a_client_too_many_is_refused_in_words_and_taken_when_another_has_left() {
+    let pair = synced();
+    let socket = pair.alpha.socket();
+    let connect = || Client::connect(&socket, "r0/0", CLIENT_LIMIT);
+    let mut attached: Vec<Client> = (0..64).map(|_| connect().unwrap()).collect();
+    let uri = pair.alpha.uri(0);
+    let attempt = || tool::run(pair.dir.path(), "nbdinfo", &["--size", &uri]);
+    wait::until(
+        "the refusal",
+        CLIENT_LIMIT,
+        || (attempt().code != Some(0)).then_some(()),
+        String::new,
+    );
+    assert!(attempt().says("server policy"), "{}", attempt().all());
+    let refusal = connect().unwrap_err().to_string();
+    assert!(refusal.contains("64 clients are attached"), "{refusal}");
+    attached.pop();
+    wait::until(
+        "the end of the refusal",
+        CLIENT_LIMIT,
+        || (attempt().code == Some(0)).then_some(()),
+        String::new,
+    );
 }
