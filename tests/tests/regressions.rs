@@ -429,6 +429,11 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
     ),
     (
         Protocol::C,
+        3_714_929,
+        "a verify that waited for the end of a resize without a peer was never answered",
+    ),
+    (
+        Protocol::C,
         3_608_632,
         "the oracle forgot what a Primary without a disk had held back until its disk came (its own mistake)",
     ),

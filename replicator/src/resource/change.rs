@@ -395,6 +395,11 @@ impl Resource {
         })
     }
 
+    /// Whether a request waits for something else than the peer's answer.
+    pub(crate) fn state_requests_wait(&self) -> bool {
+        self.state_requests.iter().any(|request| !request.asked)
+    }
+
     /// Tries every request that is not with the peer.
     pub(crate) fn retry_state_requests(&mut self) {
         for mut request in core::mem::take(&mut self.state_requests) {

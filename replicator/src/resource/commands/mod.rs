@@ -131,6 +131,8 @@ impl Resource {
     /// A command (or a step of `down`) ends.
     pub(crate) fn answer(&mut self, id: CommandId, answer: Answer) {
         self.commands.running.remove(&id);
+        // A verify, say, waits for the end of a resize, which need not change any state.
+        self.state_changed |= self.state_requests_wait();
         if self.commands.downs.contains_key(&id) {
             self.down_step_done(id, answer);
             return;
