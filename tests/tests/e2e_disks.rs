@@ -539,3 +539,22 @@ fn a_fresh_pair_with_disks_of_two_sizes_has_the_smaller_size() {
         name_blocks(&[bytes / 4096 - 1])
     );
 }
+
+#[test]
+fn a_primary_whose_disk_the_peer_does_not_know_is_told_why_by_status() {
+    let pair = Pair::synced(&Settings::default(), LinkKind::Direct);
+    pair.alpha.must(&["detach", "r0"]);
+    let slots = "1234567890ABCDE0:2222222222222222:0:0:1:1:1:1:0:0:0";
+    pair.alpha.must(&["set-gi", "--force", slots, "r0"]);
+    pair.alpha.adm(&["attach", "r0"]);
+    pair.alpha.wait_word("dstate", &["Diskless/UpToDate"]);
+    let status = pair.alpha.explained();
+    for words in ["no local disk (", "unrelated", "create-md"] {
+        assert!(status.contains(words), "{words}: {status}");
+    }
+    let next = status.lines().find(|line| line.contains("next:")).unwrap();
+    assert!(
+        next.contains("create-md r0 &&") && next.contains("gives up"),
+        "{status}"
+    );
+}

@@ -239,11 +239,11 @@ fn disk(
         )),
         "Diskless" if volume.role == "Primary" => Some(remark(
             format!("volume {number}: no local disk{why}; all reads and writes go to the peer"),
-            adm(format!("attach {target}")),
+            attach_again(invocation, &target, volume),
         )),
         "Diskless" => Some(remark(
             format!("volume {number}: no local disk{why}, so no copy of the data here"),
-            adm(format!("attach {target}")),
+            attach_again(invocation, &target, volume),
         )),
         "Failed" => Some(remark(
             format!(
@@ -275,6 +275,18 @@ fn disk(
         )),
         _ => None,
     }
+}
+
+/// What brings a disk back. One that the peer has refused would be refused again, as long as it has the data that it has.
+fn attach_again(invocation: &Invocation, target: &str, volume: &VolumeReport) -> Option<String> {
+    let attach = invocation.adm(&format!("attach {target}"));
+    let refused = (volume.disk_error.as_deref()).is_some_and(|why| why.contains("create-md"));
+    Some(if refused {
+        let create = invocation.adm(&format!("create-md {target}"));
+        format!("{create} && {attach}   # gives up what is on this disk")
+    } else {
+        attach
+    })
 }
 
 /// A peer that answers but keeps no copy.

@@ -525,7 +525,10 @@ impl Resource {
         };
         volume.io_holds.remove(&IoHold::Attach);
         if answer.exit == 0 {
-            volume.disk_error = None;
+            // The peer may have refused it already, before its metadata were written.
+            if volume.state.disk > DiskState::Failed {
+                volume.disk_error = None;
+            }
         } else if volume.disk_error.is_none() {
             let words = answer.info.first().unwrap_or(&answer.text);
             volume.disk_error = Some(words.clone());
