@@ -434,6 +434,11 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
     ),
     (
         Protocol::C,
+        3_824_098,
+        "the barrier ack of a write that both disks had cleared the bits of blocks on which a later write had failed",
+    ),
+    (
+        Protocol::C,
         3_608_632,
         "the oracle forgot what a Primary without a disk had held back until its disk came (its own mistake)",
     ),

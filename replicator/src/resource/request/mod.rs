@@ -153,8 +153,6 @@ pub(crate) struct Write {
     pub(crate) remote: Remote,
     /// The epoch that it was sent in, until the barrier ack.
     pub(crate) epoch: Option<Epoch>,
-    /// The peer cleared its bits (P_RS_WRITE_ACK).
-    pub(crate) in_sync: bool,
     /// The peer's disk was UpToDate when it was sent: its copy counts as a copy.
     pub(crate) peer_counts: bool,
     /// The local disk was not UpToDate when it was sent: under every protocol only the peer's disk makes it safe.
@@ -170,6 +168,9 @@ pub(crate) struct Requests {
     pub(crate) writes: BTreeMap<WriteId, Write>,
     /// Writes that wait until the peer has been told that the own disk has failed.
     untold: Vec<WriteId>,
+    /// Writes whose bits the peer has cleared (P_RS_WRITE_ACK): here they are cleared with the barrier ack, unless something has failed on
+    /// their blocks since.
+    in_sync: BTreeSet<WriteId>,
     /// Writes that the peer has refused without having said why; some may be gone.
     refused: BTreeSet<WriteId>,
     pub(crate) reads: BTreeMap<u64, super::reads::Read>,

@@ -229,7 +229,7 @@ impl Resource {
                 Ack::Received => Remote::Received,
                 Ack::Written => Remote::Written,
                 Ack::WrittenInSync => {
-                    write.in_sync = true;
+                    self.requests.in_sync.insert(id);
                     Remote::Written
                 }
                 Ack::Refused if write.stage == Stage::Answered || explained => Remote::Failed,

@@ -5,7 +5,7 @@ use core::ops::Range;
 use core::time::Duration;
 
 use super::{Local, Remote, Stage, Write, WriteId};
-use crate::bitmap::coverage::{bits_covered, bits_touched};
+use crate::bitmap::coverage::{BIT_BYTES, bits_covered, bits_touched};
 use crate::event::VolumeNumber;
 use crate::planted::Planted;
 use crate::resource::Resource;
@@ -71,6 +71,7 @@ impl Resource {
     /// Forgets an answered write that nobody confirms any more: its extents are released. Bits of what one disk lacks were set
     /// before the answer, or when the link was lost; set again here they could be those of a block that a resync has copied since.
     pub(super) fn retire_write(&mut self, id: WriteId) {
+        let in_sync = self.requests.in_sync.remove(&id);
         let Some(write) = self.requests.writes.remove(&id) else {
             return;
         };
@@ -81,12 +82,30 @@ impl Resource {
             return; // It never started: nothing was written anywhere.
         }
         let both = write.local == Local::Done && write.remote == Remote::Written;
-        if both && write.in_sync {
+        if both && in_sync {
             self.clear_in_sync(write.volume, write.offset, write.length);
         }
         if let Some(extents) = write.logged.extents {
             self.release_extents(write.volume, extents);
         }
+    }
+
+    /// A later write, or a block of a resync, has failed in this range on one of the nodes: an earlier write that both have, and that waits
+    /// for its barrier ack, clears no bit there any more.
+    pub(crate) fn differs_since(&mut self, number: VolumeNumber, offset: u64, length: u32) {
+        let end = offset + u64::from(length);
+        let writes = &self.requests.writes;
+        self.requests.in_sync.retain(|id| {
+            let overlaps = |write: &Write| {
+                let write_end = write.offset + u64::from(write.length);
+                // Bits stand for whole blocks.
+                let (first, last) = (write.offset / BIT_BYTES, write_end.div_ceil(BIT_BYTES));
+                write.volume == number
+                    && first < end.div_ceil(BIT_BYTES)
+                    && offset / BIT_BYTES < last
+            };
+            !writes.get(id).is_some_and(overlaps)
+        });
     }
 
     /// Clears the bits that a range covers completely: both disks have it. Returns how many were set.

@@ -42,7 +42,6 @@ impl Resource {
             local: Local::None,
             remote: Remote::None,
             epoch: None,
-            in_sync: false,
             peer_counts: false,
             peer_only: false,
             sent_at: self.now,
@@ -345,6 +344,7 @@ impl Resource {
         if self.planted(Planted::ForgetMissedWrite) {
             return 0;
         }
+        self.differs_since(volume, offset, length);
         let Some(volume) = self.volumes.get_mut(&volume) else {
             return 0;
         };

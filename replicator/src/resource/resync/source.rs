@@ -548,6 +548,7 @@ impl Resource {
 
     /// Blocks that stay out of sync, on either side.
     pub(super) fn count_failed(&mut self, number: VolumeNumber, offset: u64, length: u32) {
+        self.differs_since(number, offset, length);
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;
         };
