@@ -426,14 +426,14 @@ fn a_node_without_its_peer_says_what_it_waits_for_and_what_to_type() {
 }
 
 #[test]
-fn adjust_does_what_it_can_at_once_and_says_what_waits_for_the_next_connect() {
+fn adjust_says_that_what_both_nodes_must_agree_on_waits_for_the_next_connect() {
     let mut pair = synced();
     assert_eq!(
         pair.alpha.must(&["adjust", "r0"]),
         "",
         "nothing has changed"
     );
-    let settings = Settings::default().with_net("max-buffers 4000;");
+    let settings = Settings::default().with_net("after-sb-0pri discard-zero-changes;");
     pair.configure(&settings);
     let ended = pair.alpha.adm(&["adjust", "r0"]);
     assert_eq!(ended.code, Some(0), "{}\n{}", ended.all(), pair.logs());
