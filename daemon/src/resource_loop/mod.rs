@@ -313,7 +313,7 @@ impl<E: Engine> ResourceLoop<E> {
 
     fn take(&mut self, message: Message) {
         match message {
-            Message::Command { command, answer } => self.command(*command, answer),
+            Message::Command { command, answer } => self.command(command, answer),
             Message::Connect {
                 discard_my_data,
                 tentative,
@@ -322,14 +322,12 @@ impl<E: Engine> ResourceLoop<E> {
                 Ok((net, link)) => {
                     self.peer.configure(link);
                     self.connects_by = Some(Arc::clone(&self.definition));
-                    self.command(
-                        Command::Connect {
-                            net,
-                            discard_my_data,
-                            tentative,
-                        },
-                        answer,
-                    );
+                    let command = Command::Connect {
+                        net,
+                        discard_my_data,
+                        tentative,
+                    };
+                    self.command(Box::new(command), answer);
                 }
                 Err(error) => {
                     let refusal = refusal(162, "Invalid configuration request", error.to_string());
@@ -358,7 +356,7 @@ impl<E: Engine> ResourceLoop<E> {
         }
     }
 
-    fn command(&mut self, command: Command, answer: oneshot::Sender<Answer>) {
+    fn command(&mut self, command: Box<Command>, answer: oneshot::Sender<Answer>) {
         self.next_command += 1;
         let id = CommandId(self.next_command);
         self.commands.insert(id, answer);
