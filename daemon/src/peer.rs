@@ -3,7 +3,7 @@
 //! Invariants: a stream that was announced (Accepted, Dialled) gets exactly one Closed, after which no event names it; bytes of one
 //! stream arrive and leave in order; every dial is answered once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -175,7 +175,7 @@ impl Peer {
         &mut self,
         context: &mut Context<'_>,
         buffer: &mut ReadBuffer,
-        events: &mut Vec<Event>,
+        events: &mut VecDeque<Event>,
     ) {
         self.poll_accept(context, events);
         self.poll_dials(context, events);
@@ -194,7 +194,7 @@ impl Peer {
         }
     }
 
-    fn poll_accept(&mut self, context: &mut Context<'_>, events: &mut Vec<Event>) {
+    fn poll_accept(&mut self, context: &mut Context<'_>, events: &mut VecDeque<Event>) {
         while let (Some(listener), Some(settings)) = (&self.listener, &self.settings) {
             let Poll::Ready(accepted) = listener.poll_accept(context) else {
                 return;
@@ -206,7 +206,7 @@ impl Peer {
                         continue;
                     }
                     let socket = self.adopt(stream);
-                    events.push(Event::Accepted { socket });
+                    events.push_back(Event::Accepted { socket });
                 }
                 Ok((_, from)) => {
                     let (my, peer) = (settings.my_address, settings.peer_address);
@@ -221,7 +221,7 @@ impl Peer {
         }
     }
 
-    fn poll_dials(&mut self, context: &mut Context<'_>, events: &mut Vec<Event>) {
+    fn poll_dials(&mut self, context: &mut Context<'_>, events: &mut VecDeque<Event>) {
         let mut index = 0;
         while let Some((token, dialling)) = self.dials.get_mut(index) {
             let Poll::Ready(result) = dialling.as_mut().poll(context) else {
@@ -231,7 +231,7 @@ impl Peer {
             let token = *token;
             drop(self.dials.swap_remove(index));
             let result = result.map(|stream| self.adopt(stream));
-            events.push(Event::Dialled { token, result });
+            events.push_back(Event::Dialled { token, result });
         }
     }
 
@@ -249,13 +249,13 @@ impl Peer {
     }
 
     /// Sends what is queued, one vectored write a stream if the system takes it.
-    pub(crate) fn flush(&mut self, context: &mut Context<'_>, events: &mut Vec<Event>) {
+    pub(crate) fn flush(&mut self, context: &mut Context<'_>, events: &mut VecDeque<Event>) {
         let mut ended = Vec::new();
         for (socket, link) in &mut self.links {
             match link.queue.flush(&link.stream, context) {
                 Ok(0) => {}
                 Ok(bytes) if matches!(link.phase, Phase::Open) => {
-                    events.push(Event::Sent {
+                    events.push_back(Event::Sent {
                         socket: *socket,
                         bytes,
                     });
@@ -286,10 +286,10 @@ impl Peer {
         });
     }
 
-    fn end(&mut self, ended: Vec<(SocketId, String)>, events: &mut Vec<Event>) {
+    fn end(&mut self, ended: Vec<(SocketId, String)>, events: &mut VecDeque<Event>) {
         for (socket, reason) in ended {
             if self.links.remove(&socket).is_some() {
-                events.push(Event::Closed { socket, reason });
+                events.push_back(Event::Closed { socket, reason });
             }
         }
     }
@@ -346,7 +346,7 @@ fn poll_link(
     link: &mut Link,
     context: &mut Context<'_>,
     buffer: &mut ReadBuffer,
-    events: &mut Vec<Event>,
+    events: &mut VecDeque<Event>,
 ) -> Option<String> {
     let lingering = matches!(link.phase, Phase::Lingering { .. });
     if link.paused && !lingering {
@@ -363,7 +363,7 @@ fn poll_link(
             }
             // We have closed it: nobody waits for these bytes any more.
             Poll::Ready(Ok(_)) if lingering => {}
-            Poll::Ready(Ok(bytes)) => events.push(Event::Bytes { socket, bytes }),
+            Poll::Ready(Ok(bytes)) => events.push_back(Event::Bytes { socket, bytes }),
             Poll::Ready(Err(error)) => return Some(format!("cannot receive: {error}")),
         }
     }

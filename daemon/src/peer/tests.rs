@@ -40,11 +40,9 @@ impl End {
     }
 
     fn turn(&mut self, context: &mut Context<'_>) {
-        let mut events = Vec::new();
-        self.peer.flush(context, &mut events);
-        self.peer.poll(context, &mut self.buffer, &mut events);
-        self.peer.flush(context, &mut events);
-        self.events.extend(events);
+        self.peer.flush(context, &mut self.events);
+        self.peer.poll(context, &mut self.buffer, &mut self.events);
+        self.peer.flush(context, &mut self.events);
     }
 
     async fn next(&mut self) -> Event {
