@@ -94,17 +94,19 @@ fn goes_to_metadata(run: &Run<'_>, target: &Target) -> Result<bool, Failure> {
 
 /// What a dry run of a command on metadata says beside its steps: what is on the disk, and what would be asked or refused.
 pub(super) fn look(run: &Run<'_>, target: &Target, values: Option<&str>) {
-    let look: fn(&Run<'_>, &Device, Option<&str>) -> Result<String, Failure> = match run.word.action
-    {
+    type Look = fn(&Run<'_>, &ResolvedVolume, &Device, Option<&str>) -> Result<String, Failure>;
+    let look: Look = match run.word.action {
         Action::CreateMd => create,
         Action::WipeMd => wipe,
         Action::SetGi => set_gi,
         Action::ApplyAl => apply_al,
-        Action::CheckResize => |_, device, _| Ok(check_resize(device)),
+        Action::CheckResize => check_resize,
         _ => return,
     };
     for volume in target.volumes() {
-        let seen = one(run, target, volume, |device| look(run, device, values));
+        let seen = one(run, target, volume, |device| {
+            look(run, volume, device, values)
+        });
         let text =
             seen.unwrap_or_else(|failure| format!("it would fail: {}\n", failure.lines.join("\n")));
         // The steps stay a script.
@@ -138,7 +140,12 @@ fn one(
 }
 
 /// Whether `apply-al` has something to apply.
-fn apply_al(_run: &Run<'_>, device: &Device, _values: Option<&str>) -> Result<String, Failure> {
+fn apply_al(
+    _run: &Run<'_>,
+    _volume: &ResolvedVolume,
+    device: &Device,
+    _values: Option<&str>,
+) -> Result<String, Failure> {
     let (superblock, _) = device
         .superblock()?
         .map_err(|error| Failure::new(USAGE, format!("{}: {error}", device.path)))?;
@@ -149,23 +156,45 @@ fn apply_al(_run: &Run<'_>, device: &Device, _values: Option<&str>) -> Result<St
 }
 
 /// Whether `check-resize` has something to move.
-fn check_resize(device: &Device) -> String {
-    match device.superblock() {
-        Ok(Ok(_)) => format!(
-            "{}: the metadata is at its end, nothing would be moved",
-            device.path
-        ),
-        _ => format!(
-            "{}: no metadata at its end: it would be looked for at the former one, and moved",
-            device.path
-        ),
+fn check_resize(
+    run: &Run<'_>,
+    volume: &ResolvedVolume,
+    device: &Device,
+    _values: Option<&str>,
+) -> Result<String, Failure> {
+    let path = &device.path;
+    if device.superblock()?.is_ok() {
+        return Ok(format!(
+            "{path}: the metadata is at its end, nothing would be moved"
+        ));
     }
+    Ok(match resize::left_behind(run, volume, device)? {
+        Some(former) if former.movable => format!(
+            "{}, which would be moved to the new end",
+            resize::text_left_behind(device, &former)
+        ),
+        _ => format!("{path}: no metadata at its end, nor at a former one: it would fail"),
+    })
+}
+
+/// Metadata at the former end of a disk that has grown, or nothing.
+fn left_behind(run: &Run<'_>, volume: &ResolvedVolume, device: &Device) -> Result<String, Failure> {
+    let former = resize::left_behind(run, volume, device)?;
+    Ok(former.map_or_else(String::new, |former| {
+        resize::text_left_behind(device, &former)
+    }))
 }
 
 /// What `create-md` finds.
-fn create(run: &Run<'_>, device: &Device, _values: Option<&str>) -> Result<String, Failure> {
+fn create(
+    run: &Run<'_>,
+    volume: &ResolvedVolume,
+    device: &Device,
+    _values: Option<&str>,
+) -> Result<String, Failure> {
     let (geometry, _) = metadata::wanted(run)?;
-    let review = metadata::look(run, device, &metadata::new_layout(device, geometry)?)?;
+    let layout = metadata::new_layout(device, geometry)?;
+    let review = metadata::look(run, volume, device, &layout)?.review;
     let mut text = String::new();
     for question in &review.questions {
         text.push_str(&format!("{}{}", question.stdout, question.stderr));
@@ -186,7 +215,12 @@ fn create(run: &Run<'_>, device: &Device, _values: Option<&str>) -> Result<Strin
 }
 
 /// What `wipe-md` would remove.
-fn wipe(_run: &Run<'_>, device: &Device, _values: Option<&str>) -> Result<String, Failure> {
+fn wipe(
+    run: &Run<'_>,
+    volume: &ResolvedVolume,
+    device: &Device,
+    _values: Option<&str>,
+) -> Result<String, Failure> {
     Ok(match device.superblock()? {
         Ok((superblock, _)) => format!(
             "{}: metadata with the generations\n{}\n{}\n(it asks that; --force answers with yes)\n",
@@ -195,15 +229,21 @@ fn wipe(_run: &Run<'_>, device: &Device, _values: Option<&str>) -> Result<String
             create::TEXT_WIPE_QUESTION
         ),
         Err(error) => format!(
-            "{}\n{}: {error}\n",
+            "{}\n{}: {error}\n{}\n",
             create::TEXT_NOTHING_TO_WIPE,
-            device.path
+            device.path,
+            left_behind(run, volume, device)?
         ),
     })
 }
 
 /// What `set-gi` would make of the generations.
-fn set_gi(_run: &Run<'_>, device: &Device, values: Option<&str>) -> Result<String, Failure> {
+fn set_gi(
+    _run: &Run<'_>,
+    _volume: &ResolvedVolume,
+    device: &Device,
+    values: Option<&str>,
+) -> Result<String, Failure> {
     let (old, _) = device
         .superblock()?
         .map_err(|error| Failure::new(USAGE, format!("{}: {error}", device.path)))?;
