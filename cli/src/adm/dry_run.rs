@@ -1,17 +1,18 @@
 //! `--dry-run` and `--verbose`: the steps of a command, its options included, and behind `#` what is on the disk, what would be
-//! asked, and what would be refused.
+//! asked, what would be refused, and which data would be given up.
 
 use tandem_config::ResolvedVolume;
+use tandem_daemon::control::messages::VolumeReport;
 use tandem_metadata::{create, gi};
 
 use super::{Run, adjust, metadata, options, resize, state, waiting};
-use crate::backend;
 use crate::configuration::Target;
 use crate::device::{Access, Device};
 use crate::failure::{CONFIGURATION, Failure, Outcome, USAGE};
 use crate::invocation::quoted;
 use crate::output::out_line;
 use crate::words::Action;
+use crate::{backend, daemon};
 
 /// What is said of a volume that is attached.
 const WHILE_ATTACHED: &str = "refused while it is attached: detach it first";
@@ -101,7 +102,7 @@ pub(super) fn look(run: &Run<'_>, target: &Target, values: Option<&str>) {
         Action::SetGi => set_gi,
         Action::ApplyAl => apply_al,
         Action::CheckResize => check_resize,
-        _ => return,
+        _ => return given_up(run, target),
     };
     for volume in target.volumes() {
         let seen = one(run, target, volume, |device| {
@@ -113,6 +114,52 @@ pub(super) fn look(run: &Run<'_>, target: &Target, values: Option<&str>) {
         for line in text.lines().filter(|line| !line.trim().is_empty()) {
             out_line(&format!("# {line}"));
         }
+    }
+}
+
+/// Says of a command that gives data up what would be lost, by the state of now.
+fn given_up(run: &Run<'_>, target: &Target) {
+    let report = daemon::running(run.invocation)
+        .ok()
+        .flatten()
+        .and_then(|mut client| state::report(run, &mut client, &target.view.name).ok())
+        .flatten();
+    for volume in report.iter().flat_map(|report| &report.volumes) {
+        if target.volumes().any(|one| one.number == volume.number)
+            && let Some(text) = loss(run, volume)
+        {
+            out_line(&format!("# {}/{}: {text}", target.view.name, volume.number));
+        }
+    }
+}
+
+fn loss(run: &Run<'_>, volume: &VolumeReport) -> Option<String> {
+    let (own, peers) = (&volume.disk, &volume.peer_disk);
+    let given = |option| run.arguments.has(option);
+    match run.word.action {
+        Action::Invalidate if own != "Diskless" => Some(format!(
+            "all data on the disk of this node ({own}) would be given up, and copied again from the peer ({peers})"
+        )),
+        Action::InvalidateRemote => Some(format!(
+            "all data on the disk of the peer ({peers}) would be given up, and copied again from this node ({own})"
+        )),
+        Action::Primary if backend::force_given(run.arguments) && own != "UpToDate" => {
+            Some(format!(
+                "the data on the disk of this node ({own}) would count as good, as they are; what the peer ({peers}) has instead \
+                 would be overwritten"
+            ))
+        }
+        Action::Connect if given("discard-my-data") => Some(
+            "after a split brain what was written on this node since then would be given up".to_owned(),
+        ),
+        Action::NewCurrentUuid if given("clear-bitmap") => Some(
+            "both disks would count as equal, as they are: what differs would never be copied".to_owned(),
+        ),
+        Action::Resize if given("assume-clean") => Some(
+            "the new area would count as equal on both disks, as it is: what differs would never be copied"
+                .to_owned(),
+        ),
+        _ => None,
     }
 }
 
