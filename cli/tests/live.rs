@@ -292,6 +292,33 @@ fn a_split_brain_is_explained_and_mended() {
 }
 
 #[test]
+fn wait_sync_waits_for_a_resync_that_is_about_to_begin() {
+    // Goal: a script that waits right after `primary --force`, or `attach`, goes on with two good disks.
+    // Method: the commands one after the other; the nodes have not agreed on the resync yet when the wait begins.
+    let (alpha, beta) = two_nodes();
+    for node in [&alpha, &beta] {
+        assert_eq!(node.adm(&["create-md", "r0"]).code, 0);
+        quiet(&node.adm(&["up", "r0"]));
+    }
+    quiet(&alpha.adm(&["wait-connect", "--wfc-timeout=60", "r0"]));
+    // Nothing to sync, and nothing to wait for.
+    quiet(&alpha.adm(&["wait-sync", "--wfc-timeout=60", "r0"]));
+    quiet(&alpha.adm(&["primary", "--force", "r0"]));
+    quiet(&alpha.adm(&["wait-sync", "--wfc-timeout=60", "r0"]));
+    assert_eq!(alpha.adm(&["dstate", "r0"]).out, "UpToDate/UpToDate\n");
+    for node in [&beta, &alpha] {
+        quiet(&node.adm(&["detach", "r0"]));
+        quiet(&node.adm(&["attach", "r0"]));
+        quiet(&node.adm(&["wait-sync", "--wfc-timeout=60", "r0"]));
+        assert_eq!(node.adm(&["dstate", "r0"]).out, "UpToDate/UpToDate\n");
+    }
+    quiet(&beta.adm(&["invalidate", "r0"]));
+    let run = beta.adm(&["wait-sync", "--wfc-timeout=60", "r0"]);
+    quiet(&run);
+    assert_eq!(beta.adm(&["dstate", "r0"]).out, "UpToDate/UpToDate\n");
+}
+
+#[test]
 fn waiting_ends_when_its_time_is_up() {
     let (alpha, _beta) = two_nodes();
     assert_eq!(alpha.adm(&["create-md", "r0"]).code, 0);
