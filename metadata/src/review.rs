@@ -135,9 +135,9 @@ pub fn review(
             .questions
             .push(ask_about_former(layout, name, former));
     }
-    // Flexible external metadata stand at the start of the device themselves: they have been asked about.
+    // External metadata stand at the start of the device, or of their slot, themselves: they have been asked about.
     let own = existing.is_some()
-        && layout.superblock_offset().0 == 0
+        && layout.placement() != Placement::Internal
         && found.is_some_and(|found| found.kind == Kind::SomeData);
     if let Some(found) = found.filter(|_| !own) {
         review_found(&mut review, layout, found, checks);

@@ -331,6 +331,34 @@ fn metadata_that_a_grown_device_left_behind_are_asked_about() {
 }
 
 #[test]
+fn external_metadata_are_not_asked_about_twice() {
+    let itself = Found {
+        kind: Kind::SomeData,
+        used: None,
+        marks: Marks::Start,
+    };
+    for (placement, size, questions) in [
+        (Placement::FlexibleExternal, 4 << 20, 1),
+        (Placement::Indexed(0), 256 << 20, 1),
+        (Placement::Indexed(1), 256 << 20, 1),
+        (Placement::Internal, SIZE, 2),
+    ] {
+        let layout = layout(placement, size, 1, 8);
+        let block = Superblock::fresh(&layout).encode();
+        let there = existing(&layout, layout.superblock_offset(), &block);
+        let asked = review(
+            &layout,
+            "DEV",
+            there.as_ref(),
+            None,
+            Some(&itself),
+            SanityChecks::Obey,
+        );
+        assert_eq!(asked.questions.len(), questions, "{placement}");
+    }
+}
+
+#[test]
 fn other_stripes_than_those_in_place_are_refused_with_exit_30() {
     let old = layout(Placement::Internal, SIZE, 1, 8);
     let new = layout(Placement::Internal, SIZE, 4, 8);
