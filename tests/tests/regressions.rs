@@ -452,6 +452,16 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         4_028_744,
         "a crashed Primary came back without its disk, was promoted beside its peer, lost it, and attached what it had before the crash",
     ),
+    (
+        Protocol::B,
+        4_104_365,
+        "a write that was answered when it was received, and waited for a read that hung, was forgotten with the link",
+    ),
+    (
+        Protocol::B,
+        4_114_077,
+        "the disk of a Primary failed just after its peer's, which had failed a write that had been answered: the judge missed the former",
+    ),
 ];
 
 #[test]

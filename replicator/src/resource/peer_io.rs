@@ -659,7 +659,8 @@ impl Resource {
         self.send(Some(number), Packet::NegDreply(ack));
     }
 
-    /// The link is lost: what was not started is forgotten, what was started ends without an acknowledgement.
+    /// The link is lost. What was received ends without an acknowledgement, also what waits for its range: under protocol B it is answered.
+    /// What waits until this disk says that it has the only copy is forgotten: nobody has answered it.
     pub(crate) fn peer_io_connection_lost(&mut self) {
         self.connection.receive_epochs = None;
         self.peer_io.flushing = 0;
@@ -667,7 +668,7 @@ impl Resource {
             .peer_io
             .writes
             .iter()
-            .filter(|(_, write)| !write.started)
+            .filter(|(_, write)| !write.started && write.only_copy)
             .map(|(id, _)| *id)
             .collect();
         for id in unstarted {

@@ -151,11 +151,14 @@ impl Oracle {
         Ok(())
     }
 
-    /// The disk of a Primary failed before it saw that its peer had lost power: the same two failures in the other order.
+    /// The disk of a Primary failed before it saw that its peer had lost power, or its disk, too: the same two failures in the other order.
     fn fail_after_the_peer(&mut self, node: usize, nodes: &[Node; 2]) {
         let peer = 1 - node;
         if self.views[peer].lost_power {
             self.lose_the_last_copy(peer, &nodes[peer]);
+        }
+        if self.views[peer].failed {
+            self.forget_what_it_only_received(peer, &nodes[peer]);
         }
     }
 
