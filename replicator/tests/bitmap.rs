@@ -331,7 +331,7 @@ fn bits_set_before_a_page_is_read_survive_the_reading() {
     bitmap.load_page(0, &bytes).unwrap();
     assert!(bitmap.get(3) && bitmap.get(8));
     assert!(bitmap.is_read(0..PAGE_BITS) && !bitmap.is_read(0..PAGE_BITS + 1));
-    bitmap.load_clear_page(1).unwrap();
+    bitmap.load_hole(1..2);
     assert_eq!(bitmap.unread_pages(), 0);
     assert_eq!(bitmap.count(), 2);
     bitmap.clear_all();

@@ -81,6 +81,9 @@ impl Bitmap {
             return Ok(());
         }
         self.unread_pages -= 1;
+        if *bytes == [0; PAGE_BYTES] {
+            return Ok(());
+        }
         let valid = self.valid(index);
         let content = &mut self.pages[index].content;
         let mut changed = 0;
@@ -95,16 +98,12 @@ impl Bitmap {
         Ok(())
     }
 
-    /// As [`Bitmap::load_page`] with a page of zeros: a hole of a sparse file.
-    ///
-    /// # Errors
-    /// [`BitmapError::NoSuchPage`].
-    pub fn load_clear_page(&mut self, page: u32) -> Result<(), BitmapError> {
-        let index = self.index(page)?;
-        if core::mem::take(&mut self.pages[index].unread) {
-            self.unread_pages -= 1;
+    /// As [`Bitmap::load_page`] with pages of zeros, cut at the end: a hole of a sparse file.
+    pub fn load_hole(&mut self, pages: core::ops::Range<u32>) {
+        let end = pages.end.min(self.page_count());
+        for page in &mut self.pages[pages.start.min(end) as usize..end as usize] {
+            self.unread_pages -= u32::from(core::mem::take(&mut page.unread));
         }
-        Ok(())
     }
 
     /// The bytes of a page as they belong on disk.
