@@ -270,7 +270,10 @@ impl<E: Engine> ResourceLoop<E> {
         let mut batch = std::mem::take(&mut self.batch);
         if look == Look::Everything {
             self.take_messages(context);
-            self.peer.poll(context, &mut self.buffer, &mut batch);
+            let engine = &self.engine;
+            let pending = |socket| engine.pending_payload(socket);
+            let into = (&mut self.buffer, self.disks.pool());
+            self.peer.poll(context, into, pending, &mut batch);
         }
         if look >= Look::Clients {
             self.clients
