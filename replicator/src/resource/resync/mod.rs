@@ -128,7 +128,11 @@ enum Part {
 pub(crate) struct SyncIo {
     reads: BTreeMap<u64, Read>,
     read_bytes: u64,
+    /// Reads that are held back for the application.
+    delayed: usize,
     writes: BTreeMap<u64, Write>,
+    /// Blocks of 4 KiB in all writes.
+    write_blocks: u32,
     /// A finished target tells a kernel again that it is done, which may have missed it (wire-protocol.md 6.6).
     repeat: Option<end::Repeat>,
 }
@@ -137,6 +141,51 @@ impl SyncIo {
     /// Whether anything of a resync is still on its way.
     pub(super) fn is_busy(&self) -> bool {
         !self.reads.is_empty() || !self.writes.is_empty()
+    }
+
+    fn insert_read(&mut self, id: u64, read: Read) {
+        self.read_bytes += u64::from(read.length());
+        self.delayed += usize::from(read.due().is_some());
+        self.reads.insert(id, read);
+    }
+
+    fn take_read(&mut self, id: u64) -> Option<Read> {
+        let read = self.reads.remove(&id)?;
+        self.read_bytes -= u64::from(read.length());
+        self.delayed -= usize::from(read.due().is_some());
+        Some(read)
+    }
+
+    fn insert_write(&mut self, id: u64, write: Write) {
+        self.write_blocks += write.blocks();
+        self.writes.insert(id, write);
+    }
+
+    fn take_write(&mut self, id: u64) -> Option<Write> {
+        let write = self.writes.remove(&id)?;
+        self.write_blocks -= write.blocks();
+        Some(write)
+    }
+
+    /// When the first of the reads that are held back goes on.
+    fn next_due(&self) -> Time {
+        if self.delayed == 0 {
+            return Time::NEVER;
+        }
+        let due = self.reads.values().filter_map(Read::due).min();
+        due.unwrap_or(Time::NEVER)
+    }
+
+    /// What is counted fits what is there.
+    fn fits(&self) -> bool {
+        let read_bytes: u64 = self
+            .reads
+            .values()
+            .map(|read| u64::from(read.length()))
+            .sum();
+        let write_blocks: u32 = self.writes.values().map(Write::blocks).sum();
+        let delayed = self.reads.values().filter_map(Read::due).count();
+        (read_bytes, write_blocks, delayed) == (self.read_bytes, self.write_blocks, self.delayed)
     }
 }
 
@@ -185,6 +234,22 @@ impl Resync {
 }
 
 impl Volume {
+    /// What a resync counts fits what it has on its way.
+    pub(super) fn check_resync(&self) -> Result<(), &'static str> {
+        let fits = self
+            .resync
+            .as_ref()
+            .is_none_or(|resync| match &resync.role {
+                Part::Target(target) => target.fits(),
+                Part::Source(_) => true,
+            });
+        if fits && self.sync_io.fits() {
+            Ok(())
+        } else {
+            Err("what a resync counts differs from what it has on its way")
+        }
+    }
+
     /// Blocks that the resync still has to transfer.
     fn resync_left(&self) -> u64 {
         let resync = self.resync.as_ref();
@@ -567,10 +632,8 @@ impl Resource {
 
     fn forget_sync_io(&mut self, number: VolumeNumber, id: u64) {
         if let Some(volume) = self.volumes.get_mut(&number) {
-            if let Some(read) = volume.sync_io.reads.remove(&id) {
-                volume.sync_io.read_bytes -= u64::from(read.length());
-            }
-            volume.sync_io.writes.remove(&id);
+            volume.sync_io.take_read(id);
+            volume.sync_io.take_write(id);
         }
         self.release_interval(number, id);
     }
@@ -683,14 +746,13 @@ impl Resource {
     pub(crate) fn resync_deadline(&self) -> Time {
         let volumes = self.volumes.values().map(|volume| {
             let target = self.target_deadline(volume);
-            let delayed = volume.sync_io.reads.values().filter_map(Read::due).min();
             let repeat = volume
                 .sync_io
                 .repeat
                 .as_ref()
                 .map_or(Time::NEVER, end::Repeat::at);
             target
-                .min(delayed.unwrap_or(Time::NEVER))
+                .min(volume.sync_io.next_due())
                 .min(repeat)
                 .min(volume.exchange.deadline())
         });
