@@ -4,7 +4,7 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
-use super::page::{PAGE_BITS, PAGE_BYTES, PAGE_WORDS, valid_mask};
+use super::page::{Content, PAGE_BITS, PAGE_BYTES, PAGE_WORDS};
 use super::{Bitmap, BitmapError, Urgency};
 
 /// A write of a page that was started and not yet answered.
@@ -86,15 +86,15 @@ impl Bitmap {
         }
         let valid = self.valid(index);
         let content = &mut self.pages[index].content;
-        let mut changed = 0;
-        for (word, bytes) in bytes.chunks_exact(8).enumerate() {
+        let before = content.count(valid);
+        let mut words = content.words(valid);
+        for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
             let mut value = [0; 8];
             value.copy_from_slice(bytes);
-            let value = u64::from_le_bytes(value) & valid_mask(word, valid);
-            changed += u64::from(content.or_word(word, value, valid));
+            *word |= u64::from_le_bytes(value);
         }
-        content.normalise(valid);
-        self.count += changed;
+        *content = Content::of_words(words, valid);
+        self.count += u64::from(content.count(valid) - before);
         Ok(())
     }
 
@@ -119,8 +119,9 @@ impl Bitmap {
             });
         }
         let valid = self.valid(index);
-        for (word, out) in out.chunks_exact_mut(8).enumerate() {
-            out.copy_from_slice(&self.pages[index].content.word(word, valid).to_le_bytes());
+        let words = self.pages[index].content.words(valid);
+        for (out, word) in out.chunks_exact_mut(8).zip(words) {
+            out.copy_from_slice(&word.to_le_bytes());
         }
         Ok(())
     }
