@@ -344,9 +344,9 @@ fn payloads_that_follow_one_another_arrive_each_in_one_aligned_piece() {
             .map(|at| at as u8 ^ (at >> 8) as u8)
             .collect();
         let stream = packet.repeat(PACKETS);
-        let rest = stream.clone();
-        tokio::spawn(async move {
-            other.write_all(&rest).await.unwrap();
+        let all = stream.clone();
+        let feeder = tokio::spawn(async move {
+            other.write_all(&all).await.unwrap();
             other
         });
         let (mut seen, mut whole) = (Vec::new(), 0);
@@ -363,10 +363,9 @@ fn payloads_that_follow_one_another_arrive_each_in_one_aligned_piece() {
             }
         }
         assert!(seen == stream);
-        assert!(
-            whole >= PACKETS - 4,
-            "only the first ones are met in the middle: {whole}"
-        );
+        drop(feeder.await);
+        // Those that were there when nothing was known yet are met in the middle: eight reads of 256 KiB.
+        assert!(whole >= PACKETS - 20, "{whole}");
     });
 }
 
