@@ -14,7 +14,6 @@
 //!   every block that differs.
 //! - The data socket of the target stands still from P_SYNC_UUID until that is so.
 
-use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec;
@@ -39,10 +38,11 @@ use crate::time::Time;
 
 mod end;
 mod source;
+mod sync_io;
 mod target;
 
-use source::Read;
-use target::{Target, Write};
+pub(crate) use sync_io::SyncIo;
+use target::Target;
 
 /// Which end of a resync this node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,72 +121,6 @@ pub(crate) struct Resync {
 enum Part {
     Source(source::Source),
     Target(alloc::boxed::Box<Target>),
-}
-
-/// Blocks on their way to or from the disk. They outlive the resync that asked for them: an I/O ends when it ends.
-#[derive(Debug, Default)]
-pub(crate) struct SyncIo {
-    reads: BTreeMap<u64, Read>,
-    read_bytes: u64,
-    /// Reads that are held back for the application.
-    delayed: usize,
-    writes: BTreeMap<u64, Write>,
-    /// Blocks of 4 KiB in all writes.
-    write_blocks: u32,
-    /// A finished target tells a kernel again that it is done, which may have missed it (wire-protocol.md 6.6).
-    repeat: Option<end::Repeat>,
-}
-
-impl SyncIo {
-    /// Whether anything of a resync is still on its way.
-    pub(super) fn is_busy(&self) -> bool {
-        !self.reads.is_empty() || !self.writes.is_empty()
-    }
-
-    fn insert_read(&mut self, id: u64, read: Read) {
-        self.read_bytes += u64::from(read.length());
-        self.delayed += usize::from(read.due().is_some());
-        self.reads.insert(id, read);
-    }
-
-    fn take_read(&mut self, id: u64) -> Option<Read> {
-        let read = self.reads.remove(&id)?;
-        self.read_bytes -= u64::from(read.length());
-        self.delayed -= usize::from(read.due().is_some());
-        Some(read)
-    }
-
-    fn insert_write(&mut self, id: u64, write: Write) {
-        self.write_blocks += write.blocks();
-        self.writes.insert(id, write);
-    }
-
-    fn take_write(&mut self, id: u64) -> Option<Write> {
-        let write = self.writes.remove(&id)?;
-        self.write_blocks -= write.blocks();
-        Some(write)
-    }
-
-    /// When the first of the reads that are held back goes on.
-    fn next_due(&self) -> Time {
-        if self.delayed == 0 {
-            return Time::NEVER;
-        }
-        let due = self.reads.values().filter_map(Read::due).min();
-        due.unwrap_or(Time::NEVER)
-    }
-
-    /// What is counted fits what is there.
-    fn fits(&self) -> bool {
-        let read_bytes: u64 = self
-            .reads
-            .values()
-            .map(|read| u64::from(read.length()))
-            .sum();
-        let write_blocks: u32 = self.writes.values().map(Write::blocks).sum();
-        let delayed = self.reads.values().filter_map(Read::due).count();
-        (read_bytes, write_blocks, delayed) == (self.read_bytes, self.write_blocks, self.delayed)
-    }
 }
 
 impl Resync {
