@@ -174,7 +174,7 @@ impl Pair {
             node,
             Event::Command {
                 id: CommandId(self.next),
-                command,
+                command: Box::new(command),
             },
         ));
         self.settle();

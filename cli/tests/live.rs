@@ -120,6 +120,48 @@ fn what_is_there_already_is_left_alone() {
 }
 
 #[test]
+fn a_dry_run_of_what_gives_data_up_says_whose() {
+    let (alpha, _beta) = synced_pair();
+    let before = alpha.adm(&["get-gi", "r0"]).out;
+    for (words, step, whose) in [
+        (
+            &["invalidate"][..],
+            "drbdsetup invalidate 0\n",
+            "# r0/0: all data on the disk of this node (UpToDate) would be given up, and copied again from the peer (UpToDate)\n",
+        ),
+        (
+            &["invalidate-remote"],
+            "drbdsetup invalidate-remote 0\n",
+            "# r0/0: all data on the disk of the peer (UpToDate) would be given up, and copied again from this node (UpToDate)\n",
+        ),
+        (
+            &["connect", "--discard-my-data"],
+            "drbdsetup connect r0 ",
+            " --discard-my-data\n# r0/0: after a split brain what was written on this node since then would be given up\n",
+        ),
+        (
+            &["new-current-uuid", "--clear-bitmap"],
+            "drbdsetup new-current-uuid --clear-bitmap 0\n",
+            "# r0/0: both disks would count as equal, as they are: what differs would never be copied\n",
+        ),
+        // Nothing is lost by these.
+        (&["primary", "--force"], "drbdsetup primary --force 0\n", ""),
+        (&["new-current-uuid"], "drbdsetup new-current-uuid 0\n", ""),
+    ] {
+        let run = alpha.adm(&[&["-d"], words, &["r0"]].concat());
+        assert_eq!((run.code, run.err.as_str()), (0, ""), "{run:?}");
+        assert!(
+            run.out.starts_with(step) && run.out.ends_with(whose),
+            "{run:?}"
+        );
+        let lines = 1 + usize::from(!whose.is_empty());
+        assert_eq!(run.out.lines().count(), lines, "{run:?}");
+    }
+    assert_eq!(alpha.adm(&["get-gi", "r0"]).out, before);
+    assert_eq!(alpha.adm(&["dstate", "r0"]).out, "UpToDate/UpToDate\n");
+}
+
+#[test]
 fn a_dry_run_prints_only_what_would_be_done() {
     let (alpha, _beta) = synced_pair();
     for word in ["up", "adjust", "new-resource"] {
@@ -165,7 +207,12 @@ fn a_dry_run_prints_only_what_would_be_done() {
         );
     }
     let invalidate = alpha.adm(&["-d", "invalidate", "--force", "r0"]);
-    assert_eq!(invalidate.out, "drbdsetup invalidate 0 --force\n");
+    assert!(
+        invalidate
+            .out
+            .starts_with("drbdsetup invalidate 0 --force\n# r0/0: "),
+        "{invalidate:?}"
+    );
     quiet(&alpha.adm(&["disconnect", "r0"]));
     alpha.write("etc/drbd.conf", &file);
     let run = alpha.adm(&["-d", "adjust", "--skip-net", "r0"]);
@@ -242,6 +289,33 @@ fn a_split_brain_is_explained_and_mended() {
     }
     until(&alpha, &["dstate", "r0"], "UpToDate/UpToDate\n");
     until(&alpha, &["role", "r0"], "Primary/Secondary\n");
+}
+
+#[test]
+fn wait_sync_waits_for_a_resync_that_is_about_to_begin() {
+    // Goal: a script that waits right after `primary --force`, or `attach`, goes on with two good disks.
+    // Method: the commands one after the other; the nodes have not agreed on the resync yet when the wait begins.
+    let (alpha, beta) = two_nodes();
+    for node in [&alpha, &beta] {
+        assert_eq!(node.adm(&["create-md", "r0"]).code, 0);
+        quiet(&node.adm(&["up", "r0"]));
+    }
+    quiet(&alpha.adm(&["wait-connect", "--wfc-timeout=60", "r0"]));
+    // Nothing to sync, and nothing to wait for.
+    quiet(&alpha.adm(&["wait-sync", "--wfc-timeout=60", "r0"]));
+    quiet(&alpha.adm(&["primary", "--force", "r0"]));
+    quiet(&alpha.adm(&["wait-sync", "--wfc-timeout=60", "r0"]));
+    assert_eq!(alpha.adm(&["dstate", "r0"]).out, "UpToDate/UpToDate\n");
+    for node in [&beta, &alpha] {
+        quiet(&node.adm(&["detach", "r0"]));
+        quiet(&node.adm(&["attach", "r0"]));
+        quiet(&node.adm(&["wait-sync", "--wfc-timeout=60", "r0"]));
+        assert_eq!(node.adm(&["dstate", "r0"]).out, "UpToDate/UpToDate\n");
+    }
+    quiet(&beta.adm(&["invalidate", "r0"]));
+    let run = beta.adm(&["wait-sync", "--wfc-timeout=60", "r0"]);
+    quiet(&run);
+    assert_eq!(beta.adm(&["dstate", "r0"]).out, "UpToDate/UpToDate\n");
 }
 
 #[test]

@@ -364,6 +364,69 @@ fn nothing_is_overwritten_without_a_yes() {
 }
 
 #[test]
+fn create_md_finds_what_a_grown_disk_left_at_its_former_end() {
+    // Goal: growing a disk and making its metadata anew does not cost what is known of the data by mistake.
+    // Method: commands on a disk whose file became longer, with the size that it had on record.
+    let node = Node::pair("alpha");
+    let record = || node.path("var/lib/tandem/drbd-minor-0.lkbd").exists();
+    let grow = |mebibytes: u64| {
+        let disk = std::fs::File::options()
+            .write(true)
+            .open(node.path("disk"))
+            .unwrap();
+        disk.set_len(mebibytes << 20).unwrap();
+        node.read("disk")
+    };
+    let moves = "next: TANDEM adm --root ROOT check-resize r0   # the disk has grown: this moves its metadata to the new end\n";
+    assert_eq!(node.adm(&["create-md", "r0"]).code, 0);
+    let generations =
+        "1234567890ABCDEE:0000000000000000:0000000000000000:0000000000000000:1:1:0:0:0:0:0";
+    let set = node.adm(&["set-gi", "--force", generations, "r0"]);
+    assert_eq!(set.code, 0, "{set:?}");
+    let before = grow(96);
+    let run = node.adm(&["create-md", "r0"]);
+    assert_eq!((run.code, run.out.as_str()), (1, "Operation cancelled.\n"));
+    for words in [
+        "at the former end of ROOT/disk, at byte offset 67104768: it had 67108864 bytes, and has 100663296 now\n",
+        "to give the existing meta-data up: TANDEM adm --root ROOT create-md --force r0\n",
+        moves,
+    ] {
+        assert!(run.err.contains(words), "{words}\n{}", run.err);
+    }
+    for words in ["get-gi", "dump-md", "apply-al", "outdate", "invalidate"] {
+        let run = node.adm(&[words, "r0"]);
+        assert_eq!(run.code, 1, "{run:?}");
+        assert!(run.err.ends_with(moves), "{run:?}");
+    }
+    let dry = |words: &str| node.adm(&["-d", words, "r0"]).out;
+    assert!(dry("create-md").contains("# at the former end of ROOT/disk"));
+    assert!(dry("check-resize").contains("which would be moved to the new end\n"));
+    assert!(dry("wipe-md").contains("at its former end (67108864 bytes)"));
+    let run = node.adm(&["wipe-md", "--force", "r0"]);
+    assert!(
+        run.code == 0 && run.err.contains("at its former end (67108864 bytes)"),
+        "{run:?}"
+    );
+    assert!(node.read("disk") == before && record());
+    // What was named does it.
+    assert_eq!(node.adm(&["check-resize", "r0"]).code, 0);
+    assert_eq!(node.adm(&["get-gi", "r0"]).out, format!("{generations}\n"));
+    grow(128);
+    assert_eq!(node.adm(&["create-md", "--force", "r0"]).code, 0);
+    assert!(
+        node.adm(&["get-gi", "r0"])
+            .out
+            .starts_with("0000000000000004:")
+    );
+    // Without metadata there is nothing on record either.
+    assert_eq!(node.adm(&["wipe-md", "--force", "r0"]).code, 0);
+    assert!(!record());
+    grow(160);
+    let run = node.adm(&["check-resize", "r0"]);
+    assert!(run.code == 1 && run.err.contains("no suitable meta data found"));
+}
+
+#[test]
 fn a_file_system_that_would_be_cut_is_refused_even_with_force() {
     let node = Node::pair("alpha");
     let mut disk = node.read("disk");

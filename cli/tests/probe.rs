@@ -48,6 +48,8 @@ fn a_primary_is_described_by_name_and_by_uri() {
             "  block sizes  minimum 1, preferred 4096, maximum 33554432\n",
             "  contexts     base:allocation, x-tandem:out-of-sync\n",
             "  read         4096 bytes at 0 in ",
+            "  old clients  ",
+            " bytes, 4096 of them read at 0\n",
         ] {
             assert!(run.out.contains(line), "{line}{run:?}");
         }

@@ -299,7 +299,7 @@ impl Engine for FakeEngine {
 
     fn handle(&mut self, now: Time, event: Event, effects: &mut Effects) {
         match event {
-            Event::Command { id, command } => self.command(id, command, effects),
+            Event::Command { id, command } => self.command(id, *command, effects),
             Event::Request(request) => self.request(request, effects),
             Event::Opened { volume } => {
                 self.volumes

@@ -302,7 +302,7 @@ impl Clients {
         context: &mut Context<'_>,
         buffer: &mut ReadBuffer,
         pool: &Pool,
-        events: &mut Vec<Event>,
+        events: &mut VecDeque<Event>,
     ) {
         let mut requests = Vec::new();
         for (number, client) in &mut self.clients {
@@ -385,7 +385,7 @@ impl Clients {
     }
 
     /// Hands a request to the engine.
-    pub(crate) fn start(&mut self, inquiry: Inquiry, events: &mut Vec<Event>) {
+    pub(crate) fn start(&mut self, inquiry: Inquiry, events: &mut VecDeque<Event>) {
         let Inquiry {
             client,
             handle,
@@ -415,7 +415,7 @@ impl Clients {
                 }
             };
             self.waiting.insert(id, waiting);
-            events.push(Event::Request(Request {
+            events.push_back(Event::Request(Request {
                 id,
                 volume,
                 operation,
@@ -424,7 +424,7 @@ impl Clients {
     }
 
     /// Sends replies, and lets go of clients that have ended.
-    pub(crate) fn flush(&mut self, context: &mut Context<'_>, events: &mut Vec<Event>) {
+    pub(crate) fn flush(&mut self, context: &mut Context<'_>, events: &mut VecDeque<Event>) {
         let pieces = &mut self.pieces;
         self.clients.retain(|_, client| {
             client.flush(context, pieces);
@@ -433,7 +433,7 @@ impl Clients {
                 && (client.broken || client.out.is_empty());
             if gone {
                 tracing::info!(client = %client.who, volume = client.volume.0, "client detached");
-                events.push(Event::Released {
+                events.push_back(Event::Released {
                     volume: client.volume,
                 });
             }

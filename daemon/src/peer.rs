@@ -5,7 +5,7 @@
 
 mod incoming;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -184,7 +184,7 @@ impl Peer {
         context: &mut Context<'_>,
         (buffer, pool): (&mut ReadBuffer, &Pool),
         pending: impl Fn(SocketId) -> Option<PendingPayload>,
-        events: &mut Vec<Event>,
+        events: &mut VecDeque<Event>,
     ) {
         self.poll_accept(context, events);
         self.poll_dials(context, events);
@@ -204,7 +204,7 @@ impl Peer {
         }
     }
 
-    fn poll_accept(&mut self, context: &mut Context<'_>, events: &mut Vec<Event>) {
+    fn poll_accept(&mut self, context: &mut Context<'_>, events: &mut VecDeque<Event>) {
         while let (Some(listener), Some(settings)) = (&self.listener, &self.settings) {
             let Poll::Ready(accepted) = listener.poll_accept(context) else {
                 return;
@@ -216,7 +216,7 @@ impl Peer {
                         continue;
                     }
                     let socket = self.adopt(stream);
-                    events.push(Event::Accepted { socket });
+                    events.push_back(Event::Accepted { socket });
                 }
                 Ok((_, from)) => {
                     let (my, peer) = (settings.my_address, settings.peer_address);
@@ -231,7 +231,7 @@ impl Peer {
         }
     }
 
-    fn poll_dials(&mut self, context: &mut Context<'_>, events: &mut Vec<Event>) {
+    fn poll_dials(&mut self, context: &mut Context<'_>, events: &mut VecDeque<Event>) {
         let mut index = 0;
         while let Some((token, dialling)) = self.dials.get_mut(index) {
             let Poll::Ready(result) = dialling.as_mut().poll(context) else {
@@ -241,7 +241,7 @@ impl Peer {
             let token = *token;
             drop(self.dials.swap_remove(index));
             let result = result.map(|stream| self.adopt(stream));
-            events.push(Event::Dialled { token, result });
+            events.push_back(Event::Dialled { token, result });
         }
     }
 
@@ -260,13 +260,13 @@ impl Peer {
     }
 
     /// Sends what is queued, one vectored write a stream if the system takes it.
-    pub(crate) fn flush(&mut self, context: &mut Context<'_>, events: &mut Vec<Event>) {
+    pub(crate) fn flush(&mut self, context: &mut Context<'_>, events: &mut VecDeque<Event>) {
         let mut ended = Vec::new();
         for (socket, link) in &mut self.links {
             match link.queue.flush(&link.stream, context) {
                 Ok(0) => {}
                 Ok(bytes) if matches!(link.phase, Phase::Open) => {
-                    events.push(Event::Sent {
+                    events.push_back(Event::Sent {
                         socket: *socket,
                         bytes,
                     });
@@ -297,10 +297,10 @@ impl Peer {
         });
     }
 
-    fn end(&mut self, ended: Vec<(SocketId, String)>, events: &mut Vec<Event>) {
+    fn end(&mut self, ended: Vec<(SocketId, String)>, events: &mut VecDeque<Event>) {
         for (socket, reason) in ended {
             if self.links.remove(&socket).is_some() {
-                events.push(Event::Closed { socket, reason });
+                events.push_back(Event::Closed { socket, reason });
             }
         }
     }
@@ -357,7 +357,7 @@ fn poll_link(
     link: &mut Link,
     context: &mut Context<'_>,
     buffer: &mut ReadBuffer,
-    events: &mut Vec<Event>,
+    events: &mut VecDeque<Event>,
 ) -> Option<String> {
     let lingering = matches!(link.phase, Phase::Lingering { .. });
     if link.paused && !lingering {
@@ -369,7 +369,7 @@ fn poll_link(
             Poll::Ready(Ok(Received::Part)) => {
                 // The peer is alive: what came is told with the rest.
                 let bytes = Bytes::new();
-                events.push(Event::Bytes { socket, bytes });
+                events.push_back(Event::Bytes { socket, bytes });
                 return None;
             }
             Poll::Ready(Ok(Received::End)) => {
@@ -380,7 +380,9 @@ fn poll_link(
             }
             // We have closed it: nobody waits for these bytes any more.
             Poll::Ready(Ok(Received::Bytes(_))) if lingering => {}
-            Poll::Ready(Ok(Received::Bytes(bytes))) => events.push(Event::Bytes { socket, bytes }),
+            Poll::Ready(Ok(Received::Bytes(bytes))) => {
+                events.push_back(Event::Bytes { socket, bytes })
+            }
             Poll::Ready(Err(error)) => return Some(format!("cannot receive: {error}")),
         }
         if link.incoming.asks() {

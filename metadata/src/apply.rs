@@ -46,6 +46,8 @@ pub struct ApplyAl {
     pub ignored: Option<ActivityLogError>,
     /// The size whose bitmap is marked.
     size: SectorCount,
+    /// PRIMARY_IND: the active set counts.
+    was_primary: bool,
 }
 
 impl ApplyAl {
@@ -80,6 +82,7 @@ impl ApplyAl {
             replay,
             ignored,
             size,
+            was_primary,
         };
         if let Some(Replayed::Updates { active, coverage }) =
             plan.replay.as_ref().map(|replay| replay.result.clone())
@@ -211,7 +214,9 @@ impl ApplyAl {
                 "Marked additional {} as out-of-sync based on AL.",
                 pretty_kib(newly_set.saturating_mul(4))
             )),
-            (Marking::Nothing, Some(Replayed::Updates { active, .. })) if active.is_empty() => {
+            (Marking::Nothing, Some(Replayed::Updates { active, .. }))
+                if self.was_primary && active.is_empty() =>
+            {
                 lines.push("Nothing to do.".to_string());
             }
             (Marking::Nothing, _) => {}

@@ -13,7 +13,7 @@ use crate::bitmap::dump_len;
 use crate::create::{Content, Step, Write};
 use crate::error::{PlacementError, SuperblockError};
 use crate::placement::{Layout, Placement};
-use crate::superblock::{Flags, Superblock};
+use crate::superblock::{Flags, Superblock, Version};
 use crate::units::{BLOCK_SIZE, ByteLen, ByteOffset};
 
 /// The record that `drbdmeta` keeps in `drbd-minor-<minor>.lkbd` of its state directory: where internal metadata were
@@ -61,10 +61,39 @@ impl LastKnown {
         text
     }
 
+    /// Looks for metadata at the end that the device had. `block` was read where the superblock of a device of the
+    /// last known size is. Damaged metadata count as well, as in [`crate::review::existing`].
+    pub fn find(&self, present: ByteLen, block: &[u8]) -> Option<Former> {
+        let offset = ByteOffset(Placement::Internal.superblock_sector(self.size).ok()?.0 * 512);
+        if self.size >= present || !matches!(Version::of(block), Some(Version::V08(_))) {
+            return None;
+        }
+        let movable = matches!(
+            Move::plan(self, present, block),
+            Ok(_) | Err(RelocateError::Unclean)
+        );
+        Some(Former {
+            offset,
+            size: self.size,
+            movable,
+        })
+    }
+
     /// The name of the record's file.
     pub fn file_name(minor: u32) -> String {
         format!("drbd-minor-{minor}.lkbd")
     }
+}
+
+/// Metadata at the former end of a device that has grown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Former {
+    /// Where their superblock is.
+    pub offset: ByteOffset,
+    /// The size that the device had.
+    pub size: ByteLen,
+    /// Whether they can be moved to the new end: not if they are damaged, or another device's.
+    pub movable: bool,
 }
 
 /// Why metadata cannot be moved.

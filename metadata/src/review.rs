@@ -8,6 +8,7 @@ use crate::activity_log::AlGeometry;
 use crate::codec::be32;
 use crate::detect::{Found, Kind, Marks};
 use crate::placement::{Layout, Placement};
+use crate::relocate::Former;
 use crate::superblock::{Superblock, Version};
 use crate::units::{ByteLen, ByteOffset};
 
@@ -113,11 +114,13 @@ pub fn existing(layout: &Layout, offset: ByteOffset, block: &[u8]) -> Option<Exi
     })
 }
 
-/// Reviews what was found. `name` is the device's path, for the texts.
+/// Reviews what was found. `name` is the device's path, for the texts. `former` are metadata that a device which has
+/// grown left behind; they do not count beside `existing` ones.
 pub fn review(
     layout: &Layout,
     name: &str,
     existing: Option<&Existing>,
+    former: Option<&Former>,
     found: Option<&Found>,
     checks: SanityChecks,
 ) -> Review {
@@ -127,10 +130,14 @@ pub fn review(
         if review.refusal.is_some() {
             return review;
         }
+    } else if let Some(former) = former {
+        review
+            .questions
+            .push(ask_about_former(layout, name, former));
     }
-    // Flexible external metadata stand at the start of the device themselves: they have been asked about.
+    // External metadata stand at the start of the device, or of their slot, themselves: they have been asked about.
     let own = existing.is_some()
-        && layout.superblock_offset().0 == 0
+        && layout.placement() != Placement::Internal
         && found.is_some_and(|found| found.kind == Kind::SomeData);
     if let Some(found) = found.filter(|_| !own) {
         review_found(&mut review, layout, found, checks);
@@ -174,6 +181,29 @@ fn review_existing(review: &mut Review, layout: &Layout, name: &str, existing: &
         stderr: text,
         cancelled: "Operation cancelled.\n",
     });
+}
+
+fn ask_about_former(layout: &Layout, name: &str, former: &Former) -> Question {
+    let what = if former.movable {
+        "check-resize moves them to the new end. New ones know nothing of the data, and of what\n\
+         differs from the peer: a full resync will be needed."
+    } else {
+        "They are damaged, or those of another device: check-resize does not move them."
+    };
+    let style = layout.placement().style();
+    Question {
+        stdout: String::new(),
+        stderr: format!(
+            "You want me to create a v08 style {style} meta data block.\n\
+             There appears to be a v08 {style} meta data block\n\
+             at the former end of {name}, at byte offset {}: it had {} bytes, and has {} now\n\n\
+             {what}\nDo you really want to give up the existing meta-data?\n",
+            former.offset.0,
+            former.size.0,
+            layout.device().0,
+        ),
+        cancelled: "Operation cancelled.\n",
+    }
 }
 
 /// The three offsets that introduce a finding.

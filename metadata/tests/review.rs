@@ -7,8 +7,9 @@ mod common;
 
 use common::{golden, layout};
 use tandem_metadata::detect::{Found, Kind, Marks, Probed, detect, probes};
+use tandem_metadata::relocate::{Former, LastKnown};
 use tandem_metadata::review::{Existing, Review, SanityChecks, existing, review};
-use tandem_metadata::{ByteLen, ByteOffset, Placement, Superblock, gi};
+use tandem_metadata::{ByteLen, ByteOffset, Flags, Placement, Superblock, gi};
 
 const SIZE: u64 = 67_108_864;
 
@@ -63,6 +64,7 @@ fn reviewed(size: u64, placement: Placement, found: Option<Found>, checks: Sanit
     review(
         &layout(placement, size, 1, 8),
         "DEV",
+        None,
         None,
         found.as_ref(),
         checks,
@@ -261,7 +263,7 @@ fn existing_metadata_are_named_and_asked_about() {
     let layout = layout(Placement::Internal, SIZE, 1, 8);
     let block = Superblock::fresh(&layout).encode();
     let there = existing(&layout, layout.superblock_offset(), &block).unwrap();
-    let review = review(&layout, "DEV", Some(&there), None, SanityChecks::Obey);
+    let review = review(&layout, "DEV", Some(&there), None, None, SanityChecks::Obey);
     let expected = transcript("err", "Operation cancelled.", "  err| stdin not a TTY");
     assert_eq!(review.questions[0].stderr, expected);
     assert_eq!(review.questions[0].cancelled, "Operation cancelled.\n");
@@ -273,12 +275,96 @@ fn existing_metadata_are_named_and_asked_about() {
 }
 
 #[test]
+fn metadata_that_a_grown_device_left_behind_are_asked_about() {
+    let old = layout(Placement::Internal, SIZE, 1, 8);
+    let grown = ByteLen(SIZE + (32 << 20));
+    let new = layout(Placement::Internal, grown.0, 1, 8);
+    let mut superblock = Superblock::fresh(&old);
+    superblock.device_uuid = 0xA0B0;
+    let known = |device_uuid| LastKnown {
+        size: ByteLen(SIZE),
+        device: "DEV".to_owned(),
+        device_uuid,
+    };
+    let block = superblock.encode();
+    let former = known(Some(0xA0B0)).find(grown, &block).unwrap();
+    assert_eq!(former.offset, old.superblock_offset());
+    assert!(former.movable);
+    let text = |former: &Former| {
+        let mut asked = review(&new, "DEV", None, Some(former), None, SanityChecks::Obey);
+        assert!(asked.refusal.is_none() && asked.questions.len() == 1);
+        asked.questions.remove(0).stderr
+    };
+    assert!(text(&former).contains("at the former end of DEV, at byte offset 67104768: it had"));
+    assert!(text(&former).contains("check-resize moves them to the new end"));
+    // What is not to be moved is asked about as well.
+    let other = known(Some(1)).find(grown, &block).unwrap();
+    assert!(!other.movable && text(&other).contains("those of another device"));
+    let mut damaged = block;
+    damaged[64..80].fill(0xff);
+    assert!(!known(None).find(grown, &damaged).unwrap().movable);
+    // Unclean ones are applied by check-resize, and then moved.
+    superblock.flags = superblock.flags.without(Flags::AL_CLEAN);
+    assert!(
+        known(None)
+            .find(grown, &superblock.encode())
+            .unwrap()
+            .movable
+    );
+    assert_eq!(known(None).find(grown, &[0; 4096]), None);
+    assert_eq!(known(None).find(ByteLen(SIZE), &block), None);
+    // Those at the new end are the ones that count.
+    let there = existing(
+        &new,
+        new.superblock_offset(),
+        &Superblock::fresh(&new).encode(),
+    );
+    let asked = review(
+        &new,
+        "DEV",
+        there.as_ref(),
+        Some(&former),
+        None,
+        SanityChecks::Obey,
+    );
+    assert!(asked.questions.len() == 1 && !asked.questions[0].stderr.contains("former"));
+}
+
+#[test]
+fn external_metadata_are_not_asked_about_twice() {
+    let itself = Found {
+        kind: Kind::SomeData,
+        used: None,
+        marks: Marks::Start,
+    };
+    for (placement, size, questions) in [
+        (Placement::FlexibleExternal, 4 << 20, 1),
+        (Placement::Indexed(0), 256 << 20, 1),
+        (Placement::Indexed(1), 256 << 20, 1),
+        (Placement::Internal, SIZE, 2),
+    ] {
+        let layout = layout(placement, size, 1, 8);
+        let block = Superblock::fresh(&layout).encode();
+        let there = existing(&layout, layout.superblock_offset(), &block);
+        let asked = review(
+            &layout,
+            "DEV",
+            there.as_ref(),
+            None,
+            Some(&itself),
+            SanityChecks::Obey,
+        );
+        assert_eq!(asked.questions.len(), questions, "{placement}");
+    }
+}
+
+#[test]
 fn other_stripes_than_those_in_place_are_refused_with_exit_30() {
     let old = layout(Placement::Internal, SIZE, 1, 8);
     let new = layout(Placement::Internal, SIZE, 4, 8);
     let block = Superblock::fresh(&old).encode();
     let there: Existing = existing(&new, new.superblock_offset(), &block).unwrap();
-    let review = review(&new, "DEV", Some(&there), None, SanityChecks::Obey);
+    let review = review(&new, "DEV", Some(&there), None, None, SanityChecks::Obey);
     let refusal = review.refusal.unwrap();
     assert_eq!(refusal.exit, 30);
     assert!(refusal.stderr.contains("wipe them first (wipe-md)"));

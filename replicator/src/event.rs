@@ -1,5 +1,6 @@
 //! What the engine is told. The caller (daemon, simulator) turns completions, bytes and commands into these.
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use bytes::Bytes;
 
@@ -108,8 +109,8 @@ pub enum Event {
     Command {
         /// Names the answer.
         id: CommandId,
-        /// What is wanted.
-        command: Command,
+        /// What is wanted; boxed, as it is much larger than all else and seldom comes.
+        command: Box<Command>,
     },
     /// [`crate::Effect::RunHandler`] ended.
     HandlerDone {

@@ -60,14 +60,14 @@ fn disk_write(token: u64) -> Effect {
 fn connect() -> Event {
     Event::Command {
         id: CommandId(4),
-        command: Command::Connect {
+        command: Box::new(Command::Connect {
             net: NetOptions {
                 secret: Some((b"a well-kept secret".to_vec(), String::from("sha256"))),
                 ..NetOptions::default()
             },
             discard_my_data: true,
             tentative: false,
-        },
+        }),
     }
 }
 
@@ -163,10 +163,10 @@ fn every_event() -> Vec<Event> {
         connect(),
         Event::Command {
             id: CommandId(5),
-            command: Command::DiskOptions {
+            command: Box::new(Command::DiskOptions {
                 volume: VOLUME,
                 options: DiskOptions::default(),
-            },
+            }),
         },
         Event::HandlerDone { token, exit: -1 },
         Event::Timer,

@@ -15,6 +15,7 @@ use tandem_metadata::{
     AlExtent, AlGeometry, ApplyAl, ByteLen, Flags, Layout, LogWriter, PageNumber, Placement,
     SlotUpdate, Step, Superblock, Uuids, bitmap, create, gi,
 };
+use tandem_tests::golden::{golden_dir, read_xz};
 
 /// A run of drbdmeta that takes longer than this hangs.
 const RUN_SECONDS_MAX: &str = "60";
@@ -53,6 +54,19 @@ impl Disk {
     fn created(placement: Placement, size: u64, geometry: AlGeometry) -> Self {
         let disk = Self::new(placement, size, geometry);
         disk.apply(&create::create_md(&disk.layout, 0).unwrap());
+        disk
+    }
+
+    /// A golden image: `area` was stored, all else is zero.
+    fn golden(placement: Placement, size: u64, area_offset: u64, area: &[u8]) -> Self {
+        let block = usize::try_from(placement.superblock_sector(ByteLen(size)).unwrap().0 * 512)
+            .unwrap()
+            - usize::try_from(area_offset).unwrap();
+        let (_, layout) =
+            Superblock::open(placement, ByteLen(size), &area[block..block + 4096]).unwrap();
+        let disk = Self::new(placement, size, layout.geometry());
+        assert_eq!(disk.layout, layout);
+        disk.file.write_all_at(area, area_offset).unwrap();
         disk
     }
 
@@ -399,9 +413,8 @@ fn drbdmeta_restores_our_dump() {
     assert!(bits(&other) == bits(&disk));
 }
 
-#[test]
-fn changes_of_generations_and_flags_are_the_same() {
-    let ours = Disk::created(Placement::Internal, 64 << 20, AlGeometry::DEFAULT);
+/// What sets, outdates, invalidates and wipes does the same when we do it and when drbdmeta does it.
+fn change_both(ours: &Disk) {
     let theirs = ours.copy();
     let values = "E1A5C0DE12345679:9D3B1F0A55AA33CC::4:1:1:1:1:0:1:1";
     ours.put_superblock(&gi::set_gi(&ours.superblock(), values).unwrap());
@@ -413,8 +426,91 @@ fn changes_of_generations_and_flags_are_the_same() {
     ours.put_superblock(&gi::invalidate(&ours.superblock()));
     theirs.drbdmeta(0, &["invalidate"]);
     assert_eq!(ours.superblock(), theirs.superblock());
-    same_texts(&ours);
+    same_texts(ours);
     ours.apply(&create::wipe_md(&ours.layout));
     theirs.drbdmeta(0, &["wipe-md"]);
     assert!(ours.area() == theirs.area());
+}
+
+#[test]
+fn changes_of_generations_and_flags_are_the_same() {
+    change_both(&Disk::created(
+        Placement::Internal,
+        64 << 20,
+        AlGeometry::DEFAULT,
+    ));
+}
+
+/// The images that drbdmeta has made, by their manifest.
+fn drbdmetas_images() -> Vec<(String, Disk)> {
+    let folder = golden_dir().join("metadata");
+    let manifest = std::fs::read_to_string(folder.join("manifest.json")).unwrap();
+    let manifest: Vec<serde_json::Value> = serde_json::from_str(&manifest).unwrap();
+    let text = |entry: &serde_json::Value, field: &str| entry[field].as_str().unwrap().to_owned();
+    manifest
+        .iter()
+        // Its bitmap is not stored, and few filesystems have files of 16 TiB.
+        .filter(|entry| entry["name"] != "09-int-16t-tail")
+        .map(|entry| {
+            let disk = Disk::golden(
+                text(entry, "placement").parse().unwrap(),
+                entry["device_size"].as_u64().unwrap(),
+                entry["area_offset"].as_u64().unwrap(),
+                &read_xz(&folder.join(text(entry, "file"))).unwrap(),
+            );
+            (text(entry, "name"), disk)
+        })
+        .collect()
+}
+
+/// The metadata that nodes with the kernel's driver left, each with a dump that tells where they were.
+fn kernels_images() -> Vec<(String, Disk)> {
+    let folder = golden_dir().join("metadata-kernel");
+    let mut files: Vec<PathBuf> = std::fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.to_str().unwrap().ends_with(".md.xz"))
+        .collect();
+    files.sort();
+    files
+        .into_iter()
+        .map(|path| {
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            let stem = name.strip_suffix(".md.xz").unwrap();
+            let dump = std::fs::read_to_string(folder.join(format!("{stem}.txt"))).unwrap();
+            let line = dump
+                .lines()
+                .find_map(|line| line.strip_prefix("# md_offset "));
+            let area = read_xz(&path).unwrap();
+            let stored = area.len() as u64;
+            let (placement, size) = match line.unwrap().parse::<u64>().unwrap() {
+                0 => (Placement::FlexibleExternal, stored),
+                superblock => (Placement::Internal, superblock + 4096),
+            };
+            let disk = Disk::golden(placement, size, size - stored, &area);
+            (stem.to_owned(), disk)
+        })
+        .collect()
+}
+
+#[test]
+fn every_golden_image_is_read_and_changed_alike() {
+    // Goal: no metadata that drbdmeta or a kernel has written is another thing for us than for drbdmeta.
+    // Method: each image is read by both, its log applied by both, then its flags changed by both, byte by byte.
+    let (theirs, kernels) = (drbdmetas_images(), kernels_images());
+    assert!(theirs.len() > 40 && kernels.len() > 30);
+    for (name, disk) in theirs.into_iter().chain(kernels) {
+        eprintln!("{name}");
+        same_texts(&disk);
+        match ApplyAl::plan(&disk.superblock(), &disk.layout, &disk.ring()) {
+            Ok(_) => apply_both(&disk),
+            Err(error) => {
+                let before = disk.area();
+                let refused = disk.drbdmeta_any(&["apply-al"]);
+                assert!(matches!(refused.status.code(), Some(1 | 2)), "{error}");
+                assert!(disk.area() == before);
+            }
+        }
+        change_both(&disk);
+    }
 }

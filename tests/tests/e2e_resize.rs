@@ -83,7 +83,9 @@ fn internal_metadata_is_moved_on_one_node_after_the_other() {
         let words = ["its former end", "next:", "check-resize r0"];
         node.refused(&["resize", "r0"], 10, &words);
         node.must(&["detach", "r0"]);
-        // Without the move the attach finds nothing, and says what to type.
+        // Without the move the attach finds nothing, and says what to type; new metadata are not made by mistake.
+        let words = ["at the former end of", "check-resize r0"];
+        node.refused(&["create-md", "r0"], 1, &words);
         node.refused(&["attach", "r0"], 10, &["(119)", "check-resize r0"]);
         let ended = node.adm(&["check-resize", "r0"]);
         assert_eq!(ended.code, Some(0), "{}", ended.all());

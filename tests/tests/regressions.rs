@@ -447,6 +447,11 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         3_497_347,
         "the oracle wanted what a Primary had answered before it saw that the link was gone, and then lost with its disk (its own mistake)",
     ),
+    (
+        Protocol::C,
+        4_028_744,
+        "a crashed Primary came back without its disk, was promoted beside its peer, lost it, and attached what it had before the crash",
+    ),
 ];
 
 #[test]

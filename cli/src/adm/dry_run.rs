@@ -1,17 +1,18 @@
 //! `--dry-run` and `--verbose`: the steps of a command, its options included, and behind `#` what is on the disk, what would be
-//! asked, and what would be refused.
+//! asked, what would be refused, and which data would be given up.
 
 use tandem_config::ResolvedVolume;
+use tandem_daemon::control::messages::VolumeReport;
 use tandem_metadata::{create, gi};
 
 use super::{Run, adjust, metadata, options, resize, state, waiting};
-use crate::backend;
 use crate::configuration::Target;
 use crate::device::{Access, Device};
 use crate::failure::{CONFIGURATION, Failure, Outcome, USAGE};
 use crate::invocation::quoted;
 use crate::output::out_line;
 use crate::words::Action;
+use crate::{backend, daemon};
 
 /// What is said of a volume that is attached.
 const WHILE_ATTACHED: &str = "refused while it is attached: detach it first";
@@ -94,23 +95,71 @@ fn goes_to_metadata(run: &Run<'_>, target: &Target) -> Result<bool, Failure> {
 
 /// What a dry run of a command on metadata says beside its steps: what is on the disk, and what would be asked or refused.
 pub(super) fn look(run: &Run<'_>, target: &Target, values: Option<&str>) {
-    let look: fn(&Run<'_>, &Device, Option<&str>) -> Result<String, Failure> = match run.word.action
-    {
+    type Look = fn(&Run<'_>, &ResolvedVolume, &Device, Option<&str>) -> Result<String, Failure>;
+    let look: Look = match run.word.action {
         Action::CreateMd => create,
         Action::WipeMd => wipe,
         Action::SetGi => set_gi,
         Action::ApplyAl => apply_al,
-        Action::CheckResize => |_, device, _| Ok(check_resize(device)),
-        _ => return,
+        Action::CheckResize => check_resize,
+        _ => return given_up(run, target),
     };
     for volume in target.volumes() {
-        let seen = one(run, target, volume, |device| look(run, device, values));
+        let seen = one(run, target, volume, |device| {
+            look(run, volume, device, values)
+        });
         let text =
             seen.unwrap_or_else(|failure| format!("it would fail: {}\n", failure.lines.join("\n")));
         // The steps stay a script.
         for line in text.lines().filter(|line| !line.trim().is_empty()) {
             out_line(&format!("# {line}"));
         }
+    }
+}
+
+/// Says of a command that gives data up what would be lost, by the state of now.
+fn given_up(run: &Run<'_>, target: &Target) {
+    let report = daemon::running(run.invocation)
+        .ok()
+        .flatten()
+        .and_then(|mut client| state::report(run, &mut client, &target.view.name).ok())
+        .flatten();
+    for volume in report.iter().flat_map(|report| &report.volumes) {
+        if target.volumes().any(|one| one.number == volume.number)
+            && let Some(text) = loss(run, volume)
+        {
+            out_line(&format!("# {}/{}: {text}", target.view.name, volume.number));
+        }
+    }
+}
+
+fn loss(run: &Run<'_>, volume: &VolumeReport) -> Option<String> {
+    let (own, peers) = (&volume.disk, &volume.peer_disk);
+    let given = |option| run.arguments.has(option);
+    match run.word.action {
+        Action::Invalidate if own != "Diskless" => Some(format!(
+            "all data on the disk of this node ({own}) would be given up, and copied again from the peer ({peers})"
+        )),
+        Action::InvalidateRemote => Some(format!(
+            "all data on the disk of the peer ({peers}) would be given up, and copied again from this node ({own})"
+        )),
+        Action::Primary if backend::force_given(run.arguments) && own != "UpToDate" => {
+            Some(format!(
+                "the data on the disk of this node ({own}) would count as good, as they are; what the peer ({peers}) has instead \
+                 would be overwritten"
+            ))
+        }
+        Action::Connect if given("discard-my-data") => Some(
+            "after a split brain what was written on this node since then would be given up".to_owned(),
+        ),
+        Action::NewCurrentUuid if given("clear-bitmap") => Some(
+            "both disks would count as equal, as they are: what differs would never be copied".to_owned(),
+        ),
+        Action::Resize if given("assume-clean") => Some(
+            "the new area would count as equal on both disks, as it is: what differs would never be copied"
+                .to_owned(),
+        ),
+        _ => None,
     }
 }
 
@@ -138,7 +187,12 @@ fn one(
 }
 
 /// Whether `apply-al` has something to apply.
-fn apply_al(_run: &Run<'_>, device: &Device, _values: Option<&str>) -> Result<String, Failure> {
+fn apply_al(
+    _run: &Run<'_>,
+    _volume: &ResolvedVolume,
+    device: &Device,
+    _values: Option<&str>,
+) -> Result<String, Failure> {
     let (superblock, _) = device
         .superblock()?
         .map_err(|error| Failure::new(USAGE, format!("{}: {error}", device.path)))?;
@@ -149,23 +203,45 @@ fn apply_al(_run: &Run<'_>, device: &Device, _values: Option<&str>) -> Result<St
 }
 
 /// Whether `check-resize` has something to move.
-fn check_resize(device: &Device) -> String {
-    match device.superblock() {
-        Ok(Ok(_)) => format!(
-            "{}: the metadata is at its end, nothing would be moved",
-            device.path
-        ),
-        _ => format!(
-            "{}: no metadata at its end: it would be looked for at the former one, and moved",
-            device.path
-        ),
+fn check_resize(
+    run: &Run<'_>,
+    volume: &ResolvedVolume,
+    device: &Device,
+    _values: Option<&str>,
+) -> Result<String, Failure> {
+    let path = &device.path;
+    if device.superblock()?.is_ok() {
+        return Ok(format!(
+            "{path}: the metadata is at its end, nothing would be moved"
+        ));
     }
+    Ok(match resize::left_behind(run, volume, device)? {
+        Some(former) if former.movable => format!(
+            "{}, which would be moved to the new end",
+            resize::text_left_behind(device, &former)
+        ),
+        _ => format!("{path}: no metadata at its end, nor at a former one: it would fail"),
+    })
+}
+
+/// Metadata at the former end of a disk that has grown, or nothing.
+fn left_behind(run: &Run<'_>, volume: &ResolvedVolume, device: &Device) -> Result<String, Failure> {
+    let former = resize::left_behind(run, volume, device)?;
+    Ok(former.map_or_else(String::new, |former| {
+        resize::text_left_behind(device, &former)
+    }))
 }
 
 /// What `create-md` finds.
-fn create(run: &Run<'_>, device: &Device, _values: Option<&str>) -> Result<String, Failure> {
+fn create(
+    run: &Run<'_>,
+    volume: &ResolvedVolume,
+    device: &Device,
+    _values: Option<&str>,
+) -> Result<String, Failure> {
     let (geometry, _) = metadata::wanted(run)?;
-    let review = metadata::look(run, device, &metadata::new_layout(device, geometry)?)?;
+    let layout = metadata::new_layout(device, geometry)?;
+    let review = metadata::look(run, volume, device, &layout)?.review;
     let mut text = String::new();
     for question in &review.questions {
         text.push_str(&format!("{}{}", question.stdout, question.stderr));
@@ -186,7 +262,12 @@ fn create(run: &Run<'_>, device: &Device, _values: Option<&str>) -> Result<Strin
 }
 
 /// What `wipe-md` would remove.
-fn wipe(_run: &Run<'_>, device: &Device, _values: Option<&str>) -> Result<String, Failure> {
+fn wipe(
+    run: &Run<'_>,
+    volume: &ResolvedVolume,
+    device: &Device,
+    _values: Option<&str>,
+) -> Result<String, Failure> {
     Ok(match device.superblock()? {
         Ok((superblock, _)) => format!(
             "{}: metadata with the generations\n{}\n{}\n(it asks that; --force answers with yes)\n",
@@ -195,15 +276,21 @@ fn wipe(_run: &Run<'_>, device: &Device, _values: Option<&str>) -> Result<String
             create::TEXT_WIPE_QUESTION
         ),
         Err(error) => format!(
-            "{}\n{}: {error}\n",
+            "{}\n{}: {error}\n{}\n",
             create::TEXT_NOTHING_TO_WIPE,
-            device.path
+            device.path,
+            left_behind(run, volume, device)?
         ),
     })
 }
 
 /// What `set-gi` would make of the generations.
-fn set_gi(_run: &Run<'_>, device: &Device, values: Option<&str>) -> Result<String, Failure> {
+fn set_gi(
+    _run: &Run<'_>,
+    _volume: &ResolvedVolume,
+    device: &Device,
+    values: Option<&str>,
+) -> Result<String, Failure> {
     let (old, _) = device
         .superblock()?
         .map_err(|error| Failure::new(USAGE, format!("{}: {error}", device.path)))?;

@@ -13,7 +13,7 @@ use tandem_metadata::{
 };
 use tandem_metadata::{Content, SuperblockError};
 
-use super::{Run, state};
+use super::{Run, resize, state};
 use crate::backend;
 use crate::configuration::{Target, node_name};
 use crate::device::{Access, Device, busy};
@@ -57,13 +57,25 @@ fn open_to_change(
     Device::open(volume, Access::Change, run.patience())
 }
 
-/// No metadata where they should be, or metadata that cannot be used: only the first calls for new ones.
-fn unreadable(run: &Run<'_>, target: &Target, device: &Device, error: &SuperblockError) -> Failure {
+/// No metadata where they should be, or metadata that cannot be used: only the first calls for new ones, and not on a disk
+/// that has grown and left them where its end was.
+fn unreadable(
+    run: &Run<'_>,
+    target: &Target,
+    volume: &ResolvedVolume,
+    device: &Device,
+    error: &SuperblockError,
+) -> Failure {
     let failure = Failure::new(USAGE, TEXT_NOT_FOUND).line(format!("{}: {error}", device.path));
     if !matches!(error, SuperblockError::NotFound { .. }) {
         return failure.line(
             "copy the metadata (internal: the last 4 KiB of the disk) before anything is changed",
         );
+    }
+    if let Ok(Some(former)) = resize::left_behind(run, volume, device)
+        && former.movable
+    {
+        return failure.next(resize::next_move(run, &target.name()));
     }
     failure.next(format!(
         "{}   # only for a disk that is new to this pair",
@@ -110,7 +122,7 @@ pub(super) fn create(run: &Run<'_>, target: &Target) -> Outcome {
     for volume in target.volumes() {
         let device = open_to_change(run, target, volume)?;
         let layout = new_layout(&device, geometry)?;
-        answer_review(run, &device, &look(run, &device, &layout)?)?;
+        answer_review(run, &device, &look(run, volume, &device, &layout)?)?;
         let steps = create::create_md(&layout, peer_max_bio_size)
             .map_err(|error| Failure::new(CONFIGURATION, format!("{}: {error}", device.path)))?;
         out_line(create::TEXT_INITIALIZING_LOG);
@@ -118,7 +130,11 @@ pub(super) fn create(run: &Run<'_>, target: &Target) -> Outcome {
         out_line(create::TEXT_WRITING);
         device.perform(&steps)?;
         out_line(create::TEXT_CREATED);
-        super::resize::remember_if_there(run, volume);
+        if resize::is_internal(volume) {
+            resize::remember_if_there(run, volume);
+        } else {
+            resize::forget(run, volume)?;
+        }
     }
     Ok(())
 }
@@ -149,8 +165,20 @@ pub(super) fn new_layout(device: &Device, geometry: AlGeometry) -> Result<Layout
         .map_err(|error| Failure::new(CONFIGURATION, format!("{}: {error}", device.path)))
 }
 
+/// What `create-md` finds on a device.
+pub(super) struct Finding {
+    pub(super) review: Review,
+    /// Metadata that `check-resize` moves to the end of a device that has grown.
+    movable: bool,
+}
+
 /// What is on the device already.
-pub(super) fn look(run: &Run<'_>, device: &Device, layout: &Layout) -> Result<Review, Failure> {
+pub(super) fn look(
+    run: &Run<'_>,
+    volume: &ResolvedVolume,
+    device: &Device,
+    layout: &Layout,
+) -> Result<Finding, Failure> {
     let mut places = vec![layout.superblock_offset()];
     if device.placement == tandem_metadata::Placement::Internal {
         places.extend(review::v07_internal_offset(device.size));
@@ -160,6 +188,10 @@ pub(super) fn look(run: &Run<'_>, device: &Device, layout: &Layout) -> Result<Re
         let block = device.read(offset.0, BLOCK_SIZE)?;
         existing = existing.or_else(|| review::existing(layout, offset, &block));
     }
+    let former = match existing {
+        Some(_) => None,
+        None => resize::left_behind(run, volume, device)?,
+    };
     let (start, own) = device.own_part();
     let probed = device.probe()?;
     let mut found = detect::detect(own, &views(&probed));
@@ -172,13 +204,16 @@ pub(super) fn look(run: &Run<'_>, device: &Device, layout: &Layout) -> Result<Re
     } else {
         SanityChecks::Obey
     };
-    Ok(review::review(
+    let review = review::review(
         layout,
         &device.path,
         existing.as_ref(),
+        former.as_ref(),
         found.as_ref(),
         checks,
-    ))
+    );
+    let movable = former.is_some_and(|former| former.movable);
+    Ok(Finding { review, movable })
 }
 
 fn views(probed: &[(detect::Probe, Vec<u8>)]) -> Vec<detect::Probed<'_>> {
@@ -191,19 +226,25 @@ fn views(probed: &[(detect::Probe, Vec<u8>)]) -> Vec<detect::Probed<'_>> {
         .collect()
 }
 
-fn answer_review(run: &Run<'_>, device: &Device, review: &Review) -> Outcome {
-    let force = run.invocation.adm(&format!(
-        "create-md --force {}   # overwrites what was found",
-        run.arguments.targets.join(" ")
-    ));
+fn answer_review(run: &Run<'_>, device: &Device, finding: &Finding) -> Outcome {
+    let review = &finding.review;
+    let targets = run.arguments.targets.join(" ");
+    let force = run.invocation.adm(&format!("create-md --force {targets}"));
     for question in &review.questions {
         out(&question.stdout);
         if !confirmed(run, &question.stderr) {
             out(question.cancelled);
+            let (lines, next) = match finding.movable {
+                true => (
+                    vec![format!("to give the existing meta-data up: {force}")],
+                    resize::next_move(run, &targets),
+                ),
+                false => (Vec::new(), format!("{force}   # overwrites what was found")),
+            };
             return Err(Failure {
                 exit: review::EXIT_CANCELLED,
-                lines: Vec::new(),
-                next: Some(force),
+                lines,
+                next: Some(next),
             });
         }
     }
@@ -239,7 +280,7 @@ pub(super) fn dump(run: &Run<'_>, target: &Target) -> Outcome {
         let device = Device::open(volume, Access::Read, run.patience())?;
         let (superblock, layout) = device
             .superblock()?
-            .map_err(|error| unreadable(run, target, &device, &error))?;
+            .map_err(|error| unreadable(run, target, volume, &device, &error))?;
         if superblock.needs_replay() && !backend::force_given(run.arguments) {
             let name = target.name();
             let apply = run.invocation.adm(&format!("apply-al {name}"));
@@ -299,6 +340,9 @@ pub(super) fn wipe(run: &Run<'_>, target: &Target) -> Outcome {
         let device = open_to_change(run, target, volume)?;
         let Ok((_, layout)) = device.superblock()? else {
             err(create::TEXT_NOTHING_TO_WIPE);
+            if let Some(former) = resize::left_behind(run, volume, &device)? {
+                err(&resize::text_left_behind(&device, &former));
+            }
             continue;
         };
         if !confirmed(run, create::TEXT_WIPE_QUESTION) {
@@ -315,6 +359,7 @@ pub(super) fn wipe(run: &Run<'_>, target: &Target) -> Outcome {
         out_line(create::TEXT_WIPING);
         device.perform(&create::wipe_md(&layout))?;
         out_line(create::TEXT_WIPED);
+        resize::forget(run, volume)?;
     }
     Ok(())
 }
@@ -322,16 +367,21 @@ pub(super) fn wipe(run: &Run<'_>, target: &Target) -> Outcome {
 pub(super) fn apply_al(run: &Run<'_>, target: &Target) -> Outcome {
     for volume in target.volumes() {
         let device = open_to_change(run, target, volume)?;
-        apply(run, target, &device)?;
+        apply(run, target, volume, &device)?;
     }
     Ok(())
 }
 
 /// Applies the activity log of one device.
-pub(super) fn apply(run: &Run<'_>, target: &Target, device: &Device) -> Outcome {
+pub(super) fn apply(
+    run: &Run<'_>,
+    target: &Target,
+    volume: &ResolvedVolume,
+    device: &Device,
+) -> Outcome {
     let (superblock, layout) = device
         .superblock()?
-        .map_err(|error| unreadable(run, target, device, &error))?;
+        .map_err(|error| unreadable(run, target, volume, device, &error))?;
     let ring = device.ring(&layout)?;
     let plan = ApplyAl::plan(&superblock, &layout, &ring).map_err(|error| {
         Failure::new(USAGE, format!("{}: {error}", device.path)).next(format!(
@@ -361,7 +411,7 @@ fn current(run: &Run<'_>, target: &Target, volume: &ResolvedVolume) -> Result<Su
     let device = Device::open(volume, Access::Read, run.patience())?;
     let (mut superblock, _) = device
         .superblock()?
-        .map_err(|error| unreadable(run, target, &device, &error))?;
+        .map_err(|error| unreadable(run, target, volume, &device, &error))?;
     if let Some(report) = attached(run, target, volume)? {
         if let Some(words) = &report.uuids {
             let parsed: Vec<u64> = words
@@ -451,7 +501,7 @@ pub(super) fn set_gi(run: &Run<'_>, target: &Target, values: Option<&str>) -> Ou
         let device = open_to_change(run, target, volume)?;
         let (old, layout) = device
             .superblock()?
-            .map_err(|error| unreadable(run, target, &device, &error))?;
+            .map_err(|error| unreadable(run, target, volume, &device, &error))?;
         let new = gi::set_gi(&old, values)
             .map_err(|error| Failure::new(CONFIGURATION, error.to_string()))?;
         out(&gi::text_set_gi(&old, &new));
@@ -481,7 +531,7 @@ pub(super) fn outdate(run: &Run<'_>, target: &Target) -> Outcome {
         let device = open_to_change(run, target, volume)?;
         let (old, layout) = device
             .superblock()?
-            .map_err(|error| unreadable(run, target, &device, &error))?;
+            .map_err(|error| unreadable(run, target, volume, &device, &error))?;
         let new = gi::outdate(&old).map_err(|error| {
             Failure::new(TIMED_OUT, error.to_string()).next(format!(
                 "{}   # it is worse than outdated already: only a sync from the peer makes it good",
@@ -499,7 +549,7 @@ pub(super) fn invalidate(run: &Run<'_>, target: &Target) -> Outcome {
         let device = open_to_change(run, target, volume)?;
         let (old, layout) = device
             .superblock()?
-            .map_err(|error| unreadable(run, target, &device, &error))?;
+            .map_err(|error| unreadable(run, target, volume, &device, &error))?;
         device.perform(&superblock_steps(&gi::invalidate(&old), &layout))?;
         err(&format!(
             "{}/{}: not attached: the metadata were marked; a full sync from the peer follows at the next connect",

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use tandem_config::{MetaDisk, ResolvedVolume};
 use tandem_daemon::control::ControlClient;
 use tandem_daemon::control::messages::Call;
-use tandem_metadata::relocate::{LastKnown, Move, MoveStep, TEXT_NO_SUITABLE};
+use tandem_metadata::relocate::{Former, LastKnown, Move, MoveStep, TEXT_NO_SUITABLE};
 use tandem_metadata::{BLOCK_SIZE, Placement, Superblock};
 
 use super::{Run, metadata, state};
@@ -103,11 +103,59 @@ fn record(run: &Run<'_>, volume: &ResolvedVolume) -> Option<LastKnown> {
     LastKnown::parse(&text)
 }
 
-/// Whether the disk is larger than it was when its metadata was seen last.
-pub(super) fn has_grown(run: &Run<'_>, volume: &ResolvedVolume) -> bool {
-    let device = Device::open(volume, Access::Read, run.patience()).ok();
-    let sizes = device.zip(record(run, volume).filter(|_| is_internal(volume)));
-    sizes.is_some_and(|(device, known)| device.size > known.size)
+/// Metadata that a disk which has grown left at its former end, if that is on record.
+pub(super) fn left_behind(
+    run: &Run<'_>,
+    volume: &ResolvedVolume,
+    device: &Device,
+) -> Result<Option<Former>, Failure> {
+    let known = record(run, volume)
+        .filter(|known| known.size < device.size)
+        .filter(|_| device.placement == Placement::Internal);
+    let Some(known) = known else {
+        return Ok(None);
+    };
+    let Ok(sector) = Placement::Internal.superblock_sector(known.size) else {
+        return Ok(None);
+    };
+    let block = device.read(sector.0 * 512, BLOCK_SIZE)?;
+    Ok(known.find(device.size, &block))
+}
+
+/// Where a disk that has grown has its metadata.
+pub(super) fn text_left_behind(device: &Device, former: &Former) -> String {
+    let (path, offset, size) = (&device.path, former.offset.0, former.size.0);
+    format!(
+        "{path}: at its former end ({size} bytes), at byte offset {offset}, is a v08 meta data block"
+    )
+}
+
+/// What to type when the metadata of a disk that has grown can be moved.
+pub(super) fn next_move(run: &Run<'_>, targets: &str) -> String {
+    format!(
+        "{}   # the disk has grown: this moves its metadata to the new end",
+        run.invocation.adm(&format!("check-resize {targets}"))
+    )
+}
+
+/// Forgets where internal metadata was: there is none any more.
+pub(super) fn forget(run: &Run<'_>, volume: &ResolvedVolume) -> Outcome {
+    let file = record_file(run, volume);
+    match std::fs::remove_file(&file) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            let line = format!("cannot remove {}: {error}", file.display());
+            Err(Failure::new(CANNOT_RUN, line))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a disk has no metadata at its end, and some that can be moved at its former one.
+pub(super) fn has_left_metadata(run: &Run<'_>, volume: &ResolvedVolume) -> bool {
+    Device::open(volume, Access::Read, run.patience()).is_ok_and(|device| {
+        matches!(device.superblock(), Ok(Err(_)))
+            && matches!(left_behind(run, volume, &device), Ok(Some(former)) if former.movable)
+    })
 }
 
 /// Notes where internal metadata is, if it is there: a disk that grows later leaves it behind.
@@ -177,7 +225,7 @@ fn move_metadata(
         .superblock()?
         .map_err(|error| nothing_there(run, target, &device, &error.to_string()))?;
     if superblock.needs_replay() {
-        metadata::apply(run, target, &device)?;
+        metadata::apply(run, target, volume, &device)?;
     }
     let sector = Placement::Internal
         .superblock_sector(known.size)

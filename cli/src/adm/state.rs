@@ -337,7 +337,7 @@ fn has_left_its_metadata(run: &Run<'_>, target: &Target, answer: &CommandAnswer)
         && answer.number == NO_METADATA
         && target
             .volumes()
-            .any(|volume| super::resize::has_grown(run, volume))
+            .any(|volume| super::resize::has_left_metadata(run, volume))
 }
 
 /// What helps in most cases, where the daemon knew nothing better. A remark after `#` does not hinder typing it as is.

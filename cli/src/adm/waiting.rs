@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use tandem_config::StartupOptions;
-use tandem_daemon::control::messages::{Call, ResourceReport, StandAlone, WaitFor};
+use tandem_daemon::control::messages::{Call, ResourceReport, StandAlone, VolumeReport, WaitFor};
 use tandem_daemon::control::{ControlClient, ControlError};
 
 use super::{Run, state};
@@ -20,6 +20,13 @@ const WAIT_MIN: Duration = Duration::from_secs(1);
 
 /// Time that an answer gets to arrive when a wait has ended.
 const SLACK: Duration = Duration::from_secs(1);
+
+/// How long `wait-sync` waits for a resync that is about to begin: after `primary --force` or `attach` the nodes have to agree on
+/// it first. A resync that never comes must not hold a script for long.
+const BEGIN_MAX: Duration = Duration::from_secs(3);
+
+/// How often the states are looked at meanwhile.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// How long is waited, and why so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,9 +122,45 @@ pub(super) fn wait(run: &Run<'_>, client: &mut ControlClient, target: &Target) -
     let begun = Instant::now();
     let limits = Limits::of(run.arguments, &target.view.startup)?;
     let report = report(run, client, target, limits.normal)?;
-    let mut patience = limits.patience(report.as_ref());
-    patience.limit = patience.limit.map(|limit| rest(limit, begun));
-    wait_so_long(run, client, target, patience)
+    let patience = limits.patience(report.as_ref());
+    loop {
+        let mut now = patience;
+        now.limit = patience.limit.map(|limit| rest(limit, begun));
+        wait_so_long(run, client, target, now)?;
+        if run.word.action != Action::WaitSync || !has_begun(run, client, target)? {
+            return Ok(());
+        }
+    }
+}
+
+/// Whether a resync that was still to come when the wait ended is on its way now, so that there is something to wait for.
+fn has_begun(run: &Run<'_>, client: &mut ControlClient, target: &Target) -> Result<bool, Failure> {
+    let begun = Instant::now();
+    while begun.elapsed() < BEGIN_MAX {
+        client.give_up_at(Some(Instant::now() + 2 * SLACK));
+        let report = state::report(run, client, &target.view.name)?;
+        let volumes: Vec<VolumeReport> = report
+            .into_iter()
+            .flat_map(|report| report.volumes)
+            .filter(|one| target.volumes().any(|volume| volume.number == one.number))
+            .collect();
+        if !volumes.iter().any(is_about_to_sync) {
+            return Ok(volumes
+                .iter()
+                .any(|volume| volume.connection != "Connected"));
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+    Ok(false)
+}
+
+/// A disk that is being attached, or one good disk beside one that is not: they will be compared.
+fn is_about_to_sync(volume: &VolumeReport) -> bool {
+    let disks = [volume.disk.as_str(), volume.peer_disk.as_str()];
+    let comes = |disk| matches!(disk, "Attaching" | "Negotiating");
+    volume.connection == "Connected"
+        && (disks.into_iter().any(comes)
+            || disks.contains(&"UpToDate") && disks.contains(&"Inconsistent"))
 }
 
 /// What is left of a limit.

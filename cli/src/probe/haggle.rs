@@ -70,7 +70,7 @@ const REPLY_BYTES_MAX: u32 = 64 << 10;
 const REPLIES_MAX: usize = 10_000;
 
 /// Bytes that are read, unless the export is smaller or its blocks are larger.
-const READ_BYTES: u32 = 4096;
+pub(super) const READ_BYTES: u32 = 4096;
 
 /// What the server is asked, for messages.
 type Stage = &'static str;

@@ -1,6 +1,7 @@
 //! `tandem probe`: what a client meets at an export, in words.
 
 mod haggle;
+mod second;
 
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -9,6 +10,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use haggle::{Findings, Trouble};
+use second::Opinion;
 
 use crate::failure::{CANNOT_RUN, Failure, Outcome, TIMED_OUT, USAGE};
 use crate::invocation::{Invocation, quoted};
@@ -35,15 +37,22 @@ pub(crate) fn run(invocation: &Invocation, target: &str) -> Outcome {
         .map_err(|error| not_connected(invocation, &place, &uri, &error))?;
     match haggle::examine(&mut socket, &place.export) {
         Ok(findings) => {
-            out_line(&describe(&uri, &findings));
-            match &findings.read {
-                Err(text) => Err(Failure::new(
-                    CANNOT_RUN,
-                    format!("{uri}: the export is there, but cannot be read: {text}"),
-                )
-                .next(invocation.tandem("status"))),
-                Ok(_) => Ok(()),
-            }
+            drop(socket);
+            let second =
+                connect(&place, deadline).and_then(|socket| second::ask(socket, &place.export));
+            out_line(&describe(&uri, &findings, &second));
+            let wrong = match (&findings.read, &second) {
+                (Err(text), _) => {
+                    format!("the export is there, but cannot be read: {text}")
+                }
+                (Ok(_), Ok(opinion)) if opinion.size != findings.size => format!(
+                    "the server tells old clients another size than new ones: {} and {} bytes",
+                    opinion.size, findings.size
+                ),
+                _ => return Ok(()),
+            };
+            let failure = Failure::new(CANNOT_RUN, format!("{uri}: {wrong}"));
+            Err(failure.next(invocation.tandem("status")))
         }
         Err(trouble) => Err(in_words(invocation, &place, &uri, &trouble)),
     }
@@ -236,7 +245,7 @@ fn uri_of(place: &Place, export: &str) -> String {
     }
 }
 
-fn describe(uri: &str, findings: &Findings) -> String {
+fn describe(uri: &str, findings: &Findings, second: &io::Result<Opinion>) -> String {
     let mut lines = vec![uri.to_owned()];
     let mut line = |what: &str, text: String| lines.push(format!("  {what:<12} {text}"));
     if let Some(name) = &findings.name {
@@ -277,6 +286,13 @@ fn describe(uri: &str, findings: &Findings) -> String {
             },
         );
     }
+    line(
+        "old clients",
+        match second {
+            Ok(Opinion { size, read }) => format!("{size} bytes, {read} of them read at 0"),
+            Err(error) => format!("not served: {error}"),
+        },
+    );
     lines.join("\n")
 }
 

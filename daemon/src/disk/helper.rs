@@ -12,7 +12,7 @@ type Job<T> = Box<dyn FnOnce() -> T + Send>;
 pub(crate) struct Helper<T> {
     jobs: mpsc::Sender<Job<T>>,
     results: UnboundedReceiver<T>,
-    #[cfg(test)]
+    /// Jobs whose result has not been taken.
     waiting: usize,
 }
 
@@ -35,7 +35,6 @@ impl<T: Send + 'static> Helper<T> {
         Ok(Helper {
             jobs,
             results,
-            #[cfg(test)]
             waiting: 0,
         })
     }
@@ -43,21 +42,18 @@ impl<T: Send + 'static> Helper<T> {
     /// Runs `job` on one of the threads.
     pub(crate) fn run(&mut self, job: impl FnOnce() -> T + Send + 'static) {
         if self.jobs.send(Box::new(job)).is_ok() {
-            #[cfg(test)]
-            {
-                self.waiting += 1;
-            }
+            self.waiting += 1;
         }
     }
 
-    /// The next result, if there is one.
+    /// The next result, if there is one. Registers for a wake-up if one is to come.
     pub(crate) fn poll(&mut self, context: &mut std::task::Context<'_>) -> std::task::Poll<T> {
+        if self.waiting == 0 {
+            return std::task::Poll::Pending;
+        }
         match self.results.poll_recv(context) {
             std::task::Poll::Ready(Some(result)) => {
-                #[cfg(test)]
-                {
-                    self.waiting -= 1;
-                }
+                self.waiting -= 1;
                 std::task::Poll::Ready(result)
             }
             std::task::Poll::Ready(None) | std::task::Poll::Pending => std::task::Poll::Pending,

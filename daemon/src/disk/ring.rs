@@ -223,9 +223,12 @@ impl<T> Ring<T> {
         }
     }
 
-    /// Registers for a wake-up; ready when completions may have come since the last call.
+    /// Registers for a wake-up if something is in flight; ready when completions may have come since the last call.
     pub(crate) fn poll_wake(&mut self, context: &mut std::task::Context<'_>) -> bool {
         let mut woken = false;
+        if self.in_flight == 0 {
+            return woken;
+        }
         while let std::task::Poll::Ready(Ok(mut guard)) = self.wake.poll_read_ready(context) {
             let mut count = [0; 8];
             match rustix::io::read(guard.get_inner(), &mut count) {

@@ -45,13 +45,11 @@ impl End {
     }
 
     fn turn(&mut self, context: &mut Context<'_>) {
-        let mut events = Vec::new();
-        self.peer.flush(context, &mut events);
+        self.peer.flush(context, &mut self.events);
         let into = (&mut self.buffer, &self.pool);
         let pending = |_| self.pending;
-        self.peer.poll(context, into, pending, &mut events);
-        self.peer.flush(context, &mut events);
-        self.events.extend(events);
+        self.peer.poll(context, into, pending, &mut self.events);
+        self.peer.flush(context, &mut self.events);
     }
 
     async fn next(&mut self) -> Event {

@@ -2,7 +2,7 @@
 
 use tandem_nbd_server as nbd;
 use tandem_nbd_server::wire::allocation;
-use tandem_replicator::{Event, VolumeNumber};
+use tandem_replicator::VolumeNumber;
 
 use super::{Engine, ResourceLoop};
 use crate::disk::layout::Piece;
@@ -14,11 +14,11 @@ const EXTENTS_MAX: usize = 16_384;
 impl<E: Engine> ResourceLoop<E> {
     /// Answers what can be answered now, and has the rest found out. Whether another turn is due: answers make room for requests that
     /// wait in their sessions, and there may be more than one turn bears.
-    pub(super) fn inquire(&mut self, events: &mut Vec<Event>) -> bool {
+    pub(super) fn inquire(&mut self) -> bool {
         let new = self.clients.inquiries();
         let mut due = !new.is_empty();
         for inquiry in new {
-            self.inquiry(inquiry, events);
+            self.inquiry(inquiry);
         }
         // Before the results: what was found out about a disk that has been given up since is not told.
         let engine = &self.engine;
@@ -35,7 +35,7 @@ impl<E: Engine> ResourceLoop<E> {
         due || self.clients.has_inquiries()
     }
 
-    fn inquiry(&mut self, inquiry: Inquiry, events: &mut Vec<Event>) {
+    fn inquiry(&mut self, inquiry: Inquiry) {
         let volume = inquiry.volume;
         match &inquiry.kind {
             nbd::RequestKind::Cache { offset, length } => {
@@ -69,10 +69,10 @@ impl<E: Engine> ResourceLoop<E> {
                     let error = nbd::NbdError::new(nbd::ErrorCode::NotSup, text);
                     self.clients.answer(&inquiry, Err(error));
                 } else {
-                    self.clients.start(inquiry, events);
+                    self.clients.start(inquiry, &mut self.queue);
                 }
             }
-            _ => self.clients.start(inquiry, events),
+            _ => self.clients.start(inquiry, &mut self.queue),
         }
     }
 

@@ -162,8 +162,6 @@ struct ResourceLoop<E> {
     next_command: u64,
     /// Events on their way to the engine.
     queue: VecDeque<Event>,
-    /// Reused by every round.
-    batch: Vec<Event>,
     /// What the next round looks at.
     look: Look,
     serving: BTreeMap<VolumeNumber, u64>,
@@ -173,6 +171,7 @@ struct ResourceLoop<E> {
     published_at: Option<Instant>,
     moving: bool,
     timer: Pin<Box<tokio::time::Sleep>>,
+    /// What the timer is set to, at the latest; long ago once it has rung.
     timer_at: Time,
     quitting: bool,
     black_box: SharedBox,
@@ -213,7 +212,6 @@ impl<E: Engine> ResourceLoop<E> {
             answers: Vec::new(),
             next_command: 0,
             queue: VecDeque::new(),
-            batch: Vec::new(),
             look: Look::Everything,
             serving: BTreeMap::new(),
             releasing: Vec::new(),
@@ -234,7 +232,7 @@ impl<E: Engine> ResourceLoop<E> {
             let busy = !self.queue.is_empty();
             self.handle_all();
             // Before the own disk's work: the peer is awake, and its disk at work, meanwhile.
-            self.peer.flush(context, &mut self.batch);
+            self.peer.flush(context, &mut self.queue);
             if let Err(error) = self.disks.submit() {
                 return Poll::Ready(Err(format!("io_uring refuses the submission: {error}")));
             }
@@ -267,24 +265,25 @@ impl<E: Engine> ResourceLoop<E> {
     /// What has happened becomes events in the queue; registers for wake-ups.
     fn collect(&mut self, context: &mut Context<'_>) {
         let look = std::mem::replace(&mut self.look, Look::Disks);
-        let mut batch = std::mem::take(&mut self.batch);
         if look == Look::Everything {
             self.take_messages(context);
             let engine = &self.engine;
             let pending = |socket| engine.pending_payload(socket);
             let into = (&mut self.buffer, self.disks.pool());
-            self.peer.poll(context, into, pending, &mut batch);
+            self.peer.poll(context, into, pending, &mut self.queue);
         }
         if look >= Look::Clients {
-            self.clients
-                .poll(context, &mut self.buffer, self.disks.pool(), &mut batch);
+            self.clients.poll(
+                context,
+                &mut self.buffer,
+                self.disks.pool(),
+                &mut self.queue,
+            );
         }
         self.disks.poll(context);
-        if (look >= Look::Clients || self.disks.has_layouts()) && self.inquire(&mut batch) {
+        if (look >= Look::Clients || self.disks.has_layouts()) && self.inquire() {
             context.waker().wake_by_ref();
         }
-        self.queue.extend(batch.drain(..));
-        self.batch = batch;
         while let Some(event) = self.disks.next_event() {
             self.queue.push_back(event);
         }
@@ -294,8 +293,13 @@ impl<E: Engine> ResourceLoop<E> {
         while let Poll::Ready((call, exit)) = self.runner.poll(context) {
             self.handler_ended(call, exit);
         }
-        if self.surroundings.now() >= self.engine.next_deadline() {
-            self.queue.push_back(Event::Timer);
+        // The timer never waits beyond the next deadline, which costs more to ask for.
+        let now = self.surroundings.now();
+        if now >= self.timer_at {
+            self.timer_at = Time::NEVER;
+            if now >= self.engine.next_deadline() {
+                self.queue.push_back(Event::Timer);
+            }
         }
     }
 
@@ -316,7 +320,7 @@ impl<E: Engine> ResourceLoop<E> {
 
     fn take(&mut self, message: Message) {
         match message {
-            Message::Command { command, answer } => self.command(*command, answer),
+            Message::Command { command, answer } => self.command(command, answer),
             Message::Connect {
                 discard_my_data,
                 tentative,
@@ -325,14 +329,12 @@ impl<E: Engine> ResourceLoop<E> {
                 Ok((net, link)) => {
                     self.peer.configure(link);
                     self.connects_by = Some(Arc::clone(&self.definition));
-                    self.command(
-                        Command::Connect {
-                            net,
-                            discard_my_data,
-                            tentative,
-                        },
-                        answer,
-                    );
+                    let command = Command::Connect {
+                        net,
+                        discard_my_data,
+                        tentative,
+                    };
+                    self.command(Box::new(command), answer);
                 }
                 Err(error) => {
                     let refusal = refusal(162, "Invalid configuration request", error.to_string());
@@ -361,7 +363,7 @@ impl<E: Engine> ResourceLoop<E> {
         }
     }
 
-    fn command(&mut self, command: Command, answer: oneshot::Sender<Answer>) {
+    fn command(&mut self, command: Box<Command>, answer: oneshot::Sender<Answer>) {
         self.next_command += 1;
         let id = CommandId(self.next_command);
         self.commands.insert(id, answer);
@@ -405,9 +407,12 @@ impl<E: Engine> ResourceLoop<E> {
     }
 
     fn handle_all(&mut self) {
+        if self.queue.is_empty() {
+            return self.send_answers();
+        }
         let mut effects = std::mem::take(&mut self.effects);
+        let now = self.surroundings.now();
         while let Some(event) = self.queue.pop_front() {
-            let now = self.surroundings.now();
             if matches!(event, Event::Released { .. }) {
                 self.changed = true;
             }
@@ -598,10 +603,7 @@ impl<E: Engine> ResourceLoop<E> {
     }
 
     fn send_to_clients(&mut self, context: &mut Context<'_>) {
-        let mut batch = std::mem::take(&mut self.batch);
-        self.clients.flush(context, &mut batch);
-        self.queue.extend(batch.drain(..));
-        self.batch = batch;
+        self.clients.flush(context, &mut self.queue);
         if self.clients.is_empty() {
             for done in self.releasing.drain(..) {
                 let _ = done.send(());

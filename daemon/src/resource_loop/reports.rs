@@ -102,7 +102,7 @@ impl<E: Engine> ResourceLoop<E> {
             self.timer.as_mut().reset(at.into());
         }
         if self.timer.as_mut().poll(context).is_ready() {
-            self.timer_at = Time::NEVER;
+            self.timer_at = Time(0);
             self.timer
                 .as_mut()
                 .reset(tokio::time::Instant::now() + Duration::from_secs(3600));

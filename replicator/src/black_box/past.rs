@@ -173,10 +173,7 @@ impl Past {
             Past::Dialled(token, result) => Event::Dialled { token, result },
             Past::ListenFailed(reason) => Event::ListenFailed { reason },
             Past::Closed(socket, reason) => Event::Closed { socket, reason },
-            Past::Command(id, command) => Event::Command {
-                id,
-                command: *command,
-            },
+            Past::Command(id, command) => Event::Command { id, command },
             Past::HandlerDone(token, exit) => Event::HandlerDone { token, exit },
             Past::Timer => Event::Timer,
         })

@@ -48,10 +48,6 @@ pub enum BlackBoxError {
 
 /// One entry.
 #[derive(Clone, Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there is one at a time, and most are events"
-)]
 pub enum Entry {
     /// The engine was told this.
     Happened(Time, Event),

@@ -145,6 +145,8 @@ pub struct Generations {
     pub uuids: Uuids,
     /// The exposed-data UUID.
     pub exposed: u64,
+    /// The application has seen it on the peer's disk, and not on the own one.
+    pub exposed_by_peer: bool,
     /// A correction of the slots that waits for its resync ([`Generations::correct`]).
     pending: Option<Pending>,
 }
@@ -162,7 +164,17 @@ impl Generations {
         Generations {
             uuids,
             exposed,
+            exposed_by_peer: false,
             pending: None,
+        }
+    }
+
+    /// The same of another disk, which is attached now.
+    #[must_use]
+    pub fn with_disk(&self, uuids: Uuids) -> Generations {
+        Generations {
+            exposed_by_peer: self.exposed_by_peer,
+            ..Generations::attached(uuids, self.exposed)
         }
     }
 
@@ -195,7 +207,7 @@ impl Generations {
     /// `set(current, value)`: the role bit follows the role, and the data counts as seen.
     pub fn set_current(&mut self, value: u64, role: Role) {
         self.uuids.current = with_role_bit(value, role);
-        self.exposed = self.uuids.current;
+        self.expose_own();
     }
 
     /// Sets or clears the role bit of *current* in place: after a change of role and at attach. What the application has
@@ -288,6 +300,7 @@ impl Generations {
     pub fn expose_peer(&mut self, state: &State, peer: &Uuids) {
         let watches = state.role == Role::Primary || state.conn >= ConnState::Connected;
         if state.disk < DiskState::Inconsistent && watches {
+            self.exposed_by_peer |= masked(self.exposed) != masked(peer.current);
             self.exposed = peer.current;
         }
     }
@@ -295,6 +308,7 @@ impl Generations {
     /// The own disk became Consistent or better (section 2.8 #8).
     pub fn expose_own(&mut self) {
         self.exposed = self.uuids.current;
+        self.exposed_by_peer = false;
     }
 
     /// An attach has to be refused (150): the disk does not carry what the application last saw (section 3.6 (1)).

@@ -31,7 +31,7 @@ use crate::bitmap::{Bitmap, PAGE_BYTES, bits_of_device};
 use crate::command::Answer;
 use crate::effect::{Effect, Level, MetaOperation};
 use crate::event::{BackingInfo, CommandId, IoError, MetaKind, OpenError, VolumeNumber};
-use crate::generations::{Generations, Uuids};
+use crate::generations::Uuids;
 use crate::planted::Planted;
 use crate::state::effects::attach_states;
 use crate::state::word::{ConnState, DiskState, Request, Role};
@@ -307,7 +307,7 @@ impl Resource {
             .geometry()
             .al_extents_clamped(volume.options.al_extents);
         let chunks = chunks_to_read(&layout, bitmap.page_count());
-        volume.generations = Generations::attached(uuids, volume.generations.exposed);
+        volume.generations = volume.generations.with_disk(uuids);
         // Only the daemon that was there knew whether a resync from here ended unheard, or whether the peer showed these data.
         volume.end_unknown = uuids.bitmap != 0;
         volume.grew_while_detached = last != 0 && bytes > last;
@@ -358,10 +358,13 @@ impl Resource {
                 volume.generations.exposed, uuids.current
             ));
         }
+        let connected = conn.is_connected();
+        if let Some(info) = volume.may_lack_what_was_seen() {
+            return refused(info);
+        }
         if !volume.wrote_without_disk {
             return None;
         }
-        let connected = conn.is_connected();
         let peers = volume.peer.uuids.map(|peer| peer.set.current & !1);
         // A peer's disk that was invalidated meanwhile carries the generation, but not what was written.
         let useful = volume.state.pdsk != DiskState::Inconsistent;

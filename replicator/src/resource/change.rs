@@ -215,9 +215,7 @@ impl Resource {
                 .backing
                 .as_ref()
                 .and_then(|backing| backing.attached_as);
-            context.exposed_is_current = volume.generations.exposed
-                == volume.generations.uuids.current
-                && !volume.wrote_without_disk;
+            context.exposed_is_current = volume.exposed_is_current();
         }
         context
     }

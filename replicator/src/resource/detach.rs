@@ -218,13 +218,16 @@ impl Resource {
         self.step_failed_attaches();
         for number in self.volume_numbers() {
             let detach = self.volumes.get(&number).and_then(|at| at.detach.as_ref());
-            let phase = detach.map(|detach| detach.phase);
-            if self.disk_io_in_flight(number) {
-                continue;
-            }
-            match phase {
-                Some(Phase::Draining) => self.write_last(number),
-                Some(Phase::Written) => self.close_backing(number),
+            match detach.map(|detach| detach.phase) {
+                Some(phase @ (Phase::Draining | Phase::Written))
+                    if !self.disk_io_in_flight(number) =>
+                {
+                    if phase == Phase::Draining {
+                        self.write_last(number);
+                    } else {
+                        self.close_backing(number);
+                    }
+                }
                 _ => {}
             }
         }

@@ -19,6 +19,7 @@
 use alloc::collections::BTreeMap;
 use alloc::collections::VecDeque;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use bytes::Bytes;
 
@@ -115,6 +116,8 @@ impl Pending {
 pub struct Resource {
     pub(crate) name: String,
     pub(crate) volumes: BTreeMap<VolumeNumber, Volume>,
+    /// The keys of `volumes`.
+    numbers: Arc<[VolumeNumber]>,
     pub(crate) connection: Connection,
     pub(crate) requests: request::Requests,
     /// Open flushes of clients.
@@ -144,19 +147,37 @@ pub struct Resource {
     plant: Plant,
 }
 
+/// Goes through the numbers of the volumes while the volumes change. Asked for several times in every event, hence without allocation.
+pub(crate) struct VolumeNumbers {
+    all: Arc<[VolumeNumber]>,
+    next: usize,
+}
+
+impl Iterator for VolumeNumbers {
+    type Item = VolumeNumber;
+
+    fn next(&mut self) -> Option<VolumeNumber> {
+        let number = self.all.get(self.next).copied();
+        self.next += 1;
+        number
+    }
+}
+
 /// Rounds of deferred work after one event: each round is caused by the one before, so that more mean a loop of ours.
 const SETTLE_ROUNDS_MAX: u32 = 1000;
 
 impl Resource {
     /// A resource as configured: StandAlone, Secondary, no disk attached.
     pub fn new(options: ResourceOptions) -> Resource {
-        let volumes = options
+        let volumes: BTreeMap<VolumeNumber, Volume> = options
             .volumes
             .into_iter()
-            .map(|volume| (volume.number, Volume::new(volume)));
+            .map(|volume| (volume.number, Volume::new(volume)))
+            .collect();
         Resource {
             name: options.name,
-            volumes: volumes.collect(),
+            numbers: volumes.keys().copied().collect(),
+            volumes,
             connection: Connection::new(),
             requests: request::Requests::default(),
             flushes: flush::Flushes::default(),
@@ -269,7 +290,7 @@ impl Resource {
             }
             Event::ListenFailed { reason } => self.on_listen_failed(&reason),
             Event::Closed { socket, reason } => self.on_closed(socket, &reason),
-            Event::Command { id, command } => self.on_command(id, command),
+            Event::Command { id, command } => self.on_command(id, *command),
             Event::HandlerDone { token, exit } => {
                 if let Some(Pending::Handler) = self.pending.remove(&token) {
                     self.handler_done(exit);
@@ -392,8 +413,11 @@ impl Resource {
         }));
     }
 
-    /// The numbers of the volumes, ascending.
-    pub(crate) fn volume_numbers(&self) -> Vec<VolumeNumber> {
-        self.volumes.keys().copied().collect()
+    /// The numbers of the volumes, ascending. They stay what they were in the beginning.
+    pub(crate) fn volume_numbers(&self) -> VolumeNumbers {
+        VolumeNumbers {
+            all: Arc::clone(&self.numbers),
+            next: 0,
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! A volume: the state of one replicated device on this node, and what is known of the peer's side of it.
 
 use alloc::collections::BTreeSet;
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -11,7 +12,7 @@ use super::lost_disk::LostDisk;
 use super::plan::Plans;
 use super::{attach, bitmap_exchange, detach, flush, resync, verify};
 use crate::activity_log::ActivityLog;
-use crate::bitmap::Bitmap;
+use crate::bitmap::{BIT_BYTES, Bitmap};
 use crate::event::{BackingInfo, MetaKind, VolumeNumber};
 use crate::generations::{Generations, Uuids};
 use crate::intervals::Intervals;
@@ -218,6 +219,34 @@ pub(crate) struct Backing {
 }
 
 impl Volume {
+    /// Why the disk that is being attached may not take the place of the peer's, whose data the application has seen: it is of that
+    /// generation, but has blocks that may differ (state-machine.md 3.6). Known once its bitmap is read.
+    pub(super) fn may_lack_what_was_seen(&self) -> Option<String> {
+        let bits = self.bits_not_seen();
+        (bits > 0 && self.generations.needs_the_peer(&self.state)).then(|| {
+            format!(
+                "the application works with the peer's data, and up to {} KiB of this disk may be older; connect first, then they are brought up \
+                 to date; to go on without the peer, stop the application, make this node Secondary, and attach again",
+                bits * BIT_BYTES / 1024
+            )
+        })
+    }
+
+    fn bits_not_seen(&self) -> u64 {
+        let backing = self.backing.as_ref();
+        let seen_there = |_: &&Backing| self.generations.exposed_by_peer;
+        backing
+            .filter(seen_there)
+            .map_or(0, |backing| backing.bitmap.count())
+    }
+
+    /// Whether the disk being attached is what the application has seen last, so that it can do without the peer (rule S4).
+    pub(super) fn exposed_is_current(&self) -> bool {
+        let lacks =
+            self.wrote_without_disk || self.state.role == Role::Primary && self.bits_not_seen() > 0;
+        self.generations.exposed == self.generations.uuids.current && !lacks
+    }
+
     /// A volume as configured.
     pub(crate) fn new(options: VolumeOptions) -> Volume {
         Volume {

@@ -275,6 +275,7 @@ impl World {
     pub fn command(&mut self, node: usize, command: Command) -> CommandId {
         self.next_command += 1;
         let id = CommandId(self.next_command);
+        let command = Box::new(command);
         self.event(node, Event::Command { id, command });
         id
     }

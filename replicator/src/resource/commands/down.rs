@@ -36,9 +36,8 @@ impl Step {
 
 impl Resource {
     pub(super) fn command_down(&mut self, id: CommandId, force: Force) {
-        let numbers = self.volume_numbers();
-        let demote = numbers.iter().copied().map(Step::Demote);
-        let detach = numbers.iter().copied().map(Step::Detach);
+        let demote = self.volume_numbers().map(Step::Demote);
+        let detach = self.volume_numbers().map(Step::Detach);
         let down = Down {
             force,
             steps: demote.chain([Step::Disconnect]).chain(detach).collect(),

@@ -575,6 +575,7 @@ impl World {
         self.next_command += 1;
         let id = CommandId(self.next_command);
         self.commands.insert(id);
+        let command = Box::new(command);
         self.event(Event::Command { id, command });
     }
 

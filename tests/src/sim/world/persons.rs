@@ -67,7 +67,7 @@ impl World {
             .insert(id, format!("{command:?}"));
         let command = Event::Command {
             id: CommandId(id),
-            command,
+            command: Box::new(command),
         };
         self.deliver(node, command);
         id

@@ -8,7 +8,7 @@ impl Player {
         match action {
             Action::Run(command) => self.event(Event::Command {
                 id: CommandId(self.next),
-                command: *command,
+                command,
             }),
             Action::Connect { discard_my_data } => {
                 let command = Command::Connect {
@@ -18,7 +18,7 @@ impl Player {
                 };
                 self.event(Event::Command {
                     id: CommandId(self.next),
-                    command,
+                    command: Box::new(command),
                 });
             }
             Action::Write { offset, data, fua } => {
