@@ -465,11 +465,13 @@ impl Client {
                     })
                 }
                 None if !self.session.wants_input() => return,
-                None => buffer.poll_read(&mut self.stream, context).map_ok(|bytes| {
-                    let end = bytes.is_empty();
-                    self.session.feed(bytes);
-                    end
-                }),
+                None => buffer
+                    .poll_read(&mut self.stream, context, usize::MAX)
+                    .map_ok(|bytes| {
+                        let end = bytes.is_empty();
+                        self.session.feed(bytes);
+                        end
+                    }),
             };
             match read {
                 Poll::Pending => return,

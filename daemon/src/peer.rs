@@ -3,6 +3,8 @@
 //! Invariants: a stream that was announced (Accepted, Dialled) gets exactly one Closed, after which no event names it; bytes of one
 //! stream arrive and leave in order; every dial is answered once.
 
+mod incoming;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::io;
@@ -12,13 +14,17 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tandem_protocol::framing::PendingPayload;
 use tandem_replicator::{CloseHow, DialError, Event, SocketId, Token};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::Instant;
 
+use crate::disk::pool::Pool;
 use crate::settings::BufferSizes;
 use crate::socket::{ReadBuffer, SendQueue, Stream};
 use crate::strangers::Strangers;
+
+use incoming::{Incoming, Received};
 
 /// How long a lingering close waits for the peer to take what was sent and to end its side.
 const LINGER: Duration = Duration::from_secs(4);
@@ -63,6 +69,7 @@ enum Phase {
 #[derive(Debug)]
 struct Link {
     stream: Stream,
+    incoming: Incoming,
     queue: SendQueue,
     paused: bool,
     phase: Phase,
@@ -170,17 +177,20 @@ impl Peer {
         }
     }
 
-    /// Collects what has happened: new streams, bytes, ends. Registers for wake-ups.
+    /// Collects what has happened: new streams, bytes, ends. Registers for wake-ups. `pending` says what payload a stream is in the
+    /// middle of; the engine must have all bytes that were read before.
     pub(crate) fn poll(
         &mut self,
         context: &mut Context<'_>,
-        buffer: &mut ReadBuffer,
+        (buffer, pool): (&mut ReadBuffer, &Pool),
+        pending: impl Fn(SocketId) -> Option<PendingPayload>,
         events: &mut VecDeque<Event>,
     ) {
         self.poll_accept(context, events);
         self.poll_dials(context, events);
         let mut ended = Vec::new();
         for (socket, link) in &mut self.links {
+            link.incoming.expect(pending(*socket), pool);
             if let Some(reason) = poll_link(*socket, link, context, buffer, events) {
                 ended.push((*socket, reason));
             }
@@ -240,6 +250,7 @@ impl Peer {
         let socket = SocketId(self.next_id);
         let link = Link {
             stream: Stream::Tcp(stream),
+            incoming: Incoming::new(),
             queue: SendQueue::default(),
             paused: false,
             phase: Phase::Open,
@@ -353,18 +364,29 @@ fn poll_link(
         return None;
     }
     for _ in 0..READS_PER_TURN {
-        match buffer.poll_read(&mut link.stream, context) {
+        match link.incoming.poll_read(&mut link.stream, context, buffer) {
             Poll::Pending => return None,
-            Poll::Ready(Ok(bytes)) if bytes.is_empty() => {
+            Poll::Ready(Ok(Received::Part)) => {
+                // The peer is alive: what came is told with the rest.
+                let bytes = Bytes::new();
+                events.push_back(Event::Bytes { socket, bytes });
+                return None;
+            }
+            Poll::Ready(Ok(Received::End)) => {
                 return Some(match link.phase {
                     Phase::Open => "the peer closed the connection".to_owned(),
                     Phase::Lingering { .. } => "closed by both nodes".to_owned(),
                 });
             }
             // We have closed it: nobody waits for these bytes any more.
-            Poll::Ready(Ok(_)) if lingering => {}
-            Poll::Ready(Ok(bytes)) => events.push_back(Event::Bytes { socket, bytes }),
+            Poll::Ready(Ok(Received::Bytes(_))) if lingering => {}
+            Poll::Ready(Ok(Received::Bytes(bytes))) => {
+                events.push_back(Event::Bytes { socket, bytes })
+            }
             Poll::Ready(Err(error)) => return Some(format!("cannot receive: {error}")),
+        }
+        if link.incoming.asks() {
+            break;
         }
     }
     // More may be there: come back after the others.

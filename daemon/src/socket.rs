@@ -7,7 +7,7 @@ use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -86,16 +86,18 @@ pub(crate) struct ReadBuffer {
 }
 
 impl ReadBuffer {
-    /// Reads what is there; empty bytes are the end of the stream.
+    /// Reads what is there, at most `most` bytes; empty bytes are the end of the stream.
     pub(crate) fn poll_read(
         &mut self,
         stream: &mut Stream,
         context: &mut Context<'_>,
+        most: usize,
     ) -> Poll<io::Result<Bytes>> {
         if self.buffer.capacity() - self.buffer.len() < READ_ROOM_MIN {
             self.buffer.reserve(READ_BUFFER_BYTES);
         }
-        let read = pin!(stream.read_buf(&mut self.buffer)).poll(context);
+        let mut room = (&mut self.buffer).limit(most);
+        let read = pin!(stream.read_buf(&mut room)).poll(context);
         match read {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),

@@ -33,6 +33,8 @@ pub struct PendingPayload {
     pub length: usize,
     /// Bytes of it that the framer holds already.
     pub buffered: usize,
+    /// Bytes of the packet before it.
+    pub head: usize,
 }
 
 #[derive(Debug)]
@@ -46,6 +48,7 @@ enum Stage {
     Payload {
         frame: Frame,
         length: usize,
+        head: usize,
     },
     /// The caller receives the payload by itself.
     Direct {
@@ -177,11 +180,12 @@ impl Framer {
     #[must_use]
     pub fn pending_payload(&self) -> Option<PendingPayload> {
         match &self.stage {
-            Stage::Payload { length, .. } => {
+            Stage::Payload { length, head, .. } => {
                 let buffered = self.buffered.min(*length);
                 Some(PendingPayload {
                     length: *length,
                     buffered,
+                    head: *head,
                 })
             }
             _ => None,
@@ -196,7 +200,10 @@ impl Framer {
     ///
     /// [`ProtocolError::Misuse`] when no payload is pending or `block` is too short; nothing changes.
     pub fn drain_payload(&mut self, block: &mut [u8]) -> Result<usize, ProtocolError> {
-        let Some(PendingPayload { length, buffered }) = self.pending_payload() else {
+        let Some(PendingPayload {
+            length, buffered, ..
+        }) = self.pending_payload()
+        else {
             return Err(ProtocolError::Misuse {
                 what: "no payload is pending",
             });
@@ -207,7 +214,8 @@ impl Framer {
             });
         }
         self.copy_out(&mut block[..buffered]);
-        if let Stage::Payload { frame, length } = core::mem::replace(&mut self.stage, Stage::Header)
+        if let Stage::Payload { frame, length, .. } =
+            core::mem::replace(&mut self.stage, Stage::Header)
         {
             self.stage = Stage::Direct { frame, length };
         }
@@ -252,6 +260,7 @@ impl Framer {
                     }
                     let bytes = self.take(head);
                     let length = header.length as usize - head;
+                    let head = self.kind.len() + head;
                     let packet = packet::decode(command, &bytes, length)?;
                     self.follow(&packet)?;
                     let frame = Frame {
@@ -261,11 +270,23 @@ impl Framer {
                     if length == 0 {
                         return Ok(Some(frame));
                     }
-                    self.stage = Stage::Payload { frame, length };
+                    self.stage = Stage::Payload {
+                        frame,
+                        length,
+                        head,
+                    };
                 }
-                Stage::Payload { mut frame, length } => {
+                Stage::Payload {
+                    mut frame,
+                    length,
+                    head,
+                } => {
                     if self.buffered < length {
-                        self.stage = Stage::Payload { frame, length };
+                        self.stage = Stage::Payload {
+                            frame,
+                            length,
+                            head,
+                        };
                         return Ok(None);
                     }
                     packet::set_payload(&mut frame.packet, self.take(length));

@@ -169,7 +169,7 @@ pub enum DiskOperation {
 /// I/O on metadata. Offsets in bytes on the metadata device, multiples of 4096 like the lengths.
 #[derive(Clone, Debug)]
 pub enum MetaOperation {
-    /// Read (holes of sparse files may be skipped: they are zeroes).
+    /// Read. Where there is nothing but a hole of a sparse file, the answer may be no bytes at all: they are zeroes.
     Read {
         /// First byte.
         offset: u64,

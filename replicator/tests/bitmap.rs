@@ -47,6 +47,26 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// What leaves few bits set in a page, and more than few, and few again.
+fn scattered() -> impl Strategy<Value = Op> {
+    let near = || {
+        prop_oneof![
+            0_u64..300,
+            (0_u64..300).prop_map(|bit| PAGE_BITS - 100 + bit)
+        ]
+    };
+    let short = || prop_oneof![4 => Just(1_u64), 2 => 0_u64..20, 1 => 0_u64..150];
+    let word = || prop_oneof![Just(0), Just(1), Just(1 << 63), Just(0xF0), any::<u64>()];
+    prop_oneof![
+        8 => (near(), short(), any::<bool>()).prop_map(|(at, len, lazy)| Op::Set(at, len, lazy)),
+        6 => (near(), short()).prop_map(|(at, len)| Op::Clear(at, len)),
+        2 => (0_u64..5, prop::collection::vec(word(), 0..4)).prop_map(|(at, words)| Op::MergeWords(at, words)),
+        1 => near().prop_map(|bits| Op::Resize(bits, false)),
+        1 => (0_u32..2).prop_map(Op::StartWrite),
+        1 => any::<bool>().prop_map(Op::FinishWrite),
+    ]
+}
+
 /// The oracle: every bit, the disk's pages, and the write in flight.
 struct World {
     bitmap: Bitmap,
@@ -207,6 +227,29 @@ proptest! {
     }
 
     #[test]
+    fn few_bits_agree_with_single_booleans(
+        bits in 1..2 * PAGE_BITS,
+        ops in prop::collection::vec((scattered(), 0_u64..400), 1..120),
+    ) {
+        let bitmap = Bitmap::new(bits, NewBits::Clear).unwrap();
+        let pages = bitmap.page_count() as usize;
+        let mut world =
+            World { bitmap, bits: vec![false; bits as usize], disk: vec![None; pages], writes: vec![] };
+        for (op, probe) in ops {
+            world.apply(op);
+            world.check(probe);
+        }
+        let mut again = Bitmap::unread(world.bitmap.bits()).unwrap();
+        for page in 0..world.bitmap.page_count() {
+            let mut bytes = vec![0; PAGE_BYTES];
+            world.bitmap.page_bytes(page, &mut bytes).unwrap();
+            again.load_page(page, &bytes).unwrap();
+        }
+        again.check_invariants().unwrap();
+        prop_assert!(again.set_runs(0..bits).eq(world.bitmap.set_runs(0..bits)));
+    }
+
+    #[test]
     fn pages_written_and_read_back_give_the_same_bitmap(
         bits in 1..BITS_MAX_TEST,
         ranges in prop::collection::vec((position(), length()), 0..12),
@@ -331,7 +374,7 @@ fn bits_set_before_a_page_is_read_survive_the_reading() {
     bitmap.load_page(0, &bytes).unwrap();
     assert!(bitmap.get(3) && bitmap.get(8));
     assert!(bitmap.is_read(0..PAGE_BITS) && !bitmap.is_read(0..PAGE_BITS + 1));
-    bitmap.load_clear_page(1).unwrap();
+    bitmap.load_hole(1..2);
     assert_eq!(bitmap.unread_pages(), 0);
     assert_eq!(bitmap.count(), 2);
     bitmap.clear_all();

@@ -41,7 +41,7 @@ pub(super) fn run(bench: &mut Bench<'_>) -> Result<(), Failure> {
         "attach: 'adjust --skip-net' in a daemon just started; connect: 'connect' on both nodes until both are Connected with a clean \
          volume, or until the resync runs; promote: 'primary'. dirty: one block of 4 KiB in {DIRTY_SHARE}, spread evenly, written while \
          disconnected, but at most {DIRTY_WRITES_MAX} blocks and {} s of writing; the row 'dirty' says how many there were; \
-         each page of the bitmap that has a bit is kept in memory and stands for 128 MiB of data. \
+         a page of the bitmap stands for 128 MiB of data; with more than a few bits it is kept in memory. \
          Options of all: {}",
         DIRTY_TIME_MAX.as_secs(),
         words().in_words()

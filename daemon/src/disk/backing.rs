@@ -57,6 +57,8 @@ pub(crate) struct Device {
     pub(crate) bytes: u64,
     pub(crate) logical_block: u32,
     pub(crate) discard: bool,
+    /// A file with fewer blocks than bytes: metadata that lie in a hole need not be read.
+    pub(crate) sparse: bool,
     /// Holes can be made, at no cost that grows with their length.
     pub(crate) fast_zero: bool,
     /// The same file once more, without its lock: whoever looks at it never keeps it from being closed and opened again.
@@ -255,7 +257,7 @@ fn open_device(path: &str, usage: Use) -> Result<Device, OpenError> {
     // Before the first I/O: a disk that hangs and is in use is refused at once.
     lock(&file, path, usage)?;
     let align = alignment(&file).map_err(|error| failed("read", &error))?;
-    describe(file, path, is_block, align).map_err(|error| failed("measure", &error))
+    describe(file, path, is_block, align).map_err(|error| failed("measure or flush", &error))
 }
 
 /// Opens; a block device that is claimed by nobody who can be named gets some time (see [`LEFTOVER_LOCK`]).
@@ -425,6 +427,11 @@ fn describe(file: File, path: &str, is_block: bool, align: usize) -> io::Result<
     } else {
         makes_holes(&file, metadata.len())
     };
+    let sparse = !is_block && metadata.blocks() * 512 < metadata.len();
+    if sparse && place == Where::Storage {
+        // What is only in a cache is told as a hole by some versions of some filesystems.
+        rustix::fs::fdatasync(&file)?;
+    }
     let discard = !is_block || queue_attribute(metadata.rdev(), "discard_max_bytes") > 0;
     // Without /proc there is no such view, and nothing to be told about holes.
     let view = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).ok();
@@ -437,6 +444,7 @@ fn describe(file: File, path: &str, is_block: bool, align: usize) -> io::Result<
         bytes: bytes - bytes % u64::from(logical_block),
         logical_block,
         discard,
+        sparse,
         fast_zero,
         file,
     })

@@ -43,6 +43,16 @@ pub(crate) fn pieces(file: &File, start: u64, length: u64, limit: usize) -> Vec<
     pieces
 }
 
+/// Whether all of a range of `file` is one hole. A look that fails, and a range that the file does not have, are none: reading tells why.
+pub(crate) fn is_hole(file: &File, start: u64, length: u64) -> bool {
+    let end = start.saturating_add(length);
+    match rustix::fs::seek(file, SeekFrom::Data(start)) {
+        Ok(data) => data >= end,
+        Err(rustix::io::Errno::NXIO) => file.metadata().is_ok_and(|found| found.len() >= end),
+        Err(_) => false,
+    }
+}
+
 /// Where the piece that begins at `at` ends, and whether it is a hole.
 fn next(file: &File, at: u64) -> Option<(u64, bool)> {
     match rustix::fs::seek(file, SeekFrom::Data(at)) {
@@ -109,8 +119,23 @@ mod tests {
     }
 
     #[test]
+    fn a_range_with_a_written_byte_and_one_behind_the_end_are_no_holes() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(32 * BLOCK).unwrap();
+        assert!(is_hole(&file, 0, 32 * BLOCK));
+        file.write_all_at(&[0], 4 * BLOCK).unwrap();
+        assert!(is_hole(&file, 0, 4 * BLOCK));
+        assert!(!is_hole(&file, 0, 4 * BLOCK + 1), "zeroes are data");
+        assert!(!is_hole(&file, 4 * BLOCK, 1));
+        assert!(is_hole(&file, 5 * BLOCK, 27 * BLOCK));
+        assert!(!is_hole(&file, 5 * BLOCK, 27 * BLOCK + 1));
+        assert!(!is_hole(&file, 40 * BLOCK, 1));
+    }
+
+    #[test]
     fn what_knows_no_holes_is_data() {
         let zero = File::open("/dev/zero").unwrap();
+        assert!(!is_hole(&zero, 0, 4096));
         let found = pieces(&zero, 0, 8192, 10);
         assert!(found.iter().all(|piece| !piece.hole), "{found:?}");
     }

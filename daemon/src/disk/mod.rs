@@ -48,6 +48,9 @@ const HELPERS_WITHOUT_RING: usize = 8;
 /// Longest single I/O in bytes that is accepted: the wire's largest discard (wire-protocol.md 10.1).
 const OPERATION_BYTES_MAX: u32 = 128 << 20;
 
+/// Shortest hole that is made in metadata: shorter ones would cut the file into more pieces than they save.
+const HOLE_BYTES_MIN: usize = 64 << 10;
+
 /// Looks that may wait for a disk. Whoever asks beyond them is told that all is data.
 const LOOKS_MAX: usize = 1024;
 
@@ -78,6 +81,8 @@ struct Ticket {
 /// What a helper thread brings back.
 enum Helped {
     Io(Ticket, io::Result<Option<Block>>),
+    /// A transfer that was looked at first, and whether it finds nothing but a hole.
+    Looked(Ticket, Transfer, bool),
     Opened(Token, VolumeNumber, Result<Backing, OpenError>),
     Measured(Token, VolumeNumber, Result<Backing, OpenError>),
     Closed(Token),
@@ -236,6 +241,16 @@ impl Disks {
         let window = (backing.meta_base, backing.meta_bytes);
         let operation = match operation {
             MetaOperation::Read { offset, length } => DiskOperation::Read { offset, length },
+            MetaOperation::Write {
+                offset,
+                data,
+                fua: Fua::No,
+            } if device.sparse && becomes_a_hole(&data) => DiskOperation::Zero {
+                offset,
+                length: u32::try_from(data.len()).unwrap_or(u32::MAX),
+                unmap: Unmap::Allowed,
+                fua: Fua::No,
+            },
             MetaOperation::Write { offset, data, fua } => {
                 DiskOperation::Write { offset, data, fua }
             }
@@ -349,8 +364,18 @@ impl Disks {
         let device = Arc::clone(&ticket.device);
         if device.place == Where::Memory {
             self.inline.push((ticket, Inline::Transfer(transfer)));
-            return;
+        } else if self.ring.is_some() && transfer.may_meet_a_hole(&ticket) {
+            self.helper.run(move || {
+                let hole = layout::is_hole(&device.file, ticket.offset, ticket.length);
+                Helped::Looked(ticket, transfer, hole)
+            });
+        } else {
+            self.begin(ticket, transfer);
         }
+    }
+
+    fn begin(&mut self, ticket: Ticket, transfer: Transfer) {
+        let device = Arc::clone(&ticket.device);
         match &mut self.ring {
             Some(ring) => {
                 let work = match transfer {
@@ -423,10 +448,6 @@ impl Disks {
         {
             self.reap();
         }
-        if self.ring.as_mut().is_some_and(|ring| ring.queued() > 0) {
-            // Short transfers that go on, or a submission that the kernel put off: another turn submits them.
-            context.waker().wake_by_ref();
-        }
         while let std::task::Poll::Ready(looked) = self.looker.poll(context) {
             self.looks -= 1;
             if let Looked::Layout(asker, pieces) = looked {
@@ -436,6 +457,11 @@ impl Disks {
         while let std::task::Poll::Ready(helped) = self.helper.poll(context) {
             let event = match helped {
                 Helped::Io(ticket, result) => answer(ticket, result),
+                Helped::Looked(ticket, _, true) => answer(ticket, Ok(None)),
+                Helped::Looked(ticket, transfer, false) => {
+                    self.begin(ticket, transfer);
+                    continue;
+                }
                 Helped::Closed(token) => Event::BackingClosed { token },
                 Helped::Opened(token, volume, Ok(backing))
                 | Helped::Measured(token, volume, Ok(backing)) => {
@@ -455,6 +481,11 @@ impl Disks {
             };
             self.events.push_back(event);
         }
+        if self.ring.as_mut().is_some_and(|ring| ring.queued() > 0) {
+            // Transfers that were looked at first, short ones that go on, or a submission that the kernel put off: another turn
+            // submits them.
+            context.waker().wake_by_ref();
+        }
     }
 
     /// The next completion.
@@ -471,8 +502,19 @@ enum Transfer {
 }
 
 impl Transfer {
+    /// Metadata of a sparse file are mostly hole: its bitmap, until something is out of sync.
+    fn may_meet_a_hole(&self, ticket: &Ticket) -> bool {
+        let read = matches!(self, Transfer::Read(_));
+        read && ticket.area == Area::Meta && ticket.device.sparse
+    }
+
     fn run(self, ticket: &Ticket, pool: &Pool) -> io::Result<Option<Block>> {
         let device = &ticket.device;
+        if self.may_meet_a_hole(ticket)
+            && layout::is_hole(&device.file, ticket.offset, ticket.length)
+        {
+            return Ok(None);
+        }
         match self {
             Transfer::Read(length) => {
                 inline::read(device, pool, ticket.offset, length as usize).map(Some)
@@ -501,6 +543,11 @@ impl Inline {
             }
         }
     }
+}
+
+/// A long run of clear pages of a bitmap is given back: it takes no room, and the next attach need not read it.
+fn becomes_a_hole(data: &[u8]) -> bool {
+    data.len() >= HOLE_BYTES_MIN && data.iter().all(|byte| *byte == 0)
 }
 
 fn aligned(pool: &Pool, data: Bytes, align: usize) -> Bytes {

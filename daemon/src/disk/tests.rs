@@ -310,6 +310,46 @@ fn slots_of_a_shared_metadata_device_are_windows_that_do_not_overlap() {
 use tandem_replicator::MetaKind;
 
 #[test]
+fn metadata_in_a_hole_have_no_bytes_and_all_others_have_theirs() {
+    on_every_engine(async |mut disks, path| {
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[7; 4096], 2 << 20).unwrap();
+        open(&mut disks, path).await.unwrap();
+        let places = [(0, 0), (2 << 20, 256 << 10), ((2 << 20) - 4096, 256 << 10)];
+        for (offset, expected) in places {
+            let length = 256 << 10;
+            disks.meta(Token(3), VOLUME, MetaOperation::Read { offset, length });
+            let Event::MetaDone {
+                result: Ok(bytes), ..
+            } = next(&mut disks).await
+            else {
+                panic!()
+            };
+            assert_eq!(bytes.len(), expected, "at {offset}");
+        }
+        let data = Bytes::from(vec![0; 64 << 10]);
+        let (offset, fua) = (2 << 20, Fua::No);
+        disks.meta(Token(5), VOLUME, MetaOperation::Write { offset, data, fua });
+        assert!(matches!(
+            next(&mut disks).await,
+            Event::MetaDone { result: Ok(_), .. }
+        ));
+        let all = layout::is_hole(&std::fs::File::open(path).unwrap(), 0, 4 << 20);
+        assert!(all, "zeroes take no room");
+        file.set_len(1 << 20).unwrap();
+        let (offset, length) = (3 << 20, 4096);
+        disks.meta(Token(4), VOLUME, MetaOperation::Read { offset, length });
+        assert!(
+            matches!(
+                next(&mut disks).await,
+                Event::MetaDone { result: Err(_), .. }
+            ),
+            "what was cut off is no hole"
+        );
+    });
+}
+
+#[test]
 fn io_on_a_volume_that_is_not_open_is_refused() {
     on_every_engine(async |mut disks, _| {
         let text = data(&mut disks, DiskOperation::Flush)

@@ -25,6 +25,9 @@ fn settings(my: &str, peer: SocketAddr) -> LinkSettings {
 struct End {
     peer: Peer,
     buffer: ReadBuffer,
+    pool: Pool,
+    /// What every stream is said to be in the middle of.
+    pending: Option<PendingPayload>,
     events: std::collections::VecDeque<Event>,
 }
 
@@ -35,13 +38,17 @@ impl End {
         End {
             peer,
             buffer: ReadBuffer::default(),
+            pool: Pool::new(),
+            pending: None,
             events: Default::default(),
         }
     }
 
     fn turn(&mut self, context: &mut Context<'_>) {
         self.peer.flush(context, &mut self.events);
-        self.peer.poll(context, &mut self.buffer, &mut self.events);
+        let into = (&mut self.buffer, &self.pool);
+        let pending = |_| self.pending;
+        self.peer.poll(context, into, pending, &mut self.events);
         self.peer.flush(context, &mut self.events);
     }
 
@@ -289,5 +296,90 @@ fn an_address_that_is_not_ours_is_told_apart_from_an_absent_peer() {
             end.peer.listen(),
             Some(Event::ListenFailed { .. })
         ));
+    });
+}
+
+/// What comes between two payloads.
+const HEAD: usize = 40;
+
+const LENGTH: usize = 128 << 10;
+
+const PACKETS: usize = 60;
+
+/// A stream into `end` and the socket that feeds it.
+async fn fed() -> (End, SocketId, tokio::net::TcpStream) {
+    let (listener, address) = raw_server().await;
+    let mut end = End::new(settings("127.0.0.1:0", address));
+    let socket = dialled(&mut end).await;
+    let (other, _) = listener.accept().await.unwrap();
+    (end, socket, other)
+}
+
+/// What the next turn that brings something brings: pieces, without those that only say that something came.
+async fn pieces(end: &mut End) -> Vec<Bytes> {
+    let mut events = vec![end.next().await];
+    events.extend(end.events.drain(..));
+    let bytes = events.into_iter().map(|event| match event {
+        Event::Bytes { bytes, .. } => bytes,
+        other => panic!("{other:?}"),
+    });
+    bytes.filter(|bytes| !bytes.is_empty()).collect()
+}
+
+fn in_payload(buffered: usize) -> Option<PendingPayload> {
+    Some(PendingPayload {
+        length: LENGTH,
+        buffered,
+        head: HEAD,
+    })
+}
+
+#[test]
+fn payloads_that_follow_one_another_arrive_each_in_one_aligned_piece() {
+    run(async {
+        let (mut end, _, mut other) = fed().await;
+        let packet: Vec<u8> = (0..HEAD + LENGTH)
+            .map(|at| at as u8 ^ (at >> 8) as u8)
+            .collect();
+        let stream = packet.repeat(PACKETS);
+        let all = stream.clone();
+        let feeder = tokio::spawn(async move {
+            other.write_all(&all).await.unwrap();
+            other
+        });
+        let (mut seen, mut whole) = (Vec::new(), 0);
+        while seen.len() < stream.len() {
+            // What the engine says when it has all of that.
+            end.pending = (seen.len() % packet.len())
+                .checked_sub(HEAD)
+                .and_then(in_payload);
+            for piece in pieces(&mut end).await {
+                let aligned = crate::disk::pool::is_aligned(&piece, 4096);
+                let begins = seen.len() % packet.len() == HEAD;
+                whole += usize::from(piece.len() == LENGTH && aligned && begins);
+                seen.extend_from_slice(&piece);
+            }
+        }
+        assert!(seen == stream);
+        drop(feeder.await);
+        // Those that were there when nothing was known yet are met in the middle: eight reads of 256 KiB.
+        assert!(whole >= PACKETS - 20, "{whole}");
+    });
+}
+
+#[test]
+fn a_part_of_a_payload_shows_that_the_peer_is_alive_and_is_dropped_with_the_stream() {
+    run(async {
+        let (mut end, socket, mut other) = fed().await;
+        end.pending = in_payload(0);
+        other.write_all(&[7; 1000]).await.unwrap();
+        let alive = |event| matches!(event, Event::Bytes { bytes, .. } if bytes.is_empty());
+        assert!(alive(end.next().await));
+        other.write_all(&[7; 1000]).await.unwrap();
+        assert!(alive(end.next().await));
+        drop(other);
+        assert!(
+            matches!(end.next().await, Event::Closed { socket: closed, .. } if closed == socket)
+        );
     });
 }

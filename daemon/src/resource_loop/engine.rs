@@ -2,8 +2,11 @@
 
 use std::ops::Range;
 
+use tandem_protocol::framing::PendingPayload;
 use tandem_replicator::status::ResourceStatus;
-use tandem_replicator::{Effects, Event, ResourceOptions, SyncExtent, Time, VolumeNumber};
+use tandem_replicator::{
+    Effects, Event, ResourceOptions, SocketId, SyncExtent, Time, VolumeNumber,
+};
 
 /// What drives a resource. The engine is [`tandem_replicator::Resource`]; tests have their own.
 pub(crate) trait Engine: Sized {
@@ -30,6 +33,10 @@ pub(crate) trait Engine: Sized {
     fn reads_locally(&self, volume: VolumeNumber) -> bool;
     /// Whether zeroes cost the link a few bytes only.
     fn zeroes_are_short(&self, volume: VolumeNumber) -> bool;
+    /// The payload that a stream is in the middle of.
+    fn pending_payload(&self, _socket: SocketId) -> Option<PendingPayload> {
+        None
+    }
 }
 
 impl Engine for tandem_replicator::Resource {
@@ -72,5 +79,9 @@ impl Engine for tandem_replicator::Resource {
 
     fn zeroes_are_short(&self, volume: VolumeNumber) -> bool {
         Self::zeroes_are_short(self, volume)
+    }
+
+    fn pending_payload(&self, socket: SocketId) -> Option<PendingPayload> {
+        Self::pending_payload(self, socket)
     }
 }

@@ -267,7 +267,10 @@ impl<E: Engine> ResourceLoop<E> {
         let look = std::mem::replace(&mut self.look, Look::Disks);
         if look == Look::Everything {
             self.take_messages(context);
-            self.peer.poll(context, &mut self.buffer, &mut self.queue);
+            let engine = &self.engine;
+            let pending = |socket| engine.pending_payload(socket);
+            let into = (&mut self.buffer, self.disks.pool());
+            self.peer.poll(context, into, pending, &mut self.queue);
         }
         if look >= Look::Clients {
             self.clients.poll(

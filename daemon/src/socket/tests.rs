@@ -39,7 +39,7 @@ fn run(test: impl AsyncFn(Stream, Other)) {
 }
 
 async fn received(buffer: &mut ReadBuffer, stream: &mut Stream) -> Bytes {
-    poll_fn(|context| buffer.poll_read(stream, context))
+    poll_fn(|context| buffer.poll_read(stream, context, usize::MAX))
         .await
         .unwrap()
 }

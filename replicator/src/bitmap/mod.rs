@@ -5,13 +5,14 @@
 //!
 //! * No bit at or past [`Bitmap::bits`] is ever set or counted; on disk such bits are written as zero and ignored when read.
 //! * [`Bitmap::count`] is the number of set bits, kept with every change.
-//! * A page takes memory for its words only while some of its valid bits are set and some are clear.
+//! * A page takes memory for its words only while some of its valid bits are set and some are clear, and little while few are set.
 //! * A page that changed since its last write was *started* is marked, so a change during a write marks it again; at most
 //!   one write of a page is in flight, because two could reach the disk in either order.
 //!
 //! Cost: every operation takes time for the pages it touches, not for the size of the device.
 
 pub mod coverage;
+mod few;
 mod page;
 mod write_out;
 
@@ -23,6 +24,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use few::FEW_MAX;
 use page::{Content, PAGE_WORDS, Wanted, valid_mask};
 
 /// Bits of the largest device (1 PiB, spec/metadata.md 1.4): a larger bitmap is refused.
@@ -433,13 +435,17 @@ impl Bitmap {
         for (index, page) in self.pages.iter().enumerate() {
             let valid = self.valid(index);
             count += u64::from(page.content.count(valid));
-            let Content::Mixed(words) = &page.content else {
-                continue;
-            };
+            match &page.content {
+                Content::Clear | Content::Set => continue,
+                Content::Few(few) if !few.is_ordered() || few.len() > FEW_MAX => {
+                    return Err("the few bits of a page are too many, or in no order");
+                }
+                Content::Few(_) | Content::Mixed(_) => {}
+            }
             let here: u32 = (0..PAGE_WORDS)
                 .map(|word| page.content.word(word, PAGE_BITS as u32).count_ones())
                 .sum();
-            if words.set != here {
+            if page.content.count(valid) != here {
                 return Err("a page's count differs from its bits");
             }
             if here == 0 || here == valid {

@@ -1,7 +1,9 @@
-//! One page of the bitmap: 32768 bits, which take memory only when they are neither all clear nor all set.
+//! One page of the bitmap: 32768 bits, which take memory only when they are neither all clear nor all set, and little when few are set.
 
 use alloc::boxed::Box;
 use core::ops::Range;
+
+use super::few::{FEW_MAX, Few};
 
 /// Bits of one page: 4 KiB of bitmap, 128 MiB of data.
 pub const PAGE_BITS: u64 = 32_768;
@@ -9,6 +11,10 @@ pub const PAGE_BITS: u64 = 32_768;
 pub const PAGE_BYTES: usize = 4096;
 /// 64-bit words of one page.
 pub(super) const PAGE_WORDS: usize = PAGE_BYTES / 8;
+
+/// A page that has its words gives them up when no more bits than these are left: well below [`FEW_MAX`], so that a few changes do not
+/// bring them back.
+const FEW_AGAIN: u32 = FEW_MAX as u32 / 4;
 
 /// The words of a page that is neither all clear nor all set, and how many bits are set in them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +31,8 @@ pub(super) enum Content {
     Clear,
     /// Every valid bit is set.
     Set,
+    /// Some are, but few.
+    Few(Few),
     /// Some are, some are not.
     Mixed(Box<Words>),
 }
@@ -55,6 +63,7 @@ impl Content {
         match self {
             Content::Clear => 0,
             Content::Set => valid,
+            Content::Few(few) => few.len() as u32,
             Content::Mixed(words) => words.set,
         }
     }
@@ -63,6 +72,7 @@ impl Content {
         match self {
             Content::Clear => false,
             Content::Set => true,
+            Content::Few(few) => few.get(bit),
             Content::Mixed(words) => words.words[(bit / 64) as usize] & (1 << (bit % 64)) != 0,
         }
     }
@@ -75,7 +85,57 @@ impl Content {
                 let base = (word as u32).saturating_mul(64);
                 mask(0, valid.saturating_sub(base).min(64))
             }
+            Content::Few(few) => few.word(word),
             Content::Mixed(words) => words.words.get(word).copied().unwrap_or(0),
+        }
+    }
+
+    /// All words of the page, as [`Content::word`] has them.
+    pub(super) fn words(&self, valid: u32) -> [u64; PAGE_WORDS] {
+        let mut words = [0; PAGE_WORDS];
+        match self {
+            Content::Clear => {}
+            Content::Set => {
+                for (index, word) in words.iter_mut().enumerate() {
+                    *word = valid_mask(index, valid);
+                }
+            }
+            Content::Few(few) => {
+                for bit in few.iter() {
+                    words[(bit / 64) as usize] |= 1 << (bit % 64);
+                }
+            }
+            Content::Mixed(mixed) => words = mixed.words,
+        }
+        words
+    }
+
+    /// What these words are, of which only the first `valid` bits count.
+    pub(super) fn of_words(mut words: [u64; PAGE_WORDS], valid: u32) -> Content {
+        let mut set = 0;
+        for (index, word) in words.iter_mut().enumerate() {
+            *word &= valid_mask(index, valid);
+            set += word.count_ones();
+        }
+        if set == 0 {
+            Content::Clear
+        } else if set == valid {
+            Content::Set
+        } else if set <= FEW_MAX as u32 {
+            Content::Few(Few::of(ones(&words)))
+        } else {
+            Content::Mixed(Box::new(Words { words, set }))
+        }
+    }
+
+    /// The few set bits of a page that has no words, if a range can be set in it without giving it words.
+    fn few_with_room(&mut self, range: &Range<u32>) -> Option<&mut Few> {
+        if matches!(self, Content::Clear) && range.len() <= FEW_MAX {
+            *self = Content::Few(Few::default());
+        }
+        match self {
+            Content::Few(few) => Some(few).filter(|few| few.has_room(range)),
+            Content::Clear | Content::Set | Content::Mixed(_) => None,
         }
     }
 
@@ -88,6 +148,11 @@ impl Content {
             let before = self.count(valid);
             *self = Content::Set;
             return valid - before;
+        }
+        if let Some(few) = self.few_with_room(&range) {
+            let changed = few.set(range);
+            self.normalise(valid);
+            return changed;
         }
         let words = self.materialise(valid);
         let mut changed = 0;
@@ -110,6 +175,11 @@ impl Content {
             *self = Content::Clear;
             return before;
         }
+        if let Content::Few(few) = self {
+            let changed = few.clear(range);
+            self.normalise(valid);
+            return changed;
+        }
         let words = self.materialise(valid);
         let mut changed = 0;
         for (word, mask) in masks(range) {
@@ -127,6 +197,12 @@ impl Content {
         if value == 0 || matches!(self, Content::Set) {
             return 0;
         }
+        let base = word as u32 * 64;
+        let span = base + value.trailing_zeros()..base + 64 - value.leading_zeros();
+        if let Some(few) = self.few_with_room(&span) {
+            let set = span.filter(|bit| value & 1 << (bit % 64) != 0);
+            return set.map(|bit| few.set(bit..bit + 1)).sum();
+        }
         let words = self.materialise(valid);
         let changed = (value & !words.words[word]).count_ones();
         words.words[word] |= value;
@@ -139,6 +215,7 @@ impl Content {
         match self {
             Content::Clear => 0,
             Content::Set => range.end.saturating_sub(range.start),
+            Content::Few(few) => few.count_range(range),
             Content::Mixed(words) => masks(range)
                 .map(|(word, mask)| (words.words[word] & mask).count_ones())
                 .sum(),
@@ -153,6 +230,8 @@ impl Content {
         match (self, wanted) {
             (Content::Clear, Wanted::Clear) | (Content::Set, Wanted::Set) => Some(range.start),
             (Content::Clear, Wanted::Set) | (Content::Set, Wanted::Clear) => None,
+            (Content::Few(few), Wanted::Set) => few.first_set(&range),
+            (Content::Few(few), Wanted::Clear) => few.first_clear(&range),
             (Content::Mixed(words), _) => masks(range).find_map(|(word, mask)| {
                 let value = match wanted {
                     Wanted::Set => words.words[word],
@@ -166,34 +245,42 @@ impl Content {
     /// Turns the page into words; the valid bits keep their value, the others are clear.
     pub(super) fn materialise(&mut self, valid: u32) -> &mut Words {
         if !matches!(self, Content::Mixed(_)) {
-            let mut words = Words {
-                words: [0; PAGE_WORDS],
+            let words = Words {
+                words: self.words(valid),
                 set: self.count(valid),
             };
-            for (index, word) in words.words.iter_mut().enumerate() {
-                *word = self.word(index, valid);
-            }
             *self = Content::Mixed(Box::new(words));
         }
         match self {
             Content::Mixed(words) => words,
-            Content::Clear | Content::Set => unreachable!("the page was turned into words above"),
+            Content::Clear | Content::Set | Content::Few(_) => {
+                unreachable!("the page was turned into words above")
+            }
         }
     }
 
-    /// Gives the memory back if the page became all clear or all set.
+    /// Gives the memory back if the page became all clear or all set, and most of it if few bits are left.
     pub(super) fn normalise(&mut self, valid: u32) {
-        if let Content::Mixed(words) = self {
-            if words.set == 0 {
-                *self = Content::Clear;
-            } else if words.set == valid {
-                *self = Content::Set;
-            }
+        let set = match self {
+            Content::Clear | Content::Set => return,
+            Content::Few(_) | Content::Mixed(_) => self.count(valid),
+        };
+        if set == 0 {
+            *self = Content::Clear;
+        } else if set == valid {
+            *self = Content::Set;
+        } else if let Content::Mixed(words) = self
+            && set <= FEW_AGAIN
+        {
+            *self = Content::Few(Few::of(ones(&words.words)));
         }
     }
 
     /// Clears the bits from `valid` on and counts again: after the bitmap became shorter.
     pub(super) fn truncate(&mut self, valid: u32) {
+        if let Content::Few(few) = self {
+            few.clear(valid..PAGE_BITS as u32);
+        }
         if let Content::Mixed(words) = self {
             for (index, word) in words.words.iter_mut().enumerate() {
                 *word &= mask(0, valid.saturating_sub(index as u32 * 64).min(64));
@@ -202,6 +289,18 @@ impl Content {
         }
         self.normalise(valid);
     }
+}
+
+/// Positions of the set bits, ascending.
+fn ones(words: &[u64; PAGE_WORDS]) -> impl Iterator<Item = u32> + '_ {
+    (0..).zip(words).flat_map(|(index, word)| {
+        let mut left = *word;
+        core::iter::from_fn(move || {
+            let bit = (left != 0).then(|| left.trailing_zeros())?;
+            left &= left - 1;
+            Some(index * 64 + bit)
+        })
+    })
 }
 
 /// Which bits a search looks for.

@@ -4,7 +4,7 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
-use super::page::{PAGE_BITS, PAGE_BYTES, PAGE_WORDS, valid_mask};
+use super::page::{Content, PAGE_BITS, PAGE_BYTES, PAGE_WORDS};
 use super::{Bitmap, BitmapError, Urgency};
 
 /// A write of a page that was started and not yet answered.
@@ -81,30 +81,29 @@ impl Bitmap {
             return Ok(());
         }
         self.unread_pages -= 1;
+        if *bytes == [0; PAGE_BYTES] {
+            return Ok(());
+        }
         let valid = self.valid(index);
         let content = &mut self.pages[index].content;
-        let mut changed = 0;
-        for (word, bytes) in bytes.chunks_exact(8).enumerate() {
+        let before = content.count(valid);
+        let mut words = content.words(valid);
+        for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
             let mut value = [0; 8];
             value.copy_from_slice(bytes);
-            let value = u64::from_le_bytes(value) & valid_mask(word, valid);
-            changed += u64::from(content.or_word(word, value, valid));
+            *word |= u64::from_le_bytes(value);
         }
-        content.normalise(valid);
-        self.count += changed;
+        *content = Content::of_words(words, valid);
+        self.count += u64::from(content.count(valid) - before);
         Ok(())
     }
 
-    /// As [`Bitmap::load_page`] with a page of zeros: a hole of a sparse file.
-    ///
-    /// # Errors
-    /// [`BitmapError::NoSuchPage`].
-    pub fn load_clear_page(&mut self, page: u32) -> Result<(), BitmapError> {
-        let index = self.index(page)?;
-        if core::mem::take(&mut self.pages[index].unread) {
-            self.unread_pages -= 1;
+    /// As [`Bitmap::load_page`] with pages of zeros, cut at the end: a hole of a sparse file.
+    pub fn load_hole(&mut self, pages: core::ops::Range<u32>) {
+        let end = pages.end.min(self.page_count());
+        for page in &mut self.pages[pages.start.min(end) as usize..end as usize] {
+            self.unread_pages -= u32::from(core::mem::take(&mut page.unread));
         }
-        Ok(())
     }
 
     /// The bytes of a page as they belong on disk.
@@ -120,8 +119,9 @@ impl Bitmap {
             });
         }
         let valid = self.valid(index);
-        for (word, out) in out.chunks_exact_mut(8).enumerate() {
-            out.copy_from_slice(&self.pages[index].content.word(word, valid).to_le_bytes());
+        let words = self.pages[index].content.words(valid);
+        for (out, word) in out.chunks_exact_mut(8).zip(words) {
+            out.copy_from_slice(&word.to_le_bytes());
         }
         Ok(())
     }

@@ -212,6 +212,9 @@ impl Resource {
         };
         match io {
             Io::Open => {}
+            Io::Superblock if data.is_empty() => {
+                self.attach_superblock_read(number, &Bytes::from_static(&[0; PAGE_BYTES]));
+            }
             Io::Superblock => self.attach_superblock_read(number, &data),
             Io::Log(offset) => {
                 attach.log.insert(offset, data);

@@ -16,6 +16,9 @@ impl Resource {
     /// What does not hold, in words: a bug of ours.
     pub fn check_structures(&self) -> Result<(), String> {
         for volume in self.volumes.values() {
+            volume
+                .check_resync()
+                .map_err(|what| format!("volume {}: {what}", volume.number.0))?;
             let Some(backing) = volume.backing.as_ref() else {
                 continue;
             };

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use tandem_protocol::command::SocketUse;
 use tandem_protocol::digest::DigestAlgorithm;
 use tandem_protocol::features::Agreed;
+use tandem_protocol::framing::PendingPayload;
 use tandem_protocol::packet::{Frame, Packet};
 use tandem_protocol::packets::BLOCK_ID_SYNCER;
 use tandem_protocol::{Framer, ProtocolError, Socket};
@@ -234,6 +235,15 @@ impl Resource {
             }
             None => self.early_bytes(socket, bytes),
         }
+    }
+
+    /// The payload that a stream of the link is in the middle of, for a caller that receives it without a seam. It is true while
+    /// everything that was read has been given to [`Resource::handle`].
+    pub fn pending_payload(&self, socket: SocketId) -> Option<PendingPayload> {
+        let link = self.connection.link.as_ref()?;
+        let mut streams = [&link.data, &link.meta].into_iter();
+        let stream = streams.find(|stream| stream.id == socket)?;
+        stream.framer.pending_payload()
     }
 
     /// The operating system took bytes that were sent.

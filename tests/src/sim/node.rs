@@ -748,7 +748,12 @@ fn perform_data(disk: &mut Disk, operation: DiskOperation, mark: u64) -> Bytes {
 fn perform_meta(disk: &mut Disk, operation: MetaOperation, mark: u64) -> Bytes {
     use tandem_replicator::Fua;
     match operation {
-        MetaOperation::Read { offset, length } => return disk.read(offset, u64::from(length)),
+        MetaOperation::Read { offset, length } => {
+            let data = disk.read(offset, u64::from(length));
+            // As a sparse file would be read: what was never written has no bytes.
+            let hole = data.iter().all(|byte| *byte == 0);
+            return if hole { Bytes::new() } else { data };
+        }
         MetaOperation::Write { offset, data, fua } => disk.write(offset, &data, fua == Fua::Yes),
         MetaOperation::Flush => disk.flush(mark),
     }

@@ -2,6 +2,7 @@
 
 use alloc::format;
 use alloc::string::ToString;
+use alloc::vec;
 use alloc::vec::Vec;
 use bytes::Bytes;
 
@@ -21,6 +22,9 @@ use crate::state::Failure;
 
 /// Largest piece of metadata that is read at once, in bytes: a disk answers it in a few milliseconds.
 const CHUNK_BYTES_MAX: u64 = 256 << 10;
+
+/// Pages of the bitmap in such a piece; only the last one has less.
+const CHUNK_PAGES_MAX: u32 = (CHUNK_BYTES_MAX / PAGE_BYTES as u64) as u32;
 
 /// Reads of metadata in flight: enough for the speed of the device, and 2 MiB of memory.
 const CHUNKS_IN_FLIGHT_MAX: usize = 8;
@@ -58,12 +62,19 @@ impl Resource {
         else {
             return;
         };
-        let mut page = [0; PAGE_BYTES];
+        if data.is_empty() {
+            backing.bitmap.load_hole(first..first + CHUNK_PAGES_MAX);
+        }
         for (number, bytes) in (first..).zip(data.chunks(PAGE_BYTES)) {
-            // The last page of an oddly sized device is shorter on disk.
-            page.fill(0);
-            page[..bytes.len()].copy_from_slice(bytes);
-            if backing.bitmap.load_page(number, &page).is_err() {
+            let loaded = if bytes.len() == PAGE_BYTES {
+                backing.bitmap.load_page(number, bytes)
+            } else {
+                // The last page of an oddly sized device is shorter on disk.
+                let mut page = [0; PAGE_BYTES];
+                page[..bytes.len()].copy_from_slice(bytes);
+                backing.bitmap.load_page(number, &page)
+            };
+            if loaded.is_err() {
                 break; // More than the bitmap has: its rest is nobody's.
             }
         }
@@ -145,9 +156,10 @@ impl Resource {
         else {
             return LogFound::default();
         };
-        let mut ring = Vec::new();
-        for bytes in core::mem::take(&mut attach.log).into_values() {
-            ring.extend_from_slice(&bytes);
+        let mut ring = vec![0; backing.layout.activity_log_len().0 as usize];
+        for (at, bytes) in core::mem::take(&mut attach.log) {
+            // A hole has no bytes: it stays zeroes.
+            ring[at as usize..][..bytes.len()].copy_from_slice(&bytes);
         }
         let geometry = backing.layout.geometry();
         let magic = backing.superblock.magic;

@@ -14,7 +14,6 @@
 //!   every block that differs.
 //! - The data socket of the target stands still from P_SYNC_UUID until that is so.
 
-use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec;
@@ -39,10 +38,11 @@ use crate::time::Time;
 
 mod end;
 mod source;
+mod sync_io;
 mod target;
 
-use source::Read;
-use target::{Target, Write};
+pub(crate) use sync_io::SyncIo;
+use target::Target;
 
 /// Which end of a resync this node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,23 +123,6 @@ enum Part {
     Target(alloc::boxed::Box<Target>),
 }
 
-/// Blocks on their way to or from the disk. They outlive the resync that asked for them: an I/O ends when it ends.
-#[derive(Debug, Default)]
-pub(crate) struct SyncIo {
-    reads: BTreeMap<u64, Read>,
-    read_bytes: u64,
-    writes: BTreeMap<u64, Write>,
-    /// A finished target tells a kernel again that it is done, which may have missed it (wire-protocol.md 6.6).
-    repeat: Option<end::Repeat>,
-}
-
-impl SyncIo {
-    /// Whether anything of a resync is still on its way.
-    pub(super) fn is_busy(&self) -> bool {
-        !self.reads.is_empty() || !self.writes.is_empty()
-    }
-}
-
 impl Resync {
     fn target(&mut self) -> Option<&mut Target> {
         match &mut self.role {
@@ -185,6 +168,22 @@ impl Resync {
 }
 
 impl Volume {
+    /// What a resync counts fits what it has on its way.
+    pub(super) fn check_resync(&self) -> Result<(), &'static str> {
+        let fits = self
+            .resync
+            .as_ref()
+            .is_none_or(|resync| match &resync.role {
+                Part::Target(target) => target.fits(),
+                Part::Source(_) => true,
+            });
+        if fits && self.sync_io.fits() {
+            Ok(())
+        } else {
+            Err("what a resync counts differs from what it has on its way")
+        }
+    }
+
     /// Blocks that the resync still has to transfer.
     fn resync_left(&self) -> u64 {
         let resync = self.resync.as_ref();
@@ -567,10 +566,8 @@ impl Resource {
 
     fn forget_sync_io(&mut self, number: VolumeNumber, id: u64) {
         if let Some(volume) = self.volumes.get_mut(&number) {
-            if let Some(read) = volume.sync_io.reads.remove(&id) {
-                volume.sync_io.read_bytes -= u64::from(read.length());
-            }
-            volume.sync_io.writes.remove(&id);
+            volume.sync_io.take_read(id);
+            volume.sync_io.take_write(id);
         }
         self.release_interval(number, id);
     }
@@ -683,14 +680,13 @@ impl Resource {
     pub(crate) fn resync_deadline(&self) -> Time {
         let volumes = self.volumes.values().map(|volume| {
             let target = self.target_deadline(volume);
-            let delayed = volume.sync_io.reads.values().filter_map(Read::due).min();
             let repeat = volume
                 .sync_io
                 .repeat
                 .as_ref()
                 .map_or(Time::NEVER, end::Repeat::at);
             target
-                .min(delayed.unwrap_or(Time::NEVER))
+                .min(volume.sync_io.next_due())
                 .min(repeat)
                 .min(volume.exchange.deadline())
         });

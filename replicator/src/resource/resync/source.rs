@@ -176,17 +176,14 @@ impl Resource {
         let (id, link) = (self.requests.next_id(), self.connection.count);
         if let Some(volume) = self.volumes.get_mut(&number) {
             let run = volume.resync.as_ref().map(|resync| resync.run);
-            volume.sync_io.read_bytes += u64::from(request.blksize);
-            volume.sync_io.reads.insert(
-                id,
-                Read {
-                    request,
-                    question,
-                    link,
-                    run,
-                    stage,
-                },
-            );
+            let read = Read {
+                request,
+                question,
+                link,
+                run,
+                stage,
+            };
+            volume.sync_io.insert_read(id, read);
         }
         if stage == Stage::Waits {
             self.take_read_interval(number, id);
@@ -243,6 +240,7 @@ impl Resource {
                 *id
             })
             .collect();
+        volume.sync_io.delayed -= due.len();
         for id in due {
             self.take_read_interval(number, id);
         }
@@ -279,7 +277,9 @@ impl Resource {
             self.answer_read(number, id, None);
             return;
         }
+        let delayed = read.due().is_some();
         read.stage = Stage::Started;
+        volume.sync_io.delayed -= usize::from(delayed);
         volume.counters.disk_read_kib += u64::from(length) / 1024;
         if let Some(source) = volume.resync.as_mut().and_then(Resync::source) {
             source.sectors += u64::from(length) / 512;
@@ -318,10 +318,9 @@ impl Resource {
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;
         };
-        let Some(read) = volume.sync_io.reads.remove(&id) else {
+        let Some(read) = volume.sync_io.take_read(id) else {
             return;
         };
-        volume.sync_io.read_bytes -= u64::from(read.request.blksize);
         let same_run = read.run == volume.resync.as_ref().map(|resync| resync.run);
         let linked = read.link == self.connection.count && self.connection.link.is_some();
         // A peer whose disk is gone asked before that: it wants no answer.

@@ -1,7 +1,7 @@
 //! The target's side: which blocks it asks for and when, how they get to its disk, and when that is durable
 //! (state-machine.md 6.3, 6.9; wire-protocol.md 6.4).
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -27,8 +27,10 @@ use crate::resync::merge::{RequestKind, RequestLimits, next_request};
 use crate::state::word::{ConnState, Role};
 use crate::time::Time;
 
+mod asked;
 mod blocks;
 
+use asked::{Asked, AskedBlocks, Asking};
 pub(super) use blocks::Write;
 
 /// Written blocks are flushed, and their bits cleared, at least this often (2.14, lazy bitmap write-out).
@@ -54,8 +56,8 @@ const LATE_TURNS_MAX: u64 = 4;
 pub(super) struct Target {
     /// The next bit to look at.
     cursor: u64,
-    /// Blocks that the source was, or will be, asked for, by their first byte.
-    asked: BTreeMap<u64, Asked>,
+    /// Blocks that the source was, or will be, asked for.
+    asked: AskedBlocks,
     controller: RateController,
     throttle: MinRateThrottle,
     /// Blocks that may still be asked for in this turn, and what the turn began with.
@@ -88,44 +90,11 @@ pub(super) struct Target {
     parked: BTreeSet<u64>,
 }
 
-/// How far a block is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Asking {
-    /// Something that overlaps is in flight.
-    Waits,
-    /// This node's own block is being read, for its digest.
-    Reads,
-    /// The request is sent.
-    Sent,
-    /// The same, with a digest.
-    SentDigest,
-}
-
-/// A block on its way from the source.
-#[derive(Clone, Copy, Debug)]
-struct Asked {
-    /// Names it, and its interval.
-    id: u64,
-    bits: u32,
-    length: u32,
-    /// It has an interval.
-    interval: bool,
-    /// Whether the source may answer that all of it is zero.
-    kind: RequestKind,
-    asking: Asking,
-}
-
-impl Asked {
-    fn is_sent(&self) -> bool {
-        matches!(self.asking, Asking::Sent | Asking::SentDigest)
-    }
-}
-
 impl Target {
     pub(super) fn new(now: Time, csums: Option<DigestAlgorithm>) -> Target {
         Target {
             cursor: 0,
-            asked: BTreeMap::new(),
+            asked: AskedBlocks::default(),
             controller: RateController::new(),
             throttle: MinRateThrottle::new(),
             budget: 0,
@@ -167,12 +136,7 @@ impl Target {
 
     /// The resync goes no further: the intervals to give back.
     pub(super) fn give_up(&mut self) -> Vec<u64> {
-        let asked = core::mem::take(&mut self.asked);
-        asked
-            .values()
-            .filter(|block| block.interval)
-            .map(|block| block.id)
-            .collect()
+        self.asked.give_up()
     }
 
     /// These bits are out of sync again.
@@ -193,16 +157,9 @@ impl Target {
         }
     }
 
-    fn find(&mut self, id: u64, asking: Asking) -> Option<(u64, &mut Asked)> {
-        self.asked
-            .iter_mut()
-            .find(|(_, block)| block.id == id && block.asking == asking)
-            .map(|(offset, block)| (*offset, block))
-    }
-
-    /// Blocks on their way.
-    fn outstanding(&self) -> u32 {
-        self.asked.values().map(|block| block.bits).sum()
+    /// What is counted fits what is there.
+    pub(super) fn fits(&self) -> bool {
+        self.asked.fits()
     }
 }
 
@@ -375,12 +332,7 @@ impl Resource {
                 return;
             };
             let primary = volume.state.role == Role::Primary;
-            let arriving: u32 = volume
-                .sync_io
-                .writes
-                .values()
-                .map(|write| write.length / BLOCK_BYTES)
-                .sum();
+            let arriving = volume.sync_io.write_blocks;
             let device_bytes = volume.bytes;
             let granularity = volume.options.rs_discard_granularity;
             let thin = (thin && granularity > 0).then(|| granularity.next_multiple_of(BLOCK_BYTES));
@@ -391,7 +343,7 @@ impl Resource {
             let Some(target) = resync.target() else {
                 return;
             };
-            let room = window.saturating_sub(target.outstanding().saturating_add(arriving));
+            let room = window.saturating_sub(target.asked.bits().saturating_add(arriving));
             let most = room.min(target.budget);
             if most == 0 {
                 return;
@@ -447,7 +399,7 @@ impl Resource {
             return;
         };
         let compares = readable && target.csums.is_some();
-        let Some((offset, block)) = target.find(id, Asking::Waits) else {
+        let Some((offset, block)) = target.asked.find(id, Asking::Waits) else {
             return;
         };
         let length = block.length;
@@ -479,7 +431,8 @@ impl Resource {
             .get_mut(&number)
             .and_then(|at| at.resync.as_mut());
         let target = resync.and_then(Resync::target);
-        let Some((offset, block)) = target.and_then(|target| target.find(id, Asking::Waits)) else {
+        let Some((offset, block)) = target.and_then(|target| target.asked.find(id, Asking::Waits))
+        else {
             return false;
         };
         let range = offset..offset + u64::from(block.length);
@@ -525,7 +478,7 @@ impl Resource {
             .and_then(|at| at.resync.as_mut());
         if let Some(target) = resync.and_then(Resync::target) {
             let csums = target.csums;
-            if let Some((offset, block)) = target.find(id, Asking::Reads) {
+            if let Some((offset, block)) = target.asked.find(id, Asking::Reads) {
                 let request = request_of(offset, block.length);
                 let data = result.as_ref().ok();
                 let data = data.filter(|data| data.len() == block.length as usize);
@@ -563,10 +516,10 @@ impl Resource {
             return;
         }
         let (mut given_back, mut unsent) = (Vec::new(), Vec::new());
-        for (offset, block) in &mut target.asked {
+        for (offset, block) in target.asked.iter_mut() {
             if primary && !block.interval {
                 block.interval = true;
-                let range = *offset..*offset + u64::from(block.length);
+                let range = offset..offset + u64::from(block.length);
                 // Whether it is ready is asked when the block arrives.
                 let _ = volume
                     .intervals

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tandem_protocol::packet::Packet;
 use tandem_protocol::packets::{BLOCK_ID_SYNCER, BlockAck, BlockDesc, Data};
 
-use super::{Asked, Asking, UNFLUSHED_MAX};
+use super::{Asked, Asking, BLOCK_BYTES, UNFLUSHED_MAX};
 use crate::bitmap::bits_touched;
 use crate::effect::DiskOperation;
 use crate::event::{Fua, IoError, Unmap, VolumeNumber};
@@ -40,6 +40,11 @@ pub(in crate::resource::resync) struct Write {
 impl Write {
     pub(in crate::resource::resync) fn is_started(&self) -> bool {
         self.started
+    }
+
+    /// Blocks of 4 KiB, the last one of an oddly sized device not counted.
+    pub(in crate::resource::resync) fn blocks(&self) -> u32 {
+        self.length / BLOCK_BYTES
     }
 }
 
@@ -95,7 +100,7 @@ impl Resource {
             link,
             started: false,
         };
-        volume.sync_io.writes.insert(id, write);
+        volume.sync_io.insert_write(id, write);
         let range = offset..offset + u64::from(length);
         let ready = if hurry {
             true
@@ -165,7 +170,7 @@ impl Resource {
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;
         };
-        let Some(write) = volume.sync_io.writes.remove(&id) else {
+        let Some(write) = volume.sync_io.take_write(id) else {
             return;
         };
         if write.link == self.connection.count && self.connection.link.is_some() {
@@ -382,11 +387,11 @@ fn take_asked(volume: &mut Volume, sector: u64, length: u32) -> Result<Asked, &'
     let offset = sector
         .checked_mul(512)
         .ok_or("a resync block beyond every device")?;
-    let asked = target.asked.get(&offset).copied();
+    let asked = target.asked.at(offset).copied();
     let block = asked
         .filter(|block| block.is_sent() && block.length == length)
         .ok_or("a resync block that was not asked for")?;
-    target.asked.remove(&offset);
+    target.asked.remove(offset);
     target.controller.answered(length / 512);
     Ok(block)
 }
