@@ -366,6 +366,7 @@ fn poll_link(
     for _ in 0..READS_PER_TURN {
         match link.incoming.poll_read(&mut link.stream, context, buffer) {
             Poll::Pending => return None,
+            Poll::Ready(Ok(Received::Part)) if lingering => return None,
             Poll::Ready(Ok(Received::Part)) => {
                 // The peer is alive: what came is told with the rest.
                 let bytes = Bytes::new();

@@ -71,7 +71,7 @@ pub enum Event {
     Bytes {
         /// The stream.
         socket: SocketId,
-        /// What arrived; never empty.
+        /// What arrived; empty if a part of a payload came that is told with the rest of it: the peer is alive.
         bytes: Bytes,
     },
     /// The operating system took bytes of earlier [`crate::Effect::Send`]s.

@@ -179,6 +179,7 @@ fn fio_verifies_requests_that_are_aligned_to_nothing() {
             "--verify=crc32c",
             "--do_verify=1",
             "--verify_fatal=1",
+            "--verify_state_save=0",
         ],
     );
     assert_eq!(ended.code, Some(0), "{}\n{}", ended.all(), pair.logs());
