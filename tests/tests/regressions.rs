@@ -462,6 +462,11 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         4_114_077,
         "the disk of a Primary failed just after its peer's, which had failed a write that had been answered: the judge missed the former",
     ),
+    (
+        Protocol::C,
+        4_154_104,
+        "a disk that had lost power had more than was known, and its peer, which had got that, too, was said to cost it: the judge's mistake",
+    ),
 ];
 
 #[test]

@@ -326,7 +326,13 @@ impl Oracle {
                 return Ok(());
             }
             if !promise.excused && self.protocol == Protocol::C {
-                self.dominates(&promise.floor, &view.kept, view.history)?;
+                // What the source is not known to have, and the target has, was found there after a loss of power: nothing is lost.
+                let mut kept = view.kept.clone();
+                kept.retain(|sector, id| {
+                    let content = on.data.content(*sector);
+                    self.allowed(view.history, *sector, content, *id).is_err()
+                });
+                self.dominates(&promise.floor, &kept, view.history)?;
             }
             return self.survives(node, promise, on);
         }
