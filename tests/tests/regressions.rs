@@ -13,6 +13,16 @@ use tandem_tests::sim::{Spec, run};
 /// A history that was wrong once, by protocol and seed, and why.
 const SEEDS: &[(Protocol, u64, &str)] = &[
     (
+        Protocol::A,
+        3_051_587,
+        "the judge looked for an answered write on the peer's disk under A, too (its own mistake)",
+    ),
+    (
+        Protocol::C,
+        3_404_330,
+        "a write for the new area came while its disk was being measured for it: that costs the connection, and nothing else",
+    ),
+    (
         Protocol::B,
         3_066_333,
         "a node that was promoted while it was to become the source lacked what its peer had given up: the judge called that reordered",

@@ -3,12 +3,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tandem_replicator::Protocol;
-use tandem_tests::sim::campaign::run_traced;
+use tandem_tests::sim::campaign::{ACTIONS, run_traced};
+use tandem_tests::sim::typed::FORMS;
 use tandem_tests::sim::{Spec, run};
 
 /// Threads of each test: two tests run beside each other.
@@ -25,6 +27,15 @@ const SMALL: u64 = 4000;
 
 /// From here on resyncs compare checksums, persons verify, and blocks go bad.
 const DIGESTS: u64 = 1_000_000;
+
+/// From here on half of the histories have `on-io-error pass_on`.
+const PASS_ON: u64 = 2_000_000;
+
+/// From here on disks grow, persons type `resize`, and the target of a resync may ask for holes.
+const RESIZE: u64 = 3_000_000;
+
+/// From here on persons type what only a node that is StandAlone takes.
+const ALONE: u64 = 5_000_000;
 
 fn seeds(protocol: Protocol, seeds: Range<u64>) {
     let next = AtomicU64::new(seeds.start);
@@ -87,9 +98,68 @@ fn histories_with_checksums_and_verifies_lose_and_miss_nothing() {
 }
 
 #[test]
+fn histories_with_failed_disks_that_stay_lose_nothing() {
+    seeds(Protocol::C, PASS_ON..PASS_ON + 100);
+    seeds(Protocol::B, PASS_ON..PASS_ON + 40);
+    seeds(Protocol::A, PASS_ON..PASS_ON + 40);
+}
+
+#[test]
+fn histories_with_disks_that_grow_lose_nothing() {
+    for from in [RESIZE, ALONE] {
+        seeds(Protocol::C, from..from + 100);
+        seeds(Protocol::B, from..from + 40);
+        seeds(Protocol::A, from..from + 40);
+    }
+}
+
+/// Faults of rough and later histories, beside those of [`ACTIONS`].
+const ROUGH_FAULTS: [&str; 12] = [
+    "a disk hangs",
+    "a disk is full",
+    "closed ports",
+    "handlers fail",
+    "a death after a promotion",
+    "a peer lost without a disk",
+    "two failures, and a takeover",
+    "resize",
+    "blocks go bad",
+    "invalidate, alone",
+    "invalidate-remote, alone",
+    "new-current-uuid, alone",
+];
+
+#[test]
+fn random_histories_have_every_fault_and_every_command_of_the_engine() {
+    let faults = ACTIONS.iter().map(|(_, name, _)| *name);
+    let mut faults: BTreeSet<&str> = faults.chain(ROUGH_FAULTS).collect();
+    let mut commands: BTreeSet<&str> = FORMS.iter().copied().collect();
+    for seed in ALONE..ALONE + 300 {
+        let report = run(Spec::new(seed, Protocol::C)).unwrap();
+        for name in &report.kinds {
+            faults.remove(name);
+        }
+        commands = &commands - &report.commands;
+        if faults.is_empty() && commands.is_empty() {
+            return;
+        }
+    }
+    panic!("never seen: {faults:?}, {commands:?}");
+}
+
+#[test]
 fn the_same_seed_gives_the_same_history_under_every_protocol() {
     for protocol in [Protocol::A, Protocol::B, Protocol::C] {
-        for seed in [17, LATER + 7, ROUGH + 11, SMALL + 5, DIGESTS + 3] {
+        for seed in [
+            17,
+            LATER + 7,
+            ROUGH + 11,
+            SMALL + 5,
+            DIGESTS + 3,
+            PASS_ON + 3,
+            RESIZE + 5,
+            ALONE + 1,
+        ] {
             let spec = Spec::new(seed, protocol);
             let [(first, story), (second, again)] = [run_traced(spec), run_traced(spec)];
             let differs = story

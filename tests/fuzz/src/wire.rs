@@ -1,6 +1,11 @@
 //! The wire: framing of both sockets, bitmap packets, authentication, lines of the control socket.
 
+use std::fmt::Debug;
+
 use bytes::{Bytes, BytesMut};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tandem_daemon::control::messages::Request;
 use tandem_protocol::Packet;
 use tandem_protocol::ProtocolError;
 use tandem_protocol::auth::{HmacAlgorithm, SharedSecret, Verdict, check_challenge};
@@ -162,15 +167,24 @@ pub fn auth(input: &[u8]) {
     }
 }
 
-/// Lines of the control socket: never more than the limit is kept, and never a panic.
+/// Lines of the control socket, as requests of the daemon and as a message that any line of its form is: never more than the limit is
+/// kept, never a panic, and what is understood says the same when it is told again.
 pub fn control(input: &[u8]) {
+    lines::<Request>(input);
+    lines::<Message>(input);
+}
+
+fn lines<T: Serialize + DeserializeOwned + PartialEq + Debug>(input: &[u8]) {
     let mut reader = LineReader::new(LIMIT);
     for bytes in input.chunks(100) {
         reader.push(bytes);
         loop {
-            match reader.next_message::<Message>() {
+            match reader.next_message::<T>() {
                 Ok(Some(message)) => {
-                    to_line(&message, LIMIT * 8).expect("a message has a line");
+                    let line = to_line(&message, LIMIT * 8).expect("a message has a line");
+                    let mut again = LineReader::new(LIMIT * 8);
+                    again.push(&line);
+                    assert_eq!(again.next_message::<T>().unwrap(), Some(message));
                 }
                 Ok(None) => break,
                 Err(ProtocolError::BadLine { .. }) => {}

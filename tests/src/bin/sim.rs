@@ -1,5 +1,6 @@
 //! Runs the simulator: one seed, a range of seeds, or fresh seeds for some minutes.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -14,6 +15,7 @@ use tandem_tests::sim::campaign::{commit, replay};
 use tandem_tests::sim::crash::{self, Depth, Point, STORIES, search};
 use tandem_tests::sim::planted::{By, Found, SEEDS_MAX, hint, search_all};
 use tandem_tests::sim::shrink::shrink;
+use tandem_tests::sim::typed::FORMS;
 use tandem_tests::sim::{Cuts, Outcome, Spec, run, run_cut};
 
 /// Two engines over simulated disks, network and clock, with faults drawn from a seed.
@@ -166,11 +168,14 @@ fn main() -> ExitCode {
         (None, Some(_)) => {
             let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
             let first = since.map_or(0, |since| since.as_nanos() as u64 & 0xffff_ffff_f000);
-            println!("fresh seeds from {first} on, of commit {}", commit());
             (first, u64::MAX)
         }
         (None, None) => (0, 100),
     };
+    if minutes.is_some() {
+        // Before the first one runs: whoever is stopped, or hangs, knows where it began.
+        println!("fresh seeds from {from} on, of commit {}", commit());
+    }
     let end = minutes.map(|minutes| Instant::now() + Duration::from_secs_f64(minutes * 60.0));
     many(&arguments, from, to, end)
 }
@@ -347,6 +352,8 @@ struct Total {
     nudges: u64,
     seconds: u64,
     events: u64,
+    /// In how many histories each command was typed.
+    commands: BTreeMap<&'static str, u64>,
     failures: Vec<(u64, String)>,
 }
 
@@ -379,6 +386,13 @@ fn many(arguments: &Arguments, from: u64, to: u64, end: Option<Instant>) -> Exit
         .into_inner()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
     let seconds = began.elapsed().as_secs_f64();
+    let commands = FORMS
+        .iter()
+        .map(|name| format!("{name}: {}", total.commands.get(name).unwrap_or(&0)));
+    println!(
+        "histories with each command: {}",
+        commands.collect::<Vec<_>>().join(", ")
+    );
     println!(
         "{} seeds from {from}: {} failures; {} events, {} requests, {} faults and commands, {} split brains, {} nudges, {} virtual \
          hours; {seconds:.0} s, {:.1} seeds and {:.0} events a second",
@@ -425,6 +439,9 @@ fn note(total: &Mutex<Total>, seed: u64, outcome: Outcome) -> bool {
             total.nudges += u64::from(report.nudges);
             total.seconds += report.seconds;
             total.events += report.lines;
+            for name in report.commands {
+                *total.commands.entry(name).or_default() += 1;
+            }
             false
         }
         Err(why) => {

@@ -1,14 +1,17 @@
-//! Both disks after a power cut, in the simulator: two engines attach them, connect, and are in sync in the end.
+//! Disks after a power cut, in the simulator: one engine attaches one alone, and finds what its metadata promise; two engines attach
+//! both, connect, and are in sync in the end.
 
+use super::judge::{BLOCK_SECTORS, Facts, differing};
 use super::ledger::{Floor, Ledger};
 use crate::sim::disk::Disk;
 use crate::sim::lab;
 use crate::sim::network::MS;
-use crate::sim::node::DiskPlan;
+use crate::sim::node::{DiskPlan, VOLUME};
+use crate::sim::stamp::SECTOR;
 use crate::sim::trace::state_words;
 use crate::sim::{Settings, World};
-use tandem_replicator::MetaKind;
 use tandem_replicator::state::word::DiskState;
+use tandem_replicator::{Command, MetaKind};
 
 /// Virtual time in which the pair comes together.
 const LIMIT: u64 = 120_000 * MS;
@@ -20,6 +23,52 @@ pub struct Promise<'a> {
     pub floor: &'a Floor,
     /// The youngest write that was issued.
     pub issued: u64,
+}
+
+/// Attaches a disk without its peer: it becomes what its flags say, its bitmap has what the metadata cover, and no data change.
+///
+/// # Errors
+/// What is wrong.
+pub fn attach_alone(seed: u64, disk: &Disk, facts: &Facts) -> Result<(), String> {
+    let mut world = world_of(seed, [disk, disk]);
+    let node = lab::A;
+    world.start(node);
+    let volume = VOLUME;
+    world.command(node, Command::Attach { volume });
+    let is_answered = |world: &mut World| world.nodes[node].open_commands.is_empty();
+    world
+        .run_until(LIMIT, is_answered)
+        .map_err(|why| format!("{}\nno end of an attach: {why}", world.trace.tail()))?;
+    let found = world.nodes[node].state().map(|state| state.disk);
+    let expected = match (facts.is_up_to_date(), facts.is_consistent()) {
+        (true, _) => DiskState::UpToDate,
+        (false, true) => DiskState::Outdated,
+        (false, false) => DiskState::Inconsistent,
+    };
+    if found != Some(expected) {
+        return Err(format!(
+            "{}\nattached alone as {found:?}, the disk says {expected}",
+            world.trace.tail()
+        ));
+    }
+    let blocks = facts.data_sectors.div_ceil(BLOCK_SECTORS);
+    let marked = |block: u64| {
+        let engine = world.nodes[node].engine.as_ref();
+        engine.and_then(|engine| engine.is_out_of_sync(volume, block * BLOCK_SECTORS * SECTOR))
+    };
+    let wrong = (0..blocks).find(|block| marked(*block) != Some(facts.covers(*block)));
+    if let Some(block) = wrong {
+        return Err(format!(
+            "attached alone, block {block} has the bit {:?}; covered by bitmap or activity log: {}",
+            marked(block),
+            facts.covers(block)
+        ));
+    }
+    let changed = differing(&world.nodes[node].data, disk, facts.data_sectors);
+    if !changed.is_empty() {
+        return Err(format!("an attach changed data in blocks {changed:?}"));
+    }
+    Ok(())
 }
 
 /// Attaches and connects the disks, and compares them with each other and with the ledger.
@@ -56,7 +105,7 @@ pub fn reunite(
         return Err("a node is not UpToDate".to_owned());
     }
     let [a, b] = [&world.nodes[0].data, &world.nodes[1].data];
-    let differing = super::judge::differing(a, b, sectors);
+    let differing = differing(a, b, sectors);
     if !differing.is_empty() {
         return Err(format!(
             "{}\nin sync, and these blocks differ: {differing:?}",

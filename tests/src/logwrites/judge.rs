@@ -19,7 +19,7 @@ use super::ledger::{GuestDisk, GuestRole, Ledger, Mark, Pace};
 use crate::sim::disk::Disk;
 
 /// Sectors of a block.
-const BLOCK_SECTORS: u64 = 8;
+pub(super) const BLOCK_SECTORS: u64 = 8;
 
 /// The metadata of a disk.
 #[derive(Clone, Debug)]
@@ -246,6 +246,7 @@ mod tests {
     use tandem_replicator::{Force, MetaKind};
 
     use super::super::cuts::Cut;
+    use super::super::engine::attach_alone;
     use super::super::ledger::Floor;
     use super::*;
     use crate::sim::lab::{A, B, Lab, primary, settings};
@@ -312,6 +313,18 @@ mod tests {
         let lab = lab();
         let facts = judge(&lab, &ledger(&lab)).unwrap();
         assert!(facts.is_primary() && facts.is_up_to_date() && facts.covers(2));
+    }
+
+    #[test]
+    fn an_engine_that_attaches_an_image_alone_finds_what_its_metadata_cover() {
+        let lab = lab();
+        let facts = judge(&lab, &ledger(&lab)).unwrap();
+        let disk = &lab.world.nodes[A].data;
+        attach_alone(1, disk, &facts).unwrap();
+        // Facts of another disk are not those that the engine finds.
+        let peer = Facts::of(&lab.world.nodes[B].data).unwrap();
+        let why = attach_alone(1, disk, &peer).unwrap_err();
+        assert!(why.contains("has the bit"), "{why}");
     }
 
     #[test]

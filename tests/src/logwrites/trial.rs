@@ -1,4 +1,4 @@
-//! Every image of a recording, judged in three ways: by itself, by two engines, by two daemons.
+//! Every image of a recording, judged by itself and by an engine that attaches it alone; then by two engines, and by two daemons.
 
 use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
@@ -75,6 +75,7 @@ pub fn run(recording: &Recording, effort: Effort) -> Result<Report, String> {
     let mut eligible = 0;
     let (counts, end) = cuts::replay(&mut script, |image| {
         let facts = judge.judge(image)?;
+        engine::attach_alone(scene.seed, image.disk, &facts)?;
         let Some(issued) = moment(&ledger.marks, image) else {
             return Ok(());
         };

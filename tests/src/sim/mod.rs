@@ -28,6 +28,7 @@ pub mod shrink;
 pub mod stamp;
 pub mod stories;
 pub mod trace;
+pub mod typed;
 pub mod worked;
 pub mod world;
 

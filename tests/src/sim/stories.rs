@@ -106,6 +106,18 @@ fn crashed_alone(settings: Settings) -> Lab {
     lab
 }
 
+/// The power failed while the very first block of the activity log was written: it is neither old nor new.
+fn torn_log(settings: Settings) -> Lab {
+    let mut lab = start(settings);
+    lab.power_off(A);
+    let node = &mut lab.world.nodes[A];
+    if let Ok(layout) = node.layout() {
+        let offset = layout.activity_log_offset().0;
+        node.meta_disk().write(offset, &[0xb5; 512], true);
+    }
+    lab
+}
+
 fn diskless(settings: Settings) -> Lab {
     let mut lab = busy_and_idle(settings);
     let force = Force::No;
@@ -539,6 +551,7 @@ pub const STORIES: &[Story] = stories! {
     "the writes of a peer, protocol A": B, asynchronous, start, write_one_by_one;
     "an attach after a crash": A, external, crashed, attach;
     "an attach after a process was killed alone": A, external, crashed_alone, attach;
+    "an attach after the activity log was torn": A, external, torn_log, attach;
     "a switchover, the old Primary": A, external, busy, switch_over;
     "a switchover, the new Primary": B, external, busy, switch_over;
     "a promotion": A, external, pair, promote;

@@ -18,6 +18,7 @@ use super::dice::Dice;
 use super::network::MS;
 use super::person::Person;
 use super::world::{CutPlace, World};
+pub use plan::ACTIONS;
 use plan::{Plan, draw};
 pub use report::{Failure, Report, commit, kind, replay};
 
@@ -39,6 +40,9 @@ pub(super) const FIRST_PASS_ON_SEED: u64 = 2_000_000;
 
 /// From this one on disks grow, persons type `resize`, and the target of a resync may ask for holes.
 pub(super) const FIRST_RESIZE_SEED: u64 = 3_000_000;
+
+/// From this one on persons type what only a node that is StandAlone takes: before, that hardly ever met one.
+pub(super) const FIRST_ALONE_SEED: u64 = 5_000_000;
 
 /// What is asked of a run.
 #[derive(Clone, Copy, Debug)]

@@ -25,7 +25,8 @@ pub(super) enum Setup {
 
 /// Something that goes wrong, or that a person does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Action {
+#[allow(missing_docs)] // Each has words in [`ACTIONS`].
+pub enum Action {
     CutStreams,
     CutOneStream,
     Partition,
@@ -52,7 +53,8 @@ pub(super) enum Action {
     Verify,
 }
 
-pub(super) const ACTIONS: [(Action, &str, u32); 24] = [
+/// All of them, in words, and how often each happens where it happens.
+pub const ACTIONS: [(Action, &str, u32); 24] = [
     (Action::CutStreams, "cut streams", 8),
     (Action::CutOneStream, "cut one stream", 5),
     (Action::Partition, "partition", 6),

@@ -1,5 +1,7 @@
 //! How a campaign ended, and the command that runs it again.
 
+use std::collections::BTreeSet;
+
 use super::{Campaign, Cuts, Spec};
 use crate::sim::network::MS;
 use crate::sim::trace::{name, state_words};
@@ -25,6 +27,8 @@ pub struct Report {
     pub lines: u64,
     /// What happened, by name.
     pub kinds: Vec<&'static str>,
+    /// Commands that were typed ([`crate::sim::typed::FORMS`]).
+    pub commands: BTreeSet<&'static str>,
 }
 
 /// How a run went wrong.
@@ -99,6 +103,7 @@ impl Campaign {
         self.report.split_brains = self.person.decided;
         self.report.seconds = self.world.now / 1000 / MS;
         self.report.lines = self.world.trace.count();
+        self.report.commands = self.world.typed.clone();
         self.report.clone()
     }
 

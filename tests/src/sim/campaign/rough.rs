@@ -4,7 +4,7 @@
 use tandem_replicator::state::word::{ConnState, DiskState, Role};
 use tandem_replicator::{Command, DiskOptions, Force, NewArea, OnIoError, PeerRoom};
 
-use super::{Campaign, FIRST_PASS_ON_SEED, FIRST_RESIZE_SEED, FIRST_ROUGH_SEED};
+use super::{Campaign, FIRST_ALONE_SEED, FIRST_PASS_ON_SEED, FIRST_RESIZE_SEED, FIRST_ROUGH_SEED};
 use crate::sim::dice::Dice;
 use crate::sim::network::MS;
 use crate::sim::node::{IoFault, Keep, VOLUME};
@@ -53,6 +53,9 @@ impl Campaign {
     pub(super) fn roughen(&mut self) -> Option<&'static str> {
         if self.world.settings.seed < FIRST_ROUGH_SEED || !self.rough.chance(1, 2) {
             return None;
+        }
+        if self.world.settings.seed >= FIRST_ALONE_SEED && self.rough.chance(1, 6) {
+            return self.type_alone();
         }
         if self.world.settings.seed >= FIRST_RESIZE_SEED && self.rough.chance(1, 3) {
             return Some(self.type_resize());
@@ -346,6 +349,55 @@ impl Campaign {
         self.world.say(format!("resize is typed on {}", name(node)));
         self.world.command(node, command);
         "resize"
+    }
+
+    /// A node is disconnected, and while it is StandAlone a person types what is meant for that.
+    fn type_alone(&mut self) -> Option<&'static str> {
+        let primary = self.primary();
+        if !self.world.is_in_sync() || !self.world.nodes[primary].is_primary() {
+            return None;
+        }
+        let volume = VOLUME;
+        let clear_bitmap = false;
+        let new_current = Command::NewCurrentUuid {
+            volume,
+            clear_bitmap,
+        };
+        let (node, words, command) = match self.rough.below(4) {
+            0 => (
+                1 - primary,
+                "invalidate, alone",
+                Command::Invalidate { volume },
+            ),
+            1 => (
+                primary,
+                "invalidate-remote, alone",
+                Command::InvalidateRemote { volume },
+            ),
+            _ => (primary, "new-current-uuid, alone", new_current),
+        };
+        let force = self.rough.pick(&[Force::No, Force::Yes]);
+        self.world.command(node, Command::Disconnect { force });
+        let wait = self.rough.between(20, 1500) * MS;
+        if self.live(wait).is_err() {
+            return None;
+        }
+        let state = self.world.nodes[node].state()?;
+        if state.conn != ConnState::StandAlone {
+            return None;
+        }
+        if matches!(command, Command::Invalidate { .. }) {
+            if state.role == Role::Primary {
+                return None;
+            }
+            self.world.oracle.discard(node);
+        } else if state.role != Role::Primary || state.disk != DiskState::UpToDate {
+            return None;
+        }
+        self.world
+            .say(format!("{words}, is typed on {}", name(node)));
+        self.world.command(node, command);
+        Some(words)
     }
 
     fn resume_later(&mut self, node: usize) {

@@ -93,6 +93,8 @@ pub struct World {
     next: u64,
     steps: u64,
     next_command: u64,
+    /// Commands that were given to a node that runs, by name.
+    pub typed: BTreeSet<&'static str>,
     /// `up` connects when this command is answered.
     connect_after: [Option<u64>; 2],
     timers_in_place: [(u64, u32); 2],
@@ -209,6 +211,7 @@ impl World {
             next: 0,
             steps: 0,
             next_command: 0,
+            typed: BTreeSet::new(),
             connect_after: [None; 2],
             timers_in_place: [(0, 0); 2],
             effects: Effects::new(),

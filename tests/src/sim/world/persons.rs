@@ -5,6 +5,7 @@ use tandem_replicator::{CloseHow, Command, CommandId, Event, Force, SocketId};
 use super::World;
 use crate::sim::node::{Keep, VOLUME};
 use crate::sim::trace::name;
+use crate::sim::typed;
 
 impl World {
     pub(super) fn client_step(&mut self) {
@@ -62,6 +63,7 @@ impl World {
         if !self.nodes[node].is_running() {
             return id;
         }
+        self.typed.insert(typed::form(&command));
         self.nodes[node]
             .open_commands
             .insert(id, format!("{command:?}"));
