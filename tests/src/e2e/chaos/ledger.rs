@@ -61,11 +61,27 @@ struct Write {
     told: Option<Micros>,
 }
 
+#[derive(Clone, Copy, Debug)]
+enum Origin {
+    /// This write.
+    Write(u64),
+    /// It was found there at this moment, when a line began: as if it had been told then.
+    Found(Micros),
+}
+
 #[derive(Clone, Debug)]
 struct Version {
-    /// None: found there when a line began.
-    write: Option<u64>,
+    origin: Origin,
     content: Content,
+}
+
+impl Version {
+    fn write(&self) -> Option<u64> {
+        match self.origin {
+            Origin::Write(id) => Some(id),
+            Origin::Found(_) => None,
+        }
+    }
 }
 
 /// What a judgement came to.
@@ -97,7 +113,7 @@ impl Ledger {
             told: None,
         });
         let version = Version {
-            write: Some(id),
+            origin: Origin::Write(id),
             content: content(id),
         };
         for sector in first..first + sectors {
@@ -127,10 +143,10 @@ impl Ledger {
     }
 
     fn is_covered(&self, version: &Version, floor: Floor) -> bool {
-        let Some(write) = version.write else {
-            return true;
+        let told = match version.origin {
+            Origin::Write(id) => self.writes.get(id as usize).and_then(|write| write.told),
+            Origin::Found(moment) => Some(moment),
         };
-        let told = self.writes.get(write as usize).and_then(|write| write.told);
         told.is_some_and(|told| floor.covers(told))
     }
 
@@ -172,11 +188,14 @@ impl Ledger {
         let Some(version) = place.checked_sub(1).and_then(|index| versions.get(index)) else {
             return String::from("what was there first");
         };
-        let Some(id) = version.write else {
-            return format!(
-                "version {place} ({:?}, found when its line began)",
-                version.content
-            );
+        let id = match version.origin {
+            Origin::Write(id) => id,
+            Origin::Found(moment) => {
+                return format!(
+                    "version {place} ({:?}, found at {moment} when its line began)",
+                    version.content
+                );
+            }
         };
         let write = self.writes.get(id as usize);
         let times = write.map(|write| (write.issued, write.told));
@@ -199,13 +218,13 @@ impl Ledger {
             // Zeroes may be older than the youngest zeroes: they prove only the oldest ones.
             let is_blank = *content == Content::Zero;
             let seen = versions.iter().find(|version| version.content == *content);
-            let seen = seen.filter(|_| !is_blank).and_then(|version| version.write);
+            let seen = seen.filter(|_| !is_blank).and_then(Version::write);
             if let Some(write) = seen.and_then(|id| self.writes.get(id as usize))
                 && present.is_none_or(|young| young.issued < write.issued)
             {
                 present = Some(*write);
             }
-            let younger = versions[place..].iter().filter_map(|version| version.write);
+            let younger = versions[place..].iter().filter_map(Version::write);
             lacking.extend(younger.map(|id| (*sector, id)));
         }
         for (sector, id) in lacking {
@@ -227,23 +246,24 @@ impl Ledger {
 
     /// From now on every sector shows what was found: writes without an answer are over, and what is missing is gone.
     pub fn settle(&mut self, found: &BTreeMap<u64, Content>) {
+        let origin = Origin::Found(now());
         for (sector, versions) in &mut self.sectors {
             let Some(content) = found.get(sector) else {
                 continue;
             };
             if versions.last().map(|version| &version.content) != Some(content) {
                 versions.push(Version {
-                    write: None,
+                    origin,
                     content: content.clone(),
                 });
             } else if let Some(last) = versions.last_mut() {
                 // Shown as it is; also where nobody was told, it stays.
                 let told = last
-                    .write
+                    .write()
                     .and_then(|id| self.writes.get(id as usize))
                     .and_then(|write| write.told);
                 if told.is_none() {
-                    last.write = None;
+                    last.origin = origin;
                 }
             }
         }
@@ -355,7 +375,7 @@ mod tests {
         let back = found(Content::Stamp(2), Content::Stamp(3));
         assert_eq!(
             ledger
-                .judge(&back, Floor::Until(0), Order::Free)
+                .judge(&back, Floor::Everything, Order::Free)
                 .faults
                 .len(),
             1
@@ -365,10 +385,18 @@ mod tests {
         let gone = found(Content::Stamp(1), Content::Stamp(3));
         assert_eq!(
             ledger
-                .judge(&gone, Floor::Until(0), Order::Free)
+                .judge(&gone, Floor::Everything, Order::Free)
                 .faults
                 .len(),
             1
         );
+    }
+    #[test]
+    fn what_was_found_on_one_node_does_not_bind_the_other_one_that_was_parted_before() {
+        let mut ledger = ledger();
+        ledger.settle(&found(Content::Stamp(2), Content::Stamp(3)));
+        let other = found(Content::Stamp(1), Content::Stamp(3));
+        let judgement = ledger.judge(&other, Floor::Until(70), Order::Free);
+        assert_eq!(judgement.faults, Vec::<String>::new());
     }
 }
