@@ -477,6 +477,16 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         4_154_104,
         "a disk that had lost power had more than was known, and its peer, which had got that, too, was said to cost it: the judge's mistake",
     ),
+    (
+        Protocol::C,
+        5_027_055,
+        "under pass_on a write that failed at the source of a resync reached its target when that was done: both disks stayed, and differed",
+    ),
+    (
+        Protocol::C,
+        5_055_062,
+        "the same, with a source that had been promoted alone",
+    ),
 ];
 
 #[test]

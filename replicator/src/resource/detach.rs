@@ -129,12 +129,28 @@ impl Resource {
             return true;
         }
         if state.conn.is_connected() && state.pdsk == DiskState::UpToDate {
-            let text = "on-io-error pass_on: the peer's disk has what this one lacks now, so this one is let go";
-            self.log(Level::Warn, Some(number), String::from(text));
+            self.tell_that_the_disk_is_let_go(number);
             return false;
         }
         volume.write_failed = true;
         true
+    }
+
+    fn tell_that_the_disk_is_let_go(&mut self, number: VolumeNumber) {
+        let text = "on-io-error pass_on: the peer's disk has what this one lacks now, so this one is let go";
+        self.log(Level::Warn, Some(number), String::from(text));
+    }
+
+    /// The peer's disk became UpToDate as the target of a resync from here: one that has failed a write since, which the peer's gets all
+    /// the same, goes.
+    pub(super) fn let_go_beside_a_good_target(&mut self, number: VolumeNumber) {
+        let volume = self.volumes.get(&number);
+        let failed = volume
+            .is_some_and(|volume| volume.write_failed && volume.state.disk > DiskState::Failed);
+        if failed && self.peer_gets_what_failed_here(number) {
+            self.tell_that_the_disk_is_let_go(number);
+            self.fail_disk(number, Cause::Error);
+        }
     }
 
     fn fail_disk(&mut self, number: VolumeNumber, cause: Cause) -> StateResult {

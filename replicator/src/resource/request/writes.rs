@@ -296,6 +296,19 @@ impl Resource {
         }
     }
 
+    /// A write that the own disk has failed is on its way to the peer's, or there, and not answered.
+    pub(crate) fn peer_gets_what_failed_here(&self, volume: VolumeNumber) -> bool {
+        self.requests.writes.values().any(|write| {
+            write.volume == volume
+                && write.stage == Stage::Started
+                && write.local == Local::Failed
+                && !matches!(
+                    write.remote,
+                    Remote::None | Remote::Failed | Remote::Refused
+                )
+        })
+    }
+
     /// Whether writes of a volume may be answered: not while I/O is suspended, nor before the generation that protects
     /// them is durable.
     pub(crate) fn may_answer_writes(&self, volume: VolumeNumber) -> bool {

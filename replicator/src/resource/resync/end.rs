@@ -189,6 +189,9 @@ impl Resource {
             Hardness::Hard,
         );
         self.log_generations(number, "resync ended as source");
+        if disk == DiskState::UpToDate {
+            self.let_go_beside_a_good_target(number);
+        }
     }
 
     fn log_end(&mut self, number: VolumeNumber) {

@@ -316,6 +316,18 @@ impl Oracle {
         Ok(())
     }
 
+    /// What this node had been told to be written and does not show, now that it is the target: what it shows is not lost, though its source
+    /// is not known to have it (it may have found more on its disk, after a loss of power, than was known).
+    fn not_shown(&self, node: usize, on: &Node) -> Floor {
+        let view = &self.views[node];
+        let mut kept = view.kept.clone();
+        kept.retain(|sector, id| {
+            let content = on.data.content(*sector);
+            self.allowed(view.history, *sector, content, *id).is_err()
+        });
+        kept
+    }
+
     fn may_adopt(&self, node: usize, promise: &Promise, on: &Node) -> Result<(), String> {
         let view = &self.views[node];
         if view.discard {
@@ -326,13 +338,7 @@ impl Oracle {
                 return Ok(());
             }
             if !promise.excused && self.protocol == Protocol::C {
-                // What the source is not known to have, and the target has, was found there after a loss of power: nothing is lost.
-                let mut kept = view.kept.clone();
-                kept.retain(|sector, id| {
-                    let content = on.data.content(*sector);
-                    self.allowed(view.history, *sector, content, *id).is_err()
-                });
-                self.dominates(&promise.floor, &kept, view.history)?;
+                self.dominates(&promise.floor, &self.not_shown(node, on), view.history)?;
             }
             return self.survives(node, promise, on);
         }
@@ -354,7 +360,7 @@ impl Oracle {
                 if parent.excused {
                     return Ok(());
                 }
-                return self.dominates(&parent.floor, &view.kept, view.history);
+                return self.dominates(&parent.floor, &self.not_shown(node, on), view.history);
             }
             at = parent.history;
         }
