@@ -542,28 +542,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    /// A server that has said everything in advance.
-    struct Said(io::Cursor<Vec<u8>>);
-
-    impl Read for Said {
-        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-            self.0.read(buffer)
-        }
-    }
-
-    impl Write for Said {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::probe::tests::Said;
 
     fn said(parts: &[&[u8]]) -> Result<Findings, Trouble> {
-        examine(Said(io::Cursor::new(parts.concat())), "r0")
+        examine(Said::all(parts), "r0")
     }
 
     fn greeting() -> Vec<u8> {

@@ -311,6 +311,31 @@ fn human(bytes: u64) -> String {
 mod tests {
     use super::*;
 
+    /// A server that has said everything in advance.
+    pub(super) struct Said(io::Cursor<Vec<u8>>);
+
+    impl Said {
+        pub(super) fn all(parts: &[&[u8]]) -> Said {
+            Said(io::Cursor::new(parts.concat()))
+        }
+    }
+
+    impl Read for Said {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.0.read(buffer)
+        }
+    }
+
+    impl Write for Said {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
     #[test]
     fn the_uri_of_another_export_is_understood_again() {
         for uri in [

@@ -34,25 +34,7 @@ pub(super) fn ask<S: Read + Write>(mut stream: S, export: &str) -> io::Result<Op
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A server that has said everything in advance.
-    struct Said(io::Cursor<Vec<u8>>);
-
-    impl Read for Said {
-        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-            self.0.read(buffer)
-        }
-    }
-
-    impl Write for Said {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::probe::tests::Said;
 
     fn server(size: u64, answer: &[u8]) -> Said {
         let greeting: [&[u8]; 6] = [
@@ -63,7 +45,7 @@ mod tests {
             &[0; 124],
             answer,
         ];
-        Said(io::Cursor::new(greeting.concat()))
+        Said::all(&greeting)
     }
 
     #[test]
@@ -81,13 +63,7 @@ mod tests {
 
     #[test]
     fn a_server_that_hangs_up_or_fails_the_read_has_no_opinion() {
-        assert!(
-            ask(
-                Said(io::Cursor::new(b"NBDMAGICIHAVEOPT\0\x01".to_vec())),
-                "r0"
-            )
-            .is_err()
-        );
+        assert!(ask(Said::all(&[b"NBDMAGICIHAVEOPT\0\x01"]), "r0").is_err());
         let failed = [&[0x67, 0x44, 0x66, 0x98, 0, 0, 0, 5][..], &[0; 8]].concat();
         assert!(ask(server(u64::MAX, &failed), "r0").is_err());
     }
