@@ -487,6 +487,16 @@ const SEEDS: &[(Protocol, u64, &str)] = &[
         5_055_062,
         "the same, with a source that had been promoted alone",
     ),
+    (
+        Protocol::C,
+        5_153_922,
+        "a source that had lost its cache lost its power again before the target was done: the judge went on to ask for the former",
+    ),
+    (
+        Protocol::B,
+        5_194_117,
+        "a disk failed before the generation of its promotion was on it, and nobody had written: the judge took that for a history of its own",
+    ),
 ];
 
 #[test]

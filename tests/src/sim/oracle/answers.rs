@@ -133,13 +133,9 @@ impl Oracle {
         if parent.history != history {
             return;
         }
-        let forked = self.histories[fork].forked;
         let found = |sector: &u64| {
-            let versions = self.histories[fork].sectors.get(sector);
-            let mut versions = versions.into_iter().flatten();
-            // What it began with has its tick.
-            let base = versions.find(|found| self.writes[found.write as usize].submitted == forked);
-            base.is_some_and(|base| self.allowed(history, *sector, &base.content, id).is_ok())
+            let content = self.found_at_fork(fork, *sector);
+            content.is_some_and(|content| self.allowed(history, *sector, content, id).is_ok())
         };
         let had = sectors.filter(found).map(|sector| (sector, id)).collect();
         if let Some(parent) = &mut self.histories[fork].parent {

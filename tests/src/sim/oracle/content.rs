@@ -21,6 +21,16 @@ impl Oracle {
         old != young && self.ended(old, history) < self.writes[young as usize].submitted
     }
 
+    /// What a sector held when this history began; `None` where nothing had been written, and for the first history.
+    pub(super) fn found_at_fork(&self, history: usize, sector: u64) -> Option<&Content> {
+        let history = &self.histories[history];
+        let mut versions = history.sectors.get(&sector)?.iter();
+        // What it began with has its tick.
+        let found = versions
+            .find(|version| self.writes[version.write as usize].submitted == history.forked)?;
+        Some(&found.content)
+    }
+
     /// The youngest version of this sector that has this content, if any.
     fn versions<'a>(
         &'a self,

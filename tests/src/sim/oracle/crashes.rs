@@ -5,6 +5,7 @@ use tandem_replicator::state::word::{DiskState, State};
 
 use super::{NEVER_WRITTEN, Oracle, Write, merge};
 use crate::sim::node::Node;
+use crate::sim::stamp::Content;
 
 impl Oracle {
     /// The only good copy of what the other node's clients wrote was in the cache of this node, which lost power, since the
@@ -185,20 +186,23 @@ impl Oracle {
     }
 
     /// A promotion that was cut short, or under which nobody wrote, leaves no trace that counts.
-    fn forget_empty_history(&mut self, node: usize, on: &Node) {
+    pub(super) fn forget_empty_history(&mut self, node: usize, on: &Node) {
         let history = self.views[node].history;
         let Some(parent) = self.histories[history].parent.clone() else {
             return;
         };
         // Without a disk and a peer nothing was written, whatever was submitted, unless it was held back until a disk came.
         let is_there = |id: usize| {
-            let sectors = self.writes[id].first..self.writes[id].first + self.writes[id].sectors;
-            sectors.into_iter().any(|sector| {
+            let write = &self.writes[id];
+            (write.first..write.first + write.sectors).any(|sector| {
+                let content = on.data.content(sector);
+                let found = self.found_at_fork(history, sector).unwrap_or(&Content::Zero);
                 let versions = self.histories[history].sectors.get(&sector);
                 let mut versions = versions.into_iter().flatten();
-                versions.any(|version| {
-                    version.write == id as u64 && version.content == *on.data.content(sector)
-                })
+                // Zeroes may be older.
+                content != found
+                    && versions
+                        .any(|version| version.write == id as u64 && version.content == *content)
             })
         };
         let written = (self.writes.iter().enumerate()).any(|(id, write)| {

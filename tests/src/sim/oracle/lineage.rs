@@ -95,6 +95,10 @@ impl Oracle {
             if !resync {
                 self.return_to_its_disk(node);
             }
+            if new.role == Role::Secondary {
+                // The generation of a promotion need not have reached the disk before that failed.
+                self.forget_empty_history(node, &nodes[node]);
+            }
             self.find_at_attach(node, &nodes[node]);
             // An attach flushes what was found.
             let view = &mut self.views[node];
@@ -226,13 +230,14 @@ impl Oracle {
         })?;
         let source = &mut self.views[1 - node];
         source.alone &= !promise.alone;
-        let lost_before = source.lost_power && source.went_dark < promise.made;
-        if promise.excused && lost_before && source.history == promise.history {
+        if promise.excused && source.history == promise.history {
             // What a crashed Primary had not flushed is gone for good, and legally so.
-            source.lost_power = false;
+            let once = source.went_dark < promise.made;
+            source.lost_power &= !once;
             self.histories[promise.history].acknowledged = promise.floor.clone();
             for write in &mut self.writes {
-                if write.history == promise.history && write.cache_lost.is_some() {
+                let lost = write.cache_lost.is_some_and(|at| once || at < promise.made);
+                if write.history == promise.history && lost {
                     // On both disks now: it may be missing beside whatever its cache has kept.
                     write.cache_lost = Some(0);
                 }
