@@ -7,7 +7,9 @@ use bytes::Bytes;
 use crate::command::Command;
 
 /// Names one I/O, dial, handler or backing effect. Answered exactly once, also on error and at shutdown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, bincode::Encode, bincode::Decode)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, bincode::Encode, bincode::Decode,
+)]
 pub struct Token(pub u64);
 
 /// Number of a volume inside its resource, 0 to 65534.
@@ -19,7 +21,9 @@ pub struct VolumeNumber(pub u16);
 pub struct SocketId(pub u64);
 
 /// A client's request. Chosen by the caller, unique while the request is open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, bincode::Encode, bincode::Decode)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, bincode::Encode, bincode::Decode,
+)]
 pub struct RequestId(pub u64);
 
 /// An administrator's command. Chosen by the caller, unique while the command is open.

@@ -14,6 +14,8 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use crate::numbered::Numbered;
+
 /// Names an interval; the caller's own number, unique among those in flight.
 pub type IntervalId = u64;
 
@@ -50,7 +52,7 @@ struct Interval {
 /// The set of intervals in flight. The unit of the ranges is the caller's (bytes or sectors).
 #[derive(Clone, Debug, Default)]
 pub struct Intervals {
-    entries: BTreeMap<IntervalId, Interval>,
+    entries: Numbered<IntervalId, Interval>,
     /// Length class (log2 of the length, rounded up) → (start, id) → end.
     classes: BTreeMap<u32, BTreeMap<(u64, IntervalId), u64>>,
     waiting: usize,
@@ -200,7 +202,7 @@ impl Intervals {
     pub fn iter(&self) -> impl Iterator<Item = (IntervalId, Range<u64>, IntervalKind)> + '_ {
         self.entries
             .iter()
-            .map(|(id, entry)| (*id, entry.range.clone(), entry.kind))
+            .map(|(id, entry)| (id, entry.range.clone(), entry.kind))
     }
 }
 

@@ -21,6 +21,7 @@ pub mod effect;
 pub mod event;
 pub mod generations;
 pub mod intervals;
+mod numbered;
 pub mod options;
 pub mod planted;
 pub mod random;

@@ -48,6 +48,10 @@ const HELPERS_WITHOUT_RING: usize = 8;
 /// Longest single I/O in bytes that is accepted: the wire's largest discard (wire-protocol.md 10.1).
 const OPERATION_BYTES_MAX: u32 = 128 << 20;
 
+/// I/O on a memory filesystem that is done before what came of it is told: the peer, and clients, go on with the first answers while the
+/// others are still worked on.
+const INLINE_MAX: usize = 16;
+
 /// Shortest hole that is made in metadata: shorter ones would cut the file into more pieces than they save.
 const HOLE_BYTES_MIN: usize = 64 << 10;
 
@@ -104,7 +108,7 @@ pub(crate) struct Disks {
     ring: Option<Ring<Ticket>>,
     helper: Helper<Helped>,
     /// I/O on memory filesystems, which the loop's thread does itself in [`Disks::submit`].
-    inline: Vec<(Ticket, Inline)>,
+    inline: VecDeque<(Ticket, Inline)>,
     backings: BTreeMap<VolumeNumber, Backing>,
     events: VecDeque<Event>,
     finished: Vec<Finished<Ticket>>,
@@ -137,7 +141,7 @@ impl Disks {
             pool: Pool::new(),
             ring,
             helper: Helper::new(resource, threads)?,
-            inline: Vec::new(),
+            inline: VecDeque::new(),
             backings: BTreeMap::new(),
             events: VecDeque::new(),
             finished: Vec::new(),
@@ -363,7 +367,7 @@ impl Disks {
     fn transfer(&mut self, ticket: Ticket, transfer: Transfer) {
         let device = Arc::clone(&ticket.device);
         if device.place == Where::Memory {
-            self.inline.push((ticket, Inline::Transfer(transfer)));
+            self.inline.push_back((ticket, Inline::Transfer(transfer)));
         } else if self.ring.is_some() && transfer.may_meet_a_hole(&ticket) {
             self.helper.run(move || {
                 let hole = layout::is_hole(&device.file, ticket.offset, ticket.length);
@@ -399,7 +403,7 @@ impl Disks {
 
     fn zero(&mut self, ticket: Ticket, unmap: Unmap, fua: Fua) {
         if ticket.device.place == Where::Memory {
-            self.inline.push((ticket, Inline::Zero(unmap, fua)));
+            self.inline.push_back((ticket, Inline::Zero(unmap, fua)));
             return;
         }
         let pool = self.pool.clone();
@@ -415,7 +419,8 @@ impl Disks {
     /// The ring itself is broken: nothing can be said about what is in it. Going on would hang the writes of applications without a
     /// word, so the loop must end, as in a crash.
     pub(crate) fn submit(&mut self) -> io::Result<()> {
-        for (ticket, work) in self.inline.drain(..) {
+        let now = self.inline.len().min(INLINE_MAX);
+        for (ticket, work) in self.inline.drain(..now) {
             let result = work.run(&ticket, &self.pool);
             self.events.push_back(answer(ticket, result));
         }
@@ -486,6 +491,11 @@ impl Disks {
             // submits them.
             context.waker().wake_by_ref();
         }
+    }
+
+    /// Whether [`Disks::submit`] has left something to do.
+    pub(crate) fn has_more(&self) -> bool {
+        !self.inline.is_empty()
     }
 
     /// The next completion.

@@ -240,7 +240,8 @@ impl<E: Engine> ResourceLoop<E> {
             if self.quitting {
                 return Poll::Ready(Ok(()));
             }
-            if !busy && self.queue.is_empty() && self.disks_are_quiet() {
+            let quiet = self.disks_are_quiet() && !self.disks.has_more();
+            if !busy && self.queue.is_empty() && quiet {
                 self.report_if_due();
                 self.set_timer(context);
                 return Poll::Pending;

@@ -25,6 +25,7 @@ use bytes::Bytes;
 
 use crate::effect::{Effect, Effects, Level, Notification};
 use crate::event::{Event, IoError, OpenError, Token, VolumeNumber};
+use crate::numbered::Numbered;
 use crate::options::ResourceOptions;
 use crate::planted::{Plant, Planted};
 use crate::random::Random;
@@ -131,7 +132,7 @@ pub struct Resource {
     pub(crate) random: Random,
     /// Through it goes what a recording does not hold.
     pub(crate) tape: Tape,
-    pub(crate) pending: BTreeMap<Token, Pending>,
+    pub(crate) pending: Numbered<Token, Pending>,
     next_token: u64,
     /// Time of the event being handled.
     pub(crate) now: Time,
@@ -187,7 +188,7 @@ impl Resource {
             handlers: handlers::Handlers::default(),
             random: Random::from_seed(options.seed),
             tape: Tape::default(),
-            pending: BTreeMap::new(),
+            pending: Numbered::default(),
             next_token: 0,
             now: Time::default(),
             effects: Effects::new(),

@@ -23,6 +23,7 @@ use super::{Pending, Resource};
 use crate::effect::DiskOperation;
 use crate::event::{Fua, IoError, Unmap, VolumeNumber};
 use crate::intervals::{Admission, IntervalKind};
+use crate::numbered::Numbered;
 use crate::planted::Planted;
 use crate::receive_epochs::{FlushOutcome, NextStep, ReceiveEpoch};
 use crate::resource::change::DiskFault;
@@ -74,7 +75,7 @@ struct PeerRead {
 /// Everything in flight for the peer.
 #[derive(Debug, Default)]
 pub(crate) struct PeerIo {
-    pub(crate) writes: BTreeMap<u64, PeerWrite>,
+    pub(crate) writes: Numbered<u64, PeerWrite>,
     reads: BTreeMap<u64, PeerRead>,
     bytes: u64,
     /// Bytes of the reads.
@@ -669,7 +670,7 @@ impl Resource {
             .writes
             .iter()
             .filter(|(_, write)| !write.started && write.only_copy)
-            .map(|(id, _)| *id)
+            .map(|(id, _)| id)
             .collect();
         for id in unstarted {
             if let Some(write) = self.peer_io.writes.remove(&id) {

@@ -228,8 +228,8 @@ impl Resource {
         let peer = self.peer_io.writes.iter();
         let peer =
             peer.filter(|(_, write)| write.volume == number && write.logged.ticket.is_some());
-        own.map(|(id, _)| *id)
-            .chain(peer.map(|(id, _)| *id))
+        own.map(|(id, _)| id)
+            .chain(peer.map(|(id, _)| id))
             .collect()
     }
 
@@ -320,7 +320,7 @@ impl Resource {
                 write.volume == number
                     && matches!(write.stage, Stage::Interval | Stage::Edges | Stage::Log)
             })
-            .map(|(id, _)| *id)
+            .map(|(id, _)| id)
             .collect();
         for id in unstarted {
             self.finish_write(id, Err(error));

@@ -25,6 +25,7 @@ use crate::effect::{DiskOperation, Effect};
 use crate::event::{
     Fua, IoError, Operation, Request, RequestError, RequestId, Token, Unmap, VolumeNumber,
 };
+use crate::numbered::Numbered;
 use crate::state::word::{ConnState, DiskState, Role};
 use crate::time::Time;
 use crate::transfer_log::Epoch;
@@ -164,8 +165,8 @@ pub(crate) struct Write {
 #[derive(Debug, Default)]
 pub(crate) struct Requests {
     next: u64,
-    clients: BTreeMap<RequestId, Client>,
-    pub(crate) writes: BTreeMap<WriteId, Write>,
+    clients: Numbered<RequestId, Client>,
+    pub(crate) writes: Numbered<WriteId, Write>,
     /// Writes that wait until the peer has been told that the own disk has failed.
     untold: Vec<WriteId>,
     /// Writes whose bits the peer has cleared (P_RS_WRITE_ACK): here they are cleared with the barrier ack, unless something has failed on

@@ -139,7 +139,7 @@ impl Resource {
             .writes
             .iter()
             .filter(|(_, write)| write.epoch.is_some())
-            .map(|(id, _)| *id)
+            .map(|(id, _)| id)
             .collect();
         for id in ids {
             self.note_unflushed(id);
@@ -200,7 +200,7 @@ impl Resource {
             // Its answer may come later, on the other socket.
             write.peer_counts = false;
             if write.remote == Remote::Written {
-                written.push(*id);
+                written.push(id);
             }
         }
         for id in written {

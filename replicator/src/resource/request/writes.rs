@@ -258,7 +258,7 @@ impl Resource {
             .iter()
             .filter(|(_, write)| write.volume == volume && write.stage == Stage::Started)
             .filter(|(_, write)| settled(write))
-            .map(|(id, _)| *id)
+            .map(|(id, _)| id)
             .collect();
         for id in frozen {
             self.mark_if_missed(id);
@@ -329,7 +329,7 @@ impl Resource {
             .writes
             .iter()
             .filter(|(_, write)| write.volume == volume && write.stage == Stage::Started)
-            .map(|(id, _)| *id)
+            .map(|(id, _)| id)
             .collect();
         for id in open {
             self.check_write(id);
