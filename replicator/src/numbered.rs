@@ -68,7 +68,11 @@ impl<N: Copy + Ord + Hash, T> Numbered<N, T> {
 
     /// All, by number: sorts, so not for what happens with every write.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (N, &T)> {
-        let mut all: Vec<(N, &T)> = self.entries.iter().map(|(at, entry)| (*at, entry)).collect();
+        let mut all: Vec<(N, &T)> = self
+            .entries
+            .iter()
+            .map(|(at, entry)| (*at, entry))
+            .collect();
         all.sort_unstable_by_key(|(number, _)| *number);
         all.into_iter()
     }
@@ -139,7 +143,10 @@ mod tests {
         let expected: Vec<(u64, u64)> = (0..1000).step_by(7).map(|at| (at, at * 2 + 1)).collect();
         assert_eq!(left, expected);
         assert_eq!(map.len(), left.len());
-        assert_eq!(map.values().sum::<u64>(), expected.iter().map(|(_, entry)| entry).sum());
+        assert_eq!(
+            map.values().sum::<u64>(),
+            expected.iter().map(|(_, entry)| entry).sum()
+        );
         assert_eq!(map.get(&14), Some(&29));
     }
 }

@@ -256,8 +256,10 @@ fn open_device(path: &str, usage: Use) -> Result<Device, OpenError> {
     })?;
     // Before the first I/O: a disk that hangs and is in use is refused at once.
     lock(&file, path, usage)?;
-    let align = alignment(&file).map_err(|error| failed("read", &error))?;
-    describe(file, path, is_block, align).map_err(|error| failed("measure or flush", &error))
+    let place = place(&file, is_block).map_err(|error| failed("measure", &error))?;
+    let align = alignment(&file, place).map_err(|error| failed("read", &error))?;
+    describe(file, path, (is_block, place), align)
+        .map_err(|error| failed("measure or flush", &error))
 }
 
 /// Opens; a block device that is claimed by nobody who can be named gets some time (see [`LEFTOVER_LOCK`]).
@@ -298,10 +300,14 @@ fn open_direct(path: &str, exclusive: bool) -> io::Result<File> {
 }
 
 /// What offsets and memory of I/O on `file` are multiples of: the device's block size where O_DIRECT works with it; otherwise 1, and
-/// O_DIRECT is given up.
-fn alignment(file: &File) -> io::Result<usize> {
+/// O_DIRECT is given up. In memory there is no cache to pass by, though newer kernels take the flag: it would only cost a copy.
+fn alignment(file: &File, place: Where) -> io::Result<usize> {
     let flags = rustix::fs::fcntl_getfl(file)?;
     if !flags.contains(OFlags::DIRECT) {
+        return Ok(1);
+    }
+    if place == Where::Memory {
+        rustix::fs::fcntl_setfl(file, flags - OFlags::DIRECT)?;
         return Ok(1);
     }
     let align = logical_block(file)?;
@@ -410,12 +416,20 @@ fn block_holder(metadata: &std::fs::Metadata) -> Option<String> {
     })
 }
 
-fn describe(file: File, path: &str, is_block: bool, align: usize) -> io::Result<Device> {
-    let metadata = file.metadata()?;
-    let place = match rustix::fs::fstatfs(&file)?.f_type {
+fn place(file: &File, is_block: bool) -> io::Result<Where> {
+    Ok(match rustix::fs::fstatfs(file)?.f_type {
         TMPFS_MAGIC | RAMFS_MAGIC if !is_block => Where::Memory,
         _ => Where::Storage,
-    };
+    })
+}
+
+fn describe(
+    file: File,
+    path: &str,
+    (is_block, place): (bool, Where),
+    align: usize,
+) -> io::Result<Device> {
+    let metadata = file.metadata()?;
     let bytes = if is_block {
         super::ioctl::block_bytes(&file)?
     } else {

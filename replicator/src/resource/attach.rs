@@ -490,7 +490,7 @@ impl Resource {
 
     /// Attaches that failed go on when nothing is in flight.
     pub(super) fn step_failed_attaches(&mut self) {
-        for number in self.volume_numbers() {
+        for number in self.volumes_where(|volume| volume.attach.is_some()) {
             let failing = matches!(self.attach_phase(number), Some(Phase::Failing));
             if !failing || self.disk_io_in_flight(number) {
                 continue;

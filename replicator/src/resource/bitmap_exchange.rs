@@ -123,13 +123,10 @@ impl Resource {
 
     /// Goes on with exchanges and full syncs that waited for something. Asked after every event.
     pub(crate) fn step_bitmap_exchange(&mut self) {
-        for number in self.volume_numbers() {
+        for number in self.volumes_where(|volume| !volume.exchange.is_idle()) {
             let Some(volume) = self.volumes.get(&number) else {
                 continue;
             };
-            if volume.exchange.is_idle() {
-                continue;
-            }
             if volume.exchange.fill.is_some() {
                 self.step_full_sync(number);
                 continue;

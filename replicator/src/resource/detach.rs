@@ -232,7 +232,7 @@ impl Resource {
     /// Detaches (and attaches that failed) go on as far as they can.
     pub(super) fn step_detaches(&mut self) {
         self.step_failed_attaches();
-        for number in self.volume_numbers() {
+        for number in self.volumes_where(|volume| volume.detach.is_some()) {
             let detach = self.volumes.get(&number).and_then(|at| at.detach.as_ref());
             match detach.map(|detach| detach.phase) {
                 Some(phase @ (Phase::Draining | Phase::Written))

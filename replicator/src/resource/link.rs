@@ -11,7 +11,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tandem_protocol::command::SocketUse;
 use tandem_protocol::digest::DigestAlgorithm;
 use tandem_protocol::features::Agreed;
@@ -41,6 +41,8 @@ pub(crate) struct Stream {
     /// Its name.
     pub(super) id: SocketId,
     framer: Framer,
+    /// Where heads are put together.
+    head: BytesMut,
     /// Bytes handed to the socket since it exists.
     pub(super) queued: u64,
     /// Bytes of them that the operating system took.
@@ -69,6 +71,7 @@ impl Stream {
         Stream {
             id,
             framer,
+            head: BytesMut::new(),
             queued: 0,
             taken: 0,
             progress: now,
@@ -101,18 +104,19 @@ impl Stream {
         frame: Frame,
         effects: &mut Effects,
     ) -> Option<ProtocolError> {
-        match frame.encode(frame.packet.header_kind()) {
-            Ok(encoded) => {
+        self.head.clear();
+        match frame.encode_into(frame.packet.header_kind(), &mut self.head) {
+            Ok(payload) => {
                 if self.queued == self.taken {
                     self.progress = now;
                     self.stalled = 0;
                 }
-                let payload = encoded.payload.as_ref().map_or(0, Bytes::len);
-                self.queued += (encoded.head.len() + payload) as u64;
+                let length = self.head.len() + payload.as_ref().map_or(0, Bytes::len);
+                self.queued += length as u64;
                 effects.push(Effect::Send {
                     socket: self.id,
-                    head: encoded.head,
-                    payload: encoded.payload,
+                    head: Bytes::copy_from_slice(&self.head),
+                    payload,
                 });
                 None
             }

@@ -414,6 +414,12 @@ impl Resource {
         }));
     }
 
+    /// The numbers of the volumes with which something is to do, ascending. After most events there is none, and nothing is allocated.
+    pub(crate) fn volumes_where(&self, wanted: impl Fn(&Volume) -> bool) -> Vec<VolumeNumber> {
+        let wanted = self.volumes.iter().filter(|(_, volume)| wanted(volume));
+        wanted.map(|(number, _)| *number).collect()
+    }
+
     /// The numbers of the volumes, ascending. They stay what they were in the beginning.
     pub(crate) fn volume_numbers(&self) -> VolumeNumbers {
         VolumeNumbers {

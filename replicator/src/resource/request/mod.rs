@@ -64,7 +64,7 @@ struct Client {
     volume: VolumeNumber,
     parts_left: u32,
     result: Result<(), RequestError>,
-    /// Data of a read, by part.
+    /// Data of a read, by part; those that have not come are empty.
     data: Vec<Bytes>,
     /// What was asked for within a read of whole sectors; `None`: all of it.
     window: Option<core::ops::Range<usize>>,
@@ -349,7 +349,7 @@ impl Resource {
             volume,
             parts_left: parts as u32,
             result: Ok(()),
-            data: alloc::vec![Bytes::new(); parts],
+            data: Vec::new(),
             window: None,
         };
         self.requests.clients.insert(id, client);
@@ -367,8 +367,12 @@ impl Resource {
         };
         match result {
             Ok(data) => {
-                if let Some(slot) = client.data.get_mut(part) {
-                    *slot = data;
+                if !data.is_empty() {
+                    let parts = client.data.len().max(part + 1);
+                    client.data.resize(parts, Bytes::new());
+                    if let Some(slot) = client.data.get_mut(part) {
+                        *slot = data;
+                    }
                 }
             }
             Err(error) => client.result = Err(error),
@@ -451,16 +455,14 @@ impl Resource {
 }
 
 /// Cuts a range into pieces of at most `max` bytes that do not cross multiples of `max`.
-fn split(offset: u64, length: u32, max: u32) -> Vec<(u64, u32)> {
-    let mut parts = Vec::with_capacity((length / max) as usize + 2);
-    let (mut at, end) = (offset, offset + u64::from(length));
-    while at < end {
-        let room = u64::from(max) - at % u64::from(max);
-        let piece = room.min(end - at);
-        parts.push((at, piece as u32));
-        at += piece;
-    }
-    parts
+fn split(offset: u64, length: u32, max: u32) -> impl ExactSizeIterator<Item = (u64, u32)> {
+    let (max, end) = (u64::from(max), offset + u64::from(length));
+    let pieces = end.div_ceil(max).saturating_sub(offset / max);
+    (0..if length == 0 { 0 } else { pieces as usize }).map(move |piece| {
+        let start = offset.max((offset / max + piece as u64) * max);
+        let stop = end.min((offset / max + piece as u64 + 1) * max);
+        (start, (stop - start) as u32)
+    })
 }
 
 /// Joins the parts of a read; a single part is not copied.

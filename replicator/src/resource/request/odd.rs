@@ -98,7 +98,7 @@ impl Resource {
             let lead = (wanted.0 - wide.0) as usize;
             client.window = Some(lead..lead + wanted.1 as usize);
         }
-        for (part, (offset, length)) in parts.into_iter().enumerate() {
+        for (part, (offset, length)) in parts.enumerate() {
             self.admit_read(id, volume, part, offset, length);
         }
     }

@@ -642,15 +642,9 @@ impl Resource {
     /// Follows changes of state. Asked after every event, before clients' requests go on.
     pub(crate) fn step_resync(&mut self) {
         self.step_bitmap_exchange();
-        for number in self.volume_numbers() {
-            if self
-                .volumes
-                .get(&number)
-                .is_some_and(|volume| volume.resync.is_some())
-            {
-                self.drop_stale(number);
-                self.follow_role(number);
-            }
+        for number in self.volumes_where(|volume| volume.resync.is_some()) {
+            self.drop_stale(number);
+            self.follow_role(number);
         }
     }
 

@@ -23,6 +23,7 @@ use bytes::Bytes;
 use tandem_protocol::digest::DigestAlgorithm;
 use tandem_protocol::packets::BlockRequest;
 
+use super::volume::Volume;
 use super::{Resource, handlers};
 use crate::bitmap::coverage::{BIT_BYTES, bits_of_device};
 use crate::effect::Level;
@@ -231,7 +232,9 @@ impl Resource {
 
     /// Asked after every event, before clients' requests go on.
     pub(super) fn step_verify(&mut self) {
-        for number in self.volume_numbers() {
+        let has_work =
+            |volume: &Volume| volume.verify.is_some() || volume.verify_gone != Gone::default();
+        for number in self.volumes_where(has_work) {
             let Some(volume) = self.volumes.get_mut(&number) else {
                 continue;
             };

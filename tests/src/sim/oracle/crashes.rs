@@ -196,7 +196,9 @@ impl Oracle {
             let write = &self.writes[id];
             (write.first..write.first + write.sectors).any(|sector| {
                 let content = on.data.content(sector);
-                let found = self.found_at_fork(history, sector).unwrap_or(&Content::Zero);
+                let found = self
+                    .found_at_fork(history, sector)
+                    .unwrap_or(&Content::Zero);
                 let versions = self.histories[history].sectors.get(&sector);
                 let mut versions = versions.into_iter().flatten();
                 // Zeroes may be older.
