@@ -145,7 +145,7 @@ mod tests {
         assert_eq!(map.len(), left.len());
         assert_eq!(
             map.values().sum::<u64>(),
-            expected.iter().map(|(_, entry)| entry).sum()
+            expected.iter().map(|(_, entry)| entry).sum::<u64>()
         );
         assert_eq!(map.get(&14), Some(&29));
     }
