@@ -376,6 +376,9 @@ fn dropping_the_disks_waits_for_what_is_in_flight() {
             disks.data(Token(n), VOLUME, write(n * 4096, &[1; 4096], Fua::No));
         }
         disks.submit().unwrap();
+        while disks.has_more() {
+            disks.submit().unwrap();
+        }
         let has_ring = disks.ring.is_some();
         drop(disks);
         if has_ring {
