@@ -19,6 +19,7 @@ use crate::state::effects::ConnectionEffect;
 use crate::state::rules::{Context, NetContext};
 use crate::state::word::{ConnState, Request, Role, State, diff};
 use crate::state::{self, EffectContext, Hardness, StateResult, Verdict, cluster_wide, evaluate};
+use crate::time::Time;
 
 /// Which I/O of the local disk failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,8 +90,8 @@ pub(crate) struct StateRequest {
     pub(crate) wish: Request,
     /// Who is told the result.
     pub(crate) asker: Asker,
-    /// The peer was asked and has not answered.
-    pub(crate) asked: bool,
+    /// When the peer was asked, which has not answered.
+    pub(crate) asked: Option<Time>,
 }
 
 impl StateRequest {
@@ -367,14 +368,20 @@ impl Resource {
             volume,
             wish,
             asker,
-            asked: false,
+            asked: None,
         });
         self.state_changed = true;
     }
 
     /// Whether the peer was asked for consent and has not answered.
     pub(crate) fn awaits_consent(&self) -> bool {
-        self.state_requests.iter().any(|request| request.asked)
+        self.oldest_question().is_some()
+    }
+
+    /// When the peer was asked the first of the questions that it has not answered; the request timeout counts from it.
+    pub(crate) fn oldest_question(&self) -> Option<Time> {
+        let asked = self.state_requests.iter().map(|request| request.asked);
+        asked.flatten().min()
     }
 
     /// Whether the peer was asked for a full sync to here and has not answered. Once it agrees it may go ahead on the data
@@ -382,33 +389,37 @@ impl Resource {
     pub(crate) fn asks_to_become_target(&self, number: VolumeNumber) -> bool {
         self.state_requests.iter().any(|request| {
             let target = request.wish.conn == Some(ConnState::StartingSyncT);
-            request.asked && request.volume == Some(number) && target
+            request.asked.is_some() && request.volume == Some(number) && target
         })
     }
 
     /// Whether the peer was asked for a full sync or a verify of this volume and has not answered: it may have begun.
     pub(crate) fn asks_to_copy_or_compare(&self, number: VolumeNumber) -> bool {
         self.state_requests.iter().any(|request| {
-            request.asked && request.volume == Some(number) && request.copies_or_compares()
+            request.asked.is_some()
+                && request.volume == Some(number)
+                && request.copies_or_compares()
         })
     }
 
     /// Whether a request waits for something else than the peer's answer.
     pub(crate) fn state_requests_wait(&self) -> bool {
-        self.state_requests.iter().any(|request| !request.asked)
+        self.state_requests
+            .iter()
+            .any(|request| request.asked.is_none())
     }
 
     /// Tries every request that is not with the peer.
     pub(crate) fn retry_state_requests(&mut self) {
         for mut request in core::mem::take(&mut self.state_requests) {
-            if request.asked {
+            if request.asked.is_some() {
                 self.state_requests.push(request);
                 continue;
             }
             match self.try_request(&request) {
                 Tried::Decided(result) => self.state_decided(request.asker, result),
                 Tried::Asked => {
-                    request.asked = true;
+                    request.asked = Some(self.now);
                     self.state_requests.push(request);
                 }
                 Tried::Waits => self.state_requests.push(request),
@@ -417,7 +428,7 @@ impl Resource {
     }
 
     fn try_request(&mut self, request: &StateRequest) -> Tried {
-        let busy = |other: &StateRequest| other.asked && other.volume == request.volume;
+        let busy = |other: &StateRequest| other.asked.is_some() && other.volume == request.volume;
         if self.state_requests.iter().any(busy) {
             return Tried::Waits;
         }
@@ -482,7 +493,7 @@ impl Resource {
         let place = self
             .state_requests
             .iter()
-            .position(|request| request.asked && request.volume == volume);
+            .position(|request| request.asked.is_some() && request.volume == volume);
         let Some(place) = place else {
             let text = format!("the peer answered a state change that was not asked for ({code})");
             self.log(Level::Warn, volume, text);
@@ -514,7 +525,7 @@ impl Resource {
     /// The link is lost: what the peer was asked goes on as a purely local request.
     pub(crate) fn state_requests_connection_lost(&mut self) {
         for request in &mut self.state_requests {
-            request.asked = false;
+            request.asked = None;
         }
         self.state_changed = true;
     }

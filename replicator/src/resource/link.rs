@@ -432,7 +432,7 @@ impl Resource {
     fn awaits_disconnect(&self) -> bool {
         self.state_requests
             .iter()
-            .any(|request| request.asked && request.volume.is_none())
+            .any(|request| request.asked.is_some() && request.volume.is_none())
     }
 
     /// The link cannot be used any more: `failure` is one of Timeout to ProtocolError, `text` says why. The clean-up

@@ -208,7 +208,8 @@ impl Resource {
         }
     }
 
-    /// Requests that the peer does not answer although it lives.
+    /// Requests, and questions about changes of state, that the peer does not answer although it lives: the data socket may be dead in one
+    /// direction while pings pass on the other one.
     fn watch_requests(&mut self, net: &NetOptions) {
         let Some(limit) = request_limit(net) else {
             return;
@@ -218,7 +219,9 @@ impl Resource {
             return;
         }
         let since = self.connection.liveness.since;
-        let oldest = self.oldest_unanswered_request().map(|sent| sent.max(since));
+        let requests = self.oldest_unanswered_request();
+        let oldest = requests.into_iter().chain(self.oldest_question()).min();
+        let oldest = oldest.map(|sent| sent.max(since));
         match oldest {
             Some(sent) if sent + limit <= now => {
                 let text = format!(

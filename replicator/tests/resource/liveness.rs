@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tandem_replicator::state::word::ConnState;
-use tandem_replicator::{Effect, NetOptions};
+use tandem_replicator::{Command, Effect, Force, NetOptions};
 
 use crate::harness::{World, writes_data};
 use crate::linking::{both_connected, conn};
@@ -105,6 +105,29 @@ fn a_peer_whose_disk_hangs_is_given_up_although_it_answers_pings() {
     world.run_until("there is a link again", |world| {
         conn(world, 1) >= ConnState::Connected
     });
+}
+
+#[test]
+fn a_peer_that_a_question_does_not_reach_is_given_up_although_it_answers_pings() {
+    let net = NetOptions {
+        ko_count: 2,
+        timeout: Duration::from_secs(5),
+        ..NetOptions::default()
+    };
+    let mut world = World::ready(&net);
+    // The data socket is dead in one direction, and its buffer takes what little there is.
+    world.silent = true;
+    let id = world.command(0, Command::Disconnect { force: Force::No });
+    world.silent = false;
+    world.advance(Duration::from_secs(9));
+    assert!(!world.nodes[0].answers.contains_key(&id));
+    both_connected(&mut world);
+    world.run_until("the command is answered", |world| {
+        world.nodes[0].answers.contains_key(&id)
+    });
+    assert!(lost_by(&world, 0, "ko-count"));
+    assert_eq!(world.nodes[0].answers[&id].exit, 0);
+    assert_eq!(conn(&world, 0), ConnState::StandAlone);
 }
 
 #[test]
