@@ -101,11 +101,13 @@ fn accept_all(listener: &TcpListener, from: IpAddr, to: SocketAddr, shared: &Arc
             std::thread::sleep(TICK);
             continue;
         };
+        // A cut from here on is one of this connection, too.
+        let count = shared.cuts.load(Ordering::SeqCst);
         if shared.silent.load(Ordering::SeqCst) {
             continue;
         }
         // A node that does not listen refuses, and so does the proxy by hanging up.
-        let made = dial(from, to).and_then(|far| pump_both(near, far, shared));
+        let made = dial(from, to).and_then(|far| pump_both(near, far, count, shared));
         pumps.extend(made.into_iter().flatten());
         pumps.retain(|pump| !pump.is_finished());
     }
@@ -130,6 +132,7 @@ fn dial(from: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
 fn pump_both(
     near: TcpStream,
     far: TcpStream,
+    count: u64,
     shared: &Arc<Shared>,
 ) -> io::Result<[JoinHandle<()>; 2]> {
     for stream in [&near, &far] {
@@ -138,7 +141,6 @@ fn pump_both(
         stream.set_read_timeout(Some(TICK))?;
         stream.set_write_timeout(Some(TICK))?;
     }
-    let count = shared.cuts.load(Ordering::SeqCst);
     let one_way = |mut from: TcpStream, mut to: TcpStream| {
         let shared = Arc::clone(shared);
         std::thread::spawn(move || {
