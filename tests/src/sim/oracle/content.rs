@@ -21,7 +21,7 @@ impl Oracle {
         old != young && self.ended(old, history) < self.writes[young as usize].submitted
     }
 
-    /// What a sector held when this history began; `None` where nothing had been written, and for the first history.
+    /// What a sector held when this history began; `None` where nothing had been written or a write was under way, and for the first history.
     pub(super) fn found_at_fork(&self, history: usize, sector: u64) -> Option<&Content> {
         let history = &self.histories[history];
         let mut versions = history.sectors.get(&sector)?.iter();

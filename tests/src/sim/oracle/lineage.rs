@@ -81,6 +81,7 @@ impl Oracle {
         view.owes_error &= !view.up_to_date && new.role == Role::Primary;
         let failed = old.disk >= DiskState::Inconsistent && new.disk <= DiskState::Failed;
         view.failed = new.disk <= DiskState::Failed;
+        view.failed_as_primary |= failed && new.role == Role::Primary;
         if failed && self.protocol != Protocol::C {
             // What its process had received and not written yet never reaches this disk.
             view.live = view.kept.clone();
@@ -95,8 +96,9 @@ impl Oracle {
             if !resync {
                 self.return_to_its_disk(node);
             }
-            if new.role == Role::Secondary {
-                // The generation of a promotion need not have reached the disk before that failed.
+            let failed = std::mem::take(&mut self.views[node].failed_as_primary);
+            if failed && new.role == Role::Secondary {
+                // The generation of its promotion need not have reached the disk before that failed.
                 self.forget_empty_history(node, &nodes[node]);
             }
             self.find_at_attach(node, &nodes[node]);
@@ -391,6 +393,7 @@ impl Oracle {
         nodes: &[Node; 2],
     ) -> Result<(), String> {
         self.views[node].unflushed.clear();
+        self.views[node].failed_as_primary = false;
         let wrote = std::mem::replace(&mut self.views[node].wrote, true);
         if state.conn.is_connected() {
             let peer = 1 - node;

@@ -145,6 +145,8 @@ struct View {
     up_to_date: bool,
     /// Its own disk failed, or it has none.
     failed: bool,
+    /// Its own disk failed while it was Primary, and has not been attached since.
+    failed_as_primary: bool,
     /// It was the target of the resync that its peer may still be the source of, and has finished it.
     finished: bool,
     /// When its process died last, and with it what was only in its memory.
