@@ -413,7 +413,8 @@ impl Disks {
         });
     }
 
-    /// Hands everything started to the kernel, or does it at once where the medium is memory, and looks at what has completed already.
+    /// Hands everything started to the kernel, or does the next of it where the medium is memory ([`Disks::has_more`] tells whether some is
+    /// left), and looks at what has completed already.
     ///
     /// # Errors
     /// The ring itself is broken: nothing can be said about what is in it. Going on would hang the writes of applications without a

@@ -240,8 +240,7 @@ impl<E: Engine> ResourceLoop<E> {
             if self.quitting {
                 return Poll::Ready(Ok(()));
             }
-            let quiet = self.disks_are_quiet() && !self.disks.has_more();
-            if !busy && self.queue.is_empty() && quiet {
+            if !busy && self.queue.is_empty() && self.disks_are_quiet() {
                 self.report_if_due();
                 self.set_timer(context);
                 return Poll::Pending;
@@ -259,7 +258,7 @@ impl<E: Engine> ResourceLoop<E> {
                 self.queue.push_back(event);
                 false
             }
-            None => true,
+            None => !self.disks.has_more(),
         }
     }
 
