@@ -49,6 +49,9 @@ const STRANGER_PAUSE: Duration = Duration::from_secs(60);
 /// something else accepts and closes at once is not dialled twice a second for ever.
 const QUICK_TURNS_MAX: u32 = 8;
 
+/// The longest wait before a quick turn: a long ping-timeout is patience with a link that exists, not with making one.
+const QUICK_TURN_WAIT_MAX: Duration = Duration::from_secs(1);
+
 /// Where this node is on its way to a link.
 #[derive(Debug, Default)]
 pub(crate) enum Phase {
@@ -250,9 +253,8 @@ impl Resource {
             self.wait_for_peer();
             return;
         }
-        let most = u64::try_from(timeout.as_millis())
-            .unwrap_or(u64::MAX)
-            .saturating_mul(2);
+        let most = timeout.saturating_mul(2).min(QUICK_TURN_WAIT_MAX);
+        let most = u64::try_from(most.as_millis()).unwrap_or(u64::MAX);
         let wait = Duration::from_millis(self.draw_below(most.max(1)) + 10);
         self.connection.dialling.phase = Phase::Searching(self.now + wait);
     }

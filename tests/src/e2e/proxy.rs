@@ -250,10 +250,12 @@ impl Drop for Proxy {
 
 fn accept(listener: &TcpListener, ip: IpAddr, target: SocketAddr, shared: &Arc<Shared>) {
     while shared.running.load(Ordering::SeqCst) {
+        // Before the connection is made: a cut meanwhile is one of this connection, too.
+        let cuts = shared.cuts.load(Ordering::SeqCst);
         match listener.accept() {
             Ok((client, _)) if shared.open.load(Ordering::SeqCst) == OPEN => {
                 if let Ok(node) = connect_from(ip, target) {
-                    join(client, node, shared);
+                    join(client, node, cuts, shared);
                 }
             }
             Ok((client, _)) => drop(client),
@@ -273,8 +275,7 @@ pub fn connect_from(ip: IpAddr, target: SocketAddr) -> std::io::Result<TcpStream
     Ok(socket.into())
 }
 
-fn join(client: TcpStream, node: TcpStream, shared: &Arc<Shared>) {
-    let cuts = shared.cuts.load(Ordering::SeqCst);
+fn join(client: TcpStream, node: TcpStream, cuts: u64, shared: &Arc<Shared>) {
     for stream in [&client, &node] {
         stream.set_nonblocking(false).ok();
         stream.set_read_timeout(Some(TICK)).ok();
