@@ -44,6 +44,8 @@ bugs! {
     AnswerBeforeDisk,
     /// A write is answered before the generation that protects it is durable.
     AnswerBeforeGeneration,
+    /// Writes are answered while I/O is suspended.
+    AnswerWhileSuspended,
     /// The copy of a disk that is not UpToDate counts as a copy.
     CountStaleCopy,
     /// A flush does not wait for the peer.
@@ -104,6 +106,14 @@ bugs! {
     IgnoreExposedGeneration,
     /// After the crash of a Primary the other node becomes the source.
     CrashedIsTarget,
+    /// Both nodes of a connection resolve its conflicts.
+    BothResolve,
+    /// The target of a resync takes its source's generation at the start.
+    TakeGenerationEarly,
+    /// The source of a resync does not close its bitmap generation at the end.
+    KeepBitmapGeneration,
+    /// A disk that its peer made Outdated calls itself UpToDate when the link is lost.
+    ForgetOutdated,
     /// A split brain is decided by whichever node made the connection.
     AcceptSplitBrain,
     /// A promotion is answered before the primary mark is on disk.

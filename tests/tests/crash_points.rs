@@ -15,8 +15,8 @@ use tandem_tests::sim::crash::{Depth, STORIES, search};
 use tandem_tests::sim::world::{CutPlace, CutStage};
 
 /// Seeds of each kind of history whose durable sequences must be among those that are cut.
-const KINDS: [u64; 8] = [
-    0, 2000, 3000, 4000, 1_000_000, 2_000_000, 3_000_000, 5_000_000,
+const KINDS: [u64; 9] = [
+    0, 2000, 3000, 4000, 1_000_000, 2_000_000, 3_000_000, 5_000_000, 6_000_000,
 ];
 
 /// Histories of each kind.

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tandem_replicator::Protocol;
 use tandem_tests::sim::campaign::{ACTIONS, run_traced};
 use tandem_tests::sim::typed::FORMS;
+use tandem_tests::sim::world::Seen;
 use tandem_tests::sim::{Spec, run};
 
 /// Threads of each test: two tests run beside each other.
@@ -36,6 +37,9 @@ const RESIZE: u64 = 3_000_000;
 
 /// From here on persons type what only a node that is StandAlone takes.
 const ALONE: u64 = 5_000_000;
+
+/// From here on nodes die between two effects of one event, and sectors are half written.
+const TORN: u64 = 6_000_000;
 
 fn seeds(protocol: Protocol, seeds: Range<u64>) {
     let next = AtomicU64::new(seeds.start);
@@ -106,7 +110,7 @@ fn histories_with_failed_disks_that_stay_lose_nothing() {
 
 #[test]
 fn histories_with_disks_that_grow_lose_nothing() {
-    for from in [RESIZE, ALONE] {
+    for from in [RESIZE, ALONE, TORN] {
         seeds(Protocol::C, from..from + 100);
         seeds(Protocol::B, from..from + 40);
         seeds(Protocol::A, from..from + 40);
@@ -134,17 +138,20 @@ fn random_histories_have_every_fault_and_every_command_of_the_engine() {
     let faults = ACTIONS.iter().map(|(_, name, _)| *name);
     let mut faults: BTreeSet<&str> = faults.chain(ROUGH_FAULTS).collect();
     let mut commands: BTreeSet<&str> = FORMS.iter().copied().collect();
-    for seed in ALONE..ALONE + 300 {
+    let mut seen = Seen::default();
+    for seed in TORN..TORN + 300 {
         let report = run(Spec::new(seed, Protocol::C)).unwrap();
+        seen.add(report.seen);
         for name in &report.kinds {
             faults.remove(name);
         }
         commands = &commands - &report.commands;
-        if faults.is_empty() && commands.is_empty() {
+        let all = seen.list().iter().all(|(_, count)| *count > 0);
+        if faults.is_empty() && commands.is_empty() && all {
             return;
         }
     }
-    panic!("never seen: {faults:?}, {commands:?}");
+    panic!("never seen: {faults:?}, {commands:?}, or {seen:?}");
 }
 
 #[test]
@@ -159,6 +166,7 @@ fn the_same_seed_gives_the_same_history_under_every_protocol() {
             PASS_ON + 3,
             RESIZE + 5,
             ALONE + 1,
+            TORN + 1,
         ] {
             let spec = Spec::new(seed, protocol);
             let [(first, story), (second, again)] = [run_traced(spec), run_traced(spec)];

@@ -319,6 +319,7 @@ impl Resource {
     }
 
     fn step_sync_uuid(&mut self, number: VolumeNumber) {
+        let takes_early = self.planted(Planted::TakeGenerationEarly);
         let Some(volume) = self.volumes.get_mut(&number) else {
             return;
         };
@@ -327,6 +328,8 @@ impl Resource {
         };
         volume.exchange = Exchange::default();
         let role = volume.state.role;
+        let early = volume.peer.uuids.as_ref().filter(|_| takes_early);
+        let uuid = early.map_or(uuid, |peer| peer.set.current);
         volume.generations.start_as_target(uuid, role);
         self.write_superblock_soon(number);
         self.log_generations(number, "sync UUID received");

@@ -517,9 +517,25 @@ impl Resource {
         };
         let result = match result {
             StateResult::Success => StateResult::CwSuccess,
-            other => other,
+            other => self.overtaken(&request, other),
         };
         self.state_decided(request.asker, result);
+    }
+
+    /// What the peer agreed to is not done: a disk failed meanwhile, or the like. The peer has changed its view of this node when it
+    /// agreed, and is told what is so; the asker is told that nothing was done.
+    fn overtaken(&mut self, request: &StateRequest, result: StateResult) -> StateResult {
+        let Some(number) = request.volume else {
+            return result;
+        };
+        self.send_state(number);
+        let state = self.volumes.get(&number).map(|volume| volume.state);
+        let is_so = state.is_some_and(|state| request.wish.apply(state) == state);
+        let of_command = matches!(request.asker, Asker::Command(_));
+        if of_command && result == StateResult::NothingToDo && !is_so {
+            return StateResult::NoUpToDateDisk;
+        }
+        result
     }
 
     /// The link is lost: what the peer was asked goes on as a purely local request.

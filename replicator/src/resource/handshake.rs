@@ -83,6 +83,7 @@ impl Resource {
         } else {
             Ordering::Drain
         };
+        let resolve = resolve || self.planted(Planted::BothResolve);
         let connection = &mut self.connection;
         connection.link = Some(Link::new(data, meta));
         connection.agreed = Some(Agreed {

@@ -29,7 +29,7 @@ use crate::effect::{CloseHow, Effect, Effects, Level};
 use crate::event::{IoError, SocketId, VolumeNumber};
 use crate::planted::Planted;
 use crate::state::Hardness;
-use crate::state::word::{ConnState, Role};
+use crate::state::word::{ConnState, DiskState, Role};
 use crate::time::Time;
 
 /// Bytes of the data socket that wait to be handled before it is not read any more: two packets of the largest size.
@@ -452,7 +452,16 @@ impl Resource {
         let level = if again { Level::Debug } else { Level::Warn };
         let line = format!("lost the connection to the peer: {text}");
         self.log(level, None, line);
-        self.change_connection(|state| state.conn = failure, Hardness::Hard);
+        let forgets = self.planted(Planted::ForgetOutdated);
+        self.change_connection(
+            |state| {
+                if forgets && state.disk == DiskState::Outdated {
+                    state.disk = DiskState::UpToDate;
+                }
+                state.conn = failure;
+            },
+            Hardness::Hard,
+        );
     }
 
     /// Ends the connection for good (StandAlone) because trying again cannot help: a person has to act.

@@ -29,6 +29,15 @@ impl Resource {
         }
     }
 
+    /// Whether this node is the one that resolves conflicts of the connection (wire-protocol.md 1.3); `None` without one.
+    pub fn resolves_conflicts(&self) -> Option<bool> {
+        let connection = &self.connection;
+        connection
+            .link
+            .as_ref()
+            .map(|_| connection.resolve_conflicts)
+    }
+
     /// Whether the bitmap says that the block at this byte may differ from the peer's; `None` without a disk.
     pub fn is_out_of_sync(&self, volume: VolumeNumber, offset: u64) -> Option<bool> {
         let backing = self.volumes.get(&volume)?.backing.as_ref()?;

@@ -178,6 +178,28 @@ fn random_numbers_with_a_meaning_are_not_used() {
     assert_eq!(usable(6), 6);
 }
 
+/// State-machine.md 12.1 no. 17, of everything that makes a generation of a random number.
+#[test]
+fn no_generation_is_made_of_a_number_with_a_meaning() {
+    let draws: [fn(&mut Generations, u64); 4] = [
+        |node, random| drop(node.new_current(random, Role::Primary)),
+        |node, random| node.branch(random, Role::Secondary),
+        |node, random| {
+            node.new_current_by_command(random, Role::Secondary, NewCurrentCase::SkipInitialSync);
+        },
+        |node, random| drop(node.start_as_source(random)),
+    ];
+    for draw in draws {
+        for random in [0, 1, 4, 5, !0, !1, !4, !5] {
+            let mut node = generations("[c, 0, p, q]");
+            draw(&mut node, random);
+            let [current, bitmap, ..] = node.uuids.slots();
+            assert!(masked(current) != 0 && masked(current) != 4, "{random}");
+            assert!(masked(bitmap) != 4, "{random}");
+        }
+    }
+}
+
 #[test]
 fn new_current_uuid_by_command_keeps_or_clears_the_bitmap_uuid() {
     let mut truck = generations("[c, n, p, q]");

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use tandem_replicator::state::word::DiskState;
+use tandem_replicator::state::word::{ConnState, DiskState};
 use tandem_replicator::{
     Command, DiskOperation, DiskOptions, Effect, Force, Fua, NetOptions, Operation, RequestError,
     RequestId, Unmap,
@@ -41,6 +41,48 @@ fn reads_data(effect: &Effect) -> bool {
             ..
         }
     )
+}
+
+#[test]
+fn a_write_whose_edges_are_lost_while_io_is_suspended_goes_on_when_that_ends() {
+    let mut world = ready();
+    world.write_ok(A, 0, 4096, 1);
+    world.ok(
+        A,
+        Command::Detach {
+            volume: VOLUME,
+            force: Force::No,
+        },
+    );
+    world.hold(B, reads_data);
+    let id = world.request(
+        A,
+        Operation::Write {
+            offset: 100,
+            data: Bytes::from_static(&[2; 10]),
+            fua: Fua::No,
+        },
+    );
+    assert_eq!(world.held(B), 1, "the old bytes are read on the peer");
+    world.ok(A, Command::SuspendIo { volume: VOLUME });
+    world.cut_network();
+    world.run_until("the peer is lost", |world| {
+        world.state(A).conn < ConnState::Connected
+    });
+    assert_eq!(world.reply(A, id), None);
+    world.join();
+    world.release(B);
+    world.run_until("the peer is back", |world| {
+        world.state(A).conn == ConnState::Connected
+    });
+    assert_eq!(world.reply(A, id), None);
+    world.ok(A, Command::ResumeIo { volume: VOLUME });
+    world.run_until("the write is answered", |world| {
+        world.reply(A, id).is_some()
+    });
+    assert_eq!(world.reply(A, id), Some(&Ok(Bytes::new())));
+    let disk = &world.nodes[B].disk.current;
+    assert_eq!(disk[99..111], [1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 1]);
 }
 
 #[test]

@@ -2,9 +2,12 @@
 
 use tandem_metadata::Flags;
 use tandem_replicator::state::word::{DiskState, Role};
-use tandem_replicator::{Command, Force};
+use tandem_replicator::{Command, Effect, Force, MetaOperation, NetOptions};
 
 use crate::harness::{VOLUME, World, durable_flags, writes_superblock};
+
+/// P_STATE_CHG_REPLY (wire-protocol.md 3).
+const STATE_CHG_REPLY: u16 = 0x1d;
 
 const ATTACH: Command = Command::Attach { volume: VOLUME };
 
@@ -147,6 +150,37 @@ fn outdate_is_on_disk_when_it_is_answered() {
     world.crash(0);
     world.ok(0, ATTACH);
     assert_eq!(world.state(0).disk, DiskState::Outdated);
+}
+
+/// The disk of the Primary fails while its consent to a full sync from it is on its way.
+#[test]
+fn a_consent_that_a_failed_disk_has_overtaken_is_taken_back() {
+    let mut world = World::ready(&NetOptions::default());
+    world.primary(0);
+    world.hold(0, |effect| match effect {
+        Effect::Send { head, .. } => {
+            head.len() >= 8 && u16::from_be_bytes([head[6], head[7]]) == STATE_CHG_REPLY
+        }
+        _ => false,
+    });
+    world.fail(0, |effect| {
+        matches!(
+            effect,
+            Effect::Meta {
+                operation: MetaOperation::Write { .. },
+                ..
+            }
+        )
+    });
+    let command = world.command(1, Command::Invalidate { volume: VOLUME });
+    assert_eq!(world.state(0).disk, DiskState::Diskless);
+    assert_eq!(world.held(0), 1, "the consent");
+    world.release(0);
+    let answer = world.nodes[1].answers[&command].clone();
+    assert_eq!((answer.number, answer.exit), (-2, 17), "{answer:?}");
+    assert_eq!(world.state(1).disk, DiskState::UpToDate);
+    assert_eq!(world.state(0).pdsk, DiskState::UpToDate);
+    world.write_ok(0, 0, 4096, 7);
 }
 
 #[test]

@@ -16,6 +16,7 @@ use tandem_tests::sim::crash::{self, Depth, Point, STORIES, search};
 use tandem_tests::sim::planted::{By, Found, SEEDS_MAX, hint, search_all};
 use tandem_tests::sim::shrink::shrink;
 use tandem_tests::sim::typed::FORMS;
+use tandem_tests::sim::world::Seen;
 use tandem_tests::sim::{Cuts, Outcome, Spec, run, run_cut};
 
 /// Two engines over simulated disks, network and clock, with faults drawn from a seed.
@@ -352,6 +353,7 @@ struct Total {
     nudges: u64,
     seconds: u64,
     events: u64,
+    seen: Seen,
     /// In how many histories each command was typed.
     commands: BTreeMap<&'static str, u64>,
     failures: Vec<(u64, String)>,
@@ -393,6 +395,11 @@ fn many(arguments: &Arguments, from: u64, to: u64, end: Option<Instant>) -> Exit
         "histories with each command: {}",
         commands.collect::<Vec<_>>().join(", ")
     );
+    let seen = total
+        .seen
+        .list()
+        .map(|(name, count)| format!("{name}: {count}"));
+    println!("seen: {}", seen.join(", "));
     println!(
         "{} seeds from {from}: {} failures; {} events, {} requests, {} faults and commands, {} split brains, {} nudges, {} virtual \
          hours; {seconds:.0} s, {:.1} seeds and {:.0} events a second",
@@ -436,6 +443,7 @@ fn note(total: &Mutex<Total>, seed: u64, outcome: Outcome) -> bool {
             total.requests += report.requests.0;
             total.actions += u64::from(report.actions);
             total.split_brains += u64::from(report.split_brains);
+            total.seen.add(report.seen);
             total.nudges += u64::from(report.nudges);
             total.seconds += report.seconds;
             total.events += report.lines;

@@ -18,6 +18,8 @@ pub struct Asked {
     pub since: u64,
     /// It is a flush.
     pub flush: bool,
+    /// It is a read.
+    pub read: bool,
 }
 
 /// What a request was, for its answer.
@@ -155,6 +157,7 @@ impl Clients {
         Some(Asked {
             since: open.since,
             flush: matches!(open.asked, Question::Flush { .. }),
+            read: matches!(open.asked, Question::Read { .. }),
         })
     }
 

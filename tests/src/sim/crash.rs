@@ -17,7 +17,7 @@ use super::lab::{A, B, Lab};
 use super::network::MS;
 use super::node::{Keep, Part, VOLUME};
 pub use super::stories::STORIES;
-use super::world::{CrashAt, CutPlace};
+use super::world::{Counted, CrashAt, CutPlace};
 use super::{Settings, World};
 
 /// Up to so many writes at stake every subset of them is tried: the bound of a complete search.
@@ -275,7 +275,7 @@ pub fn run(
     let mut lab = (story.set_up)(settings);
     lab.world.crash_at[story.victim] = Some(CrashAt {
         left: point.io,
-        all: true,
+        of: Counted::Writes,
         power: Some(point.keep),
         completed: false,
     });

@@ -5,13 +5,16 @@
 //! - A process that dies takes nothing along. At power loss every sector goes its own way: what was flushed, what was
 //!   written last, or anything written in between.
 //! - A request that was not finished by then did any part of its sectors, or none.
+//! - If asked to ([`Disk::tear_sectors`]), a sector may be half written as well, but a superblock's: its format has no checksum
+//!   (docs/spec/metadata.md), and relies on disks that write a sector whole or not at all.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use tandem_metadata::Superblock;
 
 use super::dice::Dice;
-use super::stamp::{Content, SECTOR, Stamper};
+use super::stamp::{Content, SECTOR, Stamper, UNIT, UNITS};
 
 /// A sector that is not all zeroes on the medium and in the cache.
 #[derive(Clone, Debug)]
@@ -39,6 +42,10 @@ pub struct Disk {
     writes: u64,
     /// First number of each write that may be volatile, ascending.
     operations: Vec<u64>,
+    /// Sectors may be half written.
+    tears_sectors: bool,
+    /// Where sectors were cut: sector, unit.
+    cuts: Vec<(u64, usize)>,
 }
 
 impl Disk {
@@ -52,7 +59,19 @@ impl Disk {
             dirty: BTreeSet::new(),
             writes: 0,
             operations: Vec::new(),
+            tears_sectors: false,
+            cuts: Vec::new(),
         }
+    }
+
+    /// Where sectors have been cut since this was asked last: sector, unit.
+    pub fn take_cuts(&mut self) -> Vec<(u64, usize)> {
+        std::mem::take(&mut self.cuts)
+    }
+
+    /// From now on what cuts a write short may cut it inside a sector.
+    pub fn tear_sectors(&mut self) {
+        self.tears_sectors = true;
     }
 
     /// Size.
@@ -227,6 +246,7 @@ impl Disk {
         let dirty = std::mem::take(&mut self.dirty);
         // A cache that loses all, one that keeps all, and one that is torn are all common.
         let manner = dice.below(4);
+        let (stamper, tears) = (self.stamper, self.tears_sectors);
         for sector in dirty {
             let Some(cell) = self.cells.get_mut(&sector) else {
                 continue;
@@ -241,13 +261,20 @@ impl Disk {
             if let Some((_, content)) = kept.checked_sub(1).and_then(|at| volatile.get(at)) {
                 cell.stable = content.clone();
             }
+            if let Some((_, next)) = volatile.get(kept).filter(|_| tears && manner > 1)
+                && dice.chance(1, 3)
+            {
+                let (torn, cut) = half_written(stamper, sector, [&cell.stable, next], dice);
+                cell.stable = torn;
+                self.cuts.extend(cut.map(|cut| (sector, cut)));
+            }
             if cell.stable == Content::Zero {
                 self.cells.remove(&sector);
             }
         }
     }
 
-    /// A write that was cut short: each sector was written or not.
+    /// A write that was cut short: each sector was written or not, or in part.
     pub fn tear(&mut self, offset: u64, length: u64, data: Option<&[u8]>, dice: &mut Dice) {
         let manner = dice.below(3);
         for index in 0..length / SECTOR {
@@ -256,17 +283,57 @@ impl Disk {
                 1 => true,
                 _ => dice.chance(1, 2),
             };
-            if !done {
+            let in_part = manner == 2 && self.tears_sectors && dice.chance(1, 4);
+            if !done && !in_part {
                 continue;
             }
             let sector = offset / SECTOR + index;
             let at = (index * SECTOR) as usize;
-            let content = data.map_or(Content::Zero, |data| {
+            let mut content = data.map_or(Content::Zero, |data| {
                 self.stamper.get(sector, &data[at..at + 512])
             });
+            if in_part {
+                let parts = [self.content(sector), &content];
+                let (torn, cut) = half_written(self.stamper, sector, parts, dice);
+                content = torn;
+                self.cuts.extend(cut.map(|cut| (sector, cut)));
+            }
             self.set(sector, content, false);
         }
     }
+}
+
+/// A sector of which a first or a last part was overwritten, and the unit between them; all or nothing if it is a superblock's.
+fn half_written(
+    stamper: Stamper,
+    sector: u64,
+    [old, new]: [&Content; 2],
+    dice: &mut Dice,
+) -> (Content, Option<usize>) {
+    let mut bytes = [[0; 512]; 2];
+    for (content, bytes) in [old, new].into_iter().zip(&mut bytes) {
+        stamper.put(content, sector, bytes);
+    }
+    if bytes.iter().any(is_superblock) {
+        let whole = if dice.chance(1, 2) { old } else { new };
+        return (whole.clone(), None);
+    }
+    let [mut torn, new] = bytes;
+    let cut = dice.between(1, UNITS as u64 - 1) as usize;
+    let at = cut * UNIT as usize;
+    let written = if dice.chance(1, 2) {
+        0..at
+    } else {
+        at..torn.len()
+    };
+    torn[written.clone()].copy_from_slice(&new[written]);
+    (stamper.get(sector, &torn), Some(cut))
+}
+
+fn is_superblock(sector: &[u8; 512]) -> bool {
+    let mut block = [0; 4096];
+    block[..512].copy_from_slice(sector);
+    Superblock::decode(&block).is_ok()
 }
 
 #[cfg(test)]
@@ -298,6 +365,33 @@ mod tests {
             })
             .collect();
         assert_eq!(survivors.len(), 2, "an unflushed sector is kept or lost");
+    }
+
+    #[test]
+    fn a_sector_is_half_written_only_if_that_was_asked_for() {
+        let (mut disk, stamper) = disk();
+        disk.write(0, &stamper.payload(1, 0, 1), true);
+        disk.write(0, &stamper.payload(2, 0, 1), false);
+        let torn = |disk: &Disk| {
+            let after_a_loss = |seed| {
+                let mut lost = disk.clone();
+                lost.lose_power(&mut Dice::new(seed, "tears"));
+                lost.tear(
+                    512,
+                    512,
+                    Some(&stamper.payload(3, 1, 1)),
+                    &mut Dice::new(seed, "cut"),
+                );
+                [0, 1].map(|sector| matches!(lost.content(sector), Content::Mixed(_)))
+            };
+            (0..256).fold([false; 2], |[a, b], seed| {
+                let [c, d] = after_a_loss(seed);
+                [a || c, b || d]
+            })
+        };
+        assert_eq!(torn(&disk), [false; 2]);
+        disk.tear_sectors();
+        assert_eq!(torn(&disk), [true; 2]);
     }
 
     #[test]

@@ -79,6 +79,7 @@ pub fn settings() -> Settings {
         },
         live: false,
         plant: Plant::default(),
+        tears_sectors: false,
     }
 }
 

@@ -74,6 +74,8 @@ pub fn hint(bug: Planted) -> Hint {
         Planted::ReadStaleBlock => Hint::Seed(17),
         Planted::BarrierAckWithoutFlush | Planted::ForgetUnconfirmedWrite => Hint::Seed(33),
         Planted::ForgetMissedWrite => Hint::Seed(2),
+        Planted::AnswerWhileSuspended => Hint::Seed(5),
+        Planted::ForgetOutdated => Hint::Seed(13),
         Planted::ClearPartOfBlock => Hint::Seed(1),
         Planted::SuperblockInCache => Hint::Seed(3),
         Planted::ClearBitmapEarly => Hint::Seed(41),

@@ -489,4 +489,19 @@ pub(crate) const SEEDS: &[(Protocol, u64, &str)] = &[
         5_194_117,
         "a disk failed before the generation of its promotion was on it, and nobody had written: the judge took that for a history of its own",
     ),
+    (
+        Protocol::C,
+        6_000_728,
+        "a write of a part of a sector was refused when the peer, of which it reads its edges, was lost while I/O was suspended",
+    ),
+    (
+        Protocol::C,
+        6_001_863,
+        "the disk of the Primary failed after its consent to an invalidate of its peer, which then had nothing to do and did not say so",
+    ),
+    (
+        Protocol::C,
+        6_001_929,
+        "the peer's disk failed after its consent to a detach, which was refused then: the peer still took this disk for failed",
+    ),
 ];

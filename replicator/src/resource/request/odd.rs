@@ -21,6 +21,7 @@ use crate::event::{Fua, RequestError, RequestId, VolumeNumber};
 use crate::planted::Planted;
 use crate::resource::Resource;
 use crate::resource::reads::Owner;
+use crate::resource::volume::Volume;
 
 /// Sectors of at most this many bytes are believed in; NBD's largest minimum block.
 const SECTOR_BYTES_MAX: u32 = 1 << 16;
@@ -41,6 +42,15 @@ pub(crate) struct Edges {
     data: Bytes,
     /// Reads that are not back.
     reads_left: u32,
+    /// One of them failed.
+    failed: Option<RequestError>,
+}
+
+impl Edges {
+    /// What was to be read could not be, while I/O was suspended: it is tried again when that ends.
+    pub(super) fn is_frozen(&self) -> bool {
+        self.failed.is_some() && self.reads_left == 0
+    }
 }
 
 /// The range of whole sectors around a range; not beyond the device's end, which is where its last sector ends.
@@ -168,6 +178,7 @@ impl Resource {
                     lead: (wanted.0 - wide.0) as usize,
                     data,
                     reads_left: 0,
+                    failed: None,
                 };
                 // The payload is made when the edges have been read.
                 (wide, Body::Data(Bytes::new()), Some(edges))
@@ -202,6 +213,7 @@ impl Resource {
             }
         }
         edges.reads_left = spans.len() as u32;
+        edges.failed = None;
         write.stage = Stage::Edges;
         for (offset, length) in spans {
             self.start_read(Owner::Edge(id), volume, offset, length);
@@ -223,19 +235,25 @@ impl Resource {
         let Some(edges) = write.edges.as_mut() else {
             return;
         };
-        let old = match result {
-            Ok(old) => old,
-            Err(error) => {
-                self.finish_write(id, Err(error));
-                return;
-            }
-        };
         let at = (offset - write.offset) as usize;
-        if let Some(place) = edges.base.get_mut(at..at + old.len()) {
-            place.copy_from_slice(&old);
+        match result {
+            Err(error) => edges.failed = Some(error),
+            Ok(old) => {
+                if let Some(place) = edges.base.get_mut(at..at + old.len()) {
+                    place.copy_from_slice(&old);
+                }
+            }
         }
         edges.reads_left -= 1;
         if edges.reads_left > 0 {
+            return;
+        }
+        if let Some(error) = edges.failed {
+            let number = write.volume;
+            let suspended = |volume: &Volume| volume.state.is_suspended();
+            if !self.volumes.get(&number).is_some_and(suspended) {
+                self.finish_write(id, Err(error));
+            }
             return;
         }
         let end = edges.lead + edges.data.len();

@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 use bytes::Bytes;
 
+use super::odd::Edges;
 use super::{Body, Io, Local, Logged, Remote, Stage, Write, WriteId};
 use crate::bitmap::Urgency;
 use crate::bitmap::coverage::bits_touched;
@@ -264,6 +265,9 @@ impl Resource {
             self.mark_if_missed(id);
             self.finish_write(id, Err(error));
         }
+        for id in self.frozen_edges(volume) {
+            self.finish_write(id, Err(error));
+        }
         self.refuse_settled_flushes(volume, error);
     }
 
@@ -313,12 +317,9 @@ impl Resource {
     /// them is durable.
     pub(crate) fn may_answer_writes(&self, volume: VolumeNumber) -> bool {
         let early = self.planted(Planted::AnswerBeforeGeneration);
+        let frozen = !self.planted(Planted::AnswerWhileSuspended);
         self.volumes.get(&volume).is_none_or(|volume| {
-            let state = &volume.state;
-            (!volume.generation_pending || early)
-                && !state.susp
-                && !state.susp_nod
-                && !state.susp_fen
+            (!volume.generation_pending || early) && !(volume.state.is_suspended() && frozen)
         })
     }
 
@@ -334,6 +335,22 @@ impl Resource {
         for id in open {
             self.check_write(id);
         }
+        let suspended = |volume: &Volume| volume.state.is_suspended();
+        if !self.volumes.get(&volume).is_some_and(suspended) {
+            for id in self.frozen_edges(volume) {
+                self.read_edges(id);
+            }
+        }
+    }
+
+    /// Writes that could not be merged with what is around them while I/O was suspended.
+    fn frozen_edges(&self, volume: VolumeNumber) -> Vec<WriteId> {
+        let frozen = |write: &Write| write.edges.as_ref().is_some_and(Edges::is_frozen);
+        let writes = self.requests.writes.iter();
+        writes
+            .filter(|(_, write)| write.volume == volume && frozen(write))
+            .map(|(id, _)| id)
+            .collect()
     }
 
     /// Sets the bits of a write that one of the disks lacks, before it is answered (7.5).

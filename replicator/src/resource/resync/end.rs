@@ -13,6 +13,7 @@ use tandem_metadata::Flags;
 use super::{AfterPlan, Part, Phase, Resync};
 use crate::effect::Level;
 use crate::event::VolumeNumber;
+use crate::planted::Planted;
 use crate::resource::Resource;
 use crate::resource::generation::FlagValue;
 use crate::resource::handlers;
@@ -174,7 +175,8 @@ impl Resource {
         self.log_end(number);
         self.drop_resync(number);
         if disk == DiskState::UpToDate {
-            if let Some(volume) = self.volumes.get_mut(&number) {
+            let keeps = self.planted(Planted::KeepBitmapGeneration);
+            if let Some(volume) = self.volumes.get_mut(&number).filter(|_| !keeps) {
                 volume.generations.finish_as_source();
             }
             self.write_superblock_soon(number);

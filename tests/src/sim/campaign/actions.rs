@@ -4,11 +4,11 @@ use tandem_replicator::state::word::{ConnState, DiskState, Role};
 use tandem_replicator::{Command, Force};
 
 use super::plan::Action;
-use super::{Campaign, FIRST_SHARP_SEED, Undo};
+use super::{Campaign, FIRST_SHARP_SEED, FIRST_TORN_SEED, Undo};
 use crate::sim::network::MS;
 use crate::sim::node::{IoFault, Keep, Node, VOLUME};
 use crate::sim::trace::name;
-use crate::sim::world::CrashAt;
+use crate::sim::world::{Counted, CrashAt};
 
 impl Campaign {
     /// Now and then a node dies in the middle of what this action makes it write, at an I/O and not at a time.
@@ -34,12 +34,17 @@ impl Campaign {
     }
 
     fn arm(&mut self, node: usize, power: bool) {
-        let crash = CrashAt {
+        let mut crash = CrashAt {
             left: self.sharp.between(1, 12) as u32,
-            all: false,
+            of: Counted::Durable,
             power: power.then_some(Keep::Dice),
             completed: self.sharp.chance(1, 2),
         };
+        if self.world.settings.seed >= FIRST_TORN_SEED && self.sharp.chance(1, 2) {
+            crash.of = Counted::Effects;
+            crash.left = self.sharp.pick(&[6, 30, 150]);
+            crash.left = self.sharp.between(0, u64::from(crash.left)) as u32;
+        }
         self.world.crash_at[node] = Some(crash);
         let down = self.sharp.between(200, 6000) * MS;
         self.person.start_at[node] = Some(self.world.now + down);

@@ -44,6 +44,9 @@ pub(super) const FIRST_RESIZE_SEED: u64 = 3_000_000;
 /// From this one on persons type what only a node that is StandAlone takes: before, that hardly ever met one.
 pub(super) const FIRST_ALONE_SEED: u64 = 5_000_000;
 
+/// From this one on nodes also die between two effects of one event, and a power loss tears sectors.
+pub(super) const FIRST_TORN_SEED: u64 = 6_000_000;
+
 /// What is asked of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Spec {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tandem_replicator::planted::Plant;
 use tandem_replicator::{DiskOptions, MetaKind, NetOptions, Protocol};
 
-use super::{FIRST_DIGEST_SEED, FIRST_SHARP_SEED, FIRST_SMALL_SEED, Spec, rough};
+use super::{FIRST_DIGEST_SEED, FIRST_SHARP_SEED, FIRST_SMALL_SEED, FIRST_TORN_SEED, Spec, rough};
 use crate::sim::clients::Habits;
 use crate::sim::dice::Dice;
 use crate::sim::network::{MS, NetSettings};
@@ -150,6 +150,7 @@ pub(super) fn draw(spec: Spec) -> Plan {
         habits: draw_odd(draw_habits(&mut dice, large), spec.seed),
         live: spec.live,
         plant: Plant::of(spec.planted),
+        tears_sectors: spec.seed >= FIRST_TORN_SEED,
     };
     Plan {
         settings,

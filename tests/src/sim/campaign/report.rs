@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::{Campaign, Cuts, Spec};
 use crate::sim::network::MS;
 use crate::sim::trace::{name, state_words};
+use crate::sim::world::Seen;
 
 /// How a run ended well.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub struct Report {
     pub kinds: Vec<&'static str>,
     /// Commands that were typed ([`crate::sim::typed::FORMS`]).
     pub commands: BTreeSet<&'static str>,
+    /// What happened beside that.
+    pub seen: Seen,
 }
 
 /// How a run went wrong.
@@ -104,6 +107,7 @@ impl Campaign {
         self.report.seconds = self.world.now / 1000 / MS;
         self.report.lines = self.world.trace.count();
         self.report.commands = self.world.typed.clone();
+        self.report.seen = self.world.seen;
         self.report.clone()
     }
 

@@ -9,7 +9,7 @@ use crate::sim::dice::Dice;
 use crate::sim::network::MS;
 use crate::sim::node::{IoFault, Keep, VOLUME};
 use crate::sim::trace::name;
-use crate::sim::world::CrashAt;
+use crate::sim::world::{Counted, CrashAt};
 
 /// Something rough to be taken back later.
 #[derive(Clone, Copy, Debug)]
@@ -171,7 +171,7 @@ impl Campaign {
         self.person.switching = true;
         let crash = CrashAt {
             left: self.rough.between(1, 9) as u32,
-            all: self.rough.chance(1, 2),
+            of: self.rough.pick(&[Counted::Writes, Counted::Durable]),
             power: self.rough.chance(3, 4).then_some(Keep::Dice),
             completed: self.rough.chance(1, 2),
         };

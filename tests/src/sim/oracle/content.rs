@@ -96,11 +96,12 @@ impl Oracle {
         Ok(())
     }
 
-    /// Where writes of this sector were cut, in units of the sector.
+    /// Where writes of this sector were cut, by clients or by a disk, in units of the sector.
     fn cuts(&self, history: usize, sector: u64) -> BTreeSet<usize> {
         let versions = self.histories[history].sectors.get(&sector);
         let per_sector = UNITS as u64;
-        let mut cuts = BTreeSet::new();
+        let torn = self.torn.range((sector, 0)..(sector + 1, 0));
+        let mut cuts: BTreeSet<usize> = torn.map(|(_, cut)| *cut).collect();
         for version in versions.into_iter().flatten() {
             let cut = self.writes[version.write as usize].cut;
             cuts.extend(

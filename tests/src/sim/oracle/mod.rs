@@ -177,6 +177,8 @@ pub struct Oracle {
     tick: u64,
     /// Not answered, and nobody is left to answer.
     open: BTreeSet<u64>,
+    /// Where disks cut sectors in two: sector, unit.
+    torn: BTreeSet<(u64, usize)>,
 }
 
 impl Oracle {
@@ -198,6 +200,7 @@ impl Oracle {
             views: [View::default(), View::default()],
             tick: 1,
             open: BTreeSet::new(),
+            torn: BTreeSet::new(),
         }
     }
 
@@ -222,6 +225,11 @@ impl Oracle {
     pub fn rested(&mut self, node: usize) {
         let view = &mut self.views[node];
         view.durable = view.live.clone();
+    }
+
+    /// A disk cut sectors in two: both parts count by themselves.
+    pub fn torn(&mut self, cuts: impl IntoIterator<Item = (u64, usize)>) {
+        self.torn.extend(cuts);
     }
 
     /// A person gives up this node's data.

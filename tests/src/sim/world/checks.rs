@@ -210,6 +210,7 @@ impl World {
         if let Err(text) = self.oracle.check_equal(&self.nodes, sectors) {
             self.fail(text);
         }
+        self.check_resynced();
         true
     }
 }

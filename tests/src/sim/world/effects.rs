@@ -6,7 +6,7 @@ use tandem_replicator::{
     Answer, CommandId, DiskOperation, Effect, Effects, Event, MetaOperation, Notification, Token,
 };
 
-use super::{CutPlace, CutStage, What, World};
+use super::{Counted, CrashAt, CutPlace, CutStage, What, World};
 use crate::sim::network::{Host, MS, NetEvent};
 use crate::sim::node::Io;
 use crate::sim::trace::name;
@@ -75,6 +75,7 @@ impl World {
 
     fn later(&mut self, node: usize, after: u64, event: Event) {
         let boot = self.nodes[node].boot;
+        self.awaited[node] += 1;
         self.schedule(self.now + after, What::Engine(node, boot, Box::new(event)));
     }
 
@@ -247,10 +248,34 @@ impl World {
         }
         if self.nodes[node].fault.is_some() {
             self.note_trouble();
+            self.resynced = false;
         }
-        if let Some(event) = self.nodes[node].complete(token, &mut self.disk_dice) {
+        let event = self.nodes[node].complete(token, &mut self.disk_dice);
+        self.take_cuts(node);
+        if let Some(event) = event {
             self.deliver(node, event);
         }
+    }
+
+    /// The judge is told where a disk cut sectors in two.
+    pub(super) fn take_cuts(&mut self, node: usize) {
+        let cuts = self.nodes[node].data.take_cuts();
+        self.seen.torn_sectors += cuts.len() as u64;
+        self.oracle.torn(cuts);
+    }
+
+    /// How many of so many effects the node still carries out before it dies, if it does.
+    pub(super) fn dies_between(&mut self, node: usize, effects: usize) -> Option<(usize, CrashAt)> {
+        let crash = self.crash_at[node].as_mut()?;
+        if crash.of != Counted::Effects {
+            return None;
+        }
+        let left = crash.left as usize;
+        if effects < left {
+            crash.left -= effects as u32;
+            return None;
+        }
+        self.crash_at[node].take().map(|crash| (left, crash))
     }
 
     /// Whether the node dies at this I/O.
@@ -262,7 +287,7 @@ impl World {
                     | Io::Meta(MetaOperation::Write { .. } | MetaOperation::Flush, _)
             )
         );
-        let all = self.crash_at[node].is_some_and(|crash| crash.all)
+        let all = self.crash_at[node].is_some_and(|crash| crash.of == Counted::Writes)
             && !matches!(
                 self.nodes[node].io.get(&token),
                 Some(
@@ -270,7 +295,8 @@ impl World {
                         | Io::Meta(MetaOperation::Read { .. }, _)
                 )
             );
-        let Some(crash) = self.crash_at[node].as_mut().filter(|_| counts || all) else {
+        let by_io = |crash: &&mut CrashAt| crash.of != Counted::Effects && (counts || all);
+        let Some(crash) = self.crash_at[node].as_mut().filter(by_io) else {
             return false;
         };
         crash.left = crash.left.saturating_sub(1);

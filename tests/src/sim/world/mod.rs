@@ -1,6 +1,7 @@
 //! The simulated world: two nodes, their network, their clients, one clock, one queue. Everything that happens is taken from the
 //! queue in the order of its time; nothing else moves.
 
+mod agreement;
 mod checks;
 mod effects;
 mod persons;
@@ -11,8 +12,11 @@ use tandem_replicator::planted::{PlanEnd, Plant};
 use tandem_replicator::state::word::{DiskState, Role, State};
 use tandem_replicator::{DiskOptions, Effects, Event, NetOptions, Time, Token};
 
+pub use agreement::Seen;
+
 use super::clients::{Clients, Habits};
 use super::dice::Dice;
+use super::disk::Disk;
 use super::network::{MS, NetEvent, NetSettings, Network};
 use super::node::{DiskPlan, Keep, Node};
 use super::oracle::Oracle;
@@ -63,6 +67,8 @@ pub struct Settings {
     pub live: bool,
     /// A deliberate mistake of both engines.
     pub plant: Plant,
+    /// What cuts a write short may cut it inside a sector.
+    pub tears_sectors: bool,
 }
 
 /// The world.
@@ -125,6 +131,12 @@ pub struct World {
     pub rotten: Option<Rotten>,
     /// Nodes on which a verify came to its end since this was cleared.
     pub verified: [bool; 2],
+    /// Answers of handlers and of backing devices that are under way, of each node.
+    awaited: [u32; 2],
+    /// The last resync ended well, and nothing has changed since but what belongs to its end.
+    resynced: bool,
+    /// What has happened so far.
+    pub seen: Seen,
 }
 
 /// Sectors of a node that hold garbage until something is written there.
@@ -140,17 +152,28 @@ pub struct Rotten {
     pub alone: bool,
 }
 
-/// A node dies when it writes.
+/// A node dies in the middle of something.
 #[derive(Clone, Copy, Debug)]
 pub struct CrashAt {
-    /// I/O that still ends well, less one: writes of metadata and flushes; with `all` also writes of data.
+    /// It dies at so manieth of [`CrashAt::of`].
     pub left: u32,
-    /// Writes of data count as well.
-    pub all: bool,
+    /// What is counted.
+    pub of: Counted,
     /// Its power fails, else it is killed.
     pub power: Option<Keep>,
-    /// The last one was completed, and its node did not hear of it.
+    /// The last I/O was completed, and its node did not hear of it.
     pub completed: bool,
+}
+
+/// What brings a node nearer to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counted {
+    /// Flushes, and writes of metadata, when they end.
+    Durable,
+    /// Those, and writes of data.
+    Writes,
+    /// Effects of its engine: it dies when this one is carried out, and what the same event wants after it never happens.
+    Effects,
 }
 
 /// An I/O of a durable sequence.
@@ -194,7 +217,14 @@ impl World {
     pub fn new(settings: Settings) -> World {
         let seed = settings.seed;
         let stamper = Stamper::new(seed);
-        let node = |index| Node::new(index, settings.disk, stamper);
+        let node = |index| {
+            let mut node = Node::new(index, settings.disk, stamper);
+            if settings.tears_sectors {
+                node.data.tear_sectors();
+                node.meta.iter_mut().for_each(Disk::tear_sectors);
+            }
+            node
+        };
         World {
             now: 1000 * MS,
             nodes: [node(0), node(1)],
@@ -229,6 +259,9 @@ impl World {
             owes_error: [None; 2],
             rotten: None,
             verified: [false; 2],
+            awaited: [0; 2],
+            resynced: false,
+            seen: Seen::default(),
             settings,
         }
     }
@@ -296,6 +329,7 @@ impl World {
         match what {
             What::Engine(node, boot, event) => {
                 if self.nodes[node].boot == boot {
+                    self.awaited[node] = self.awaited[node].saturating_sub(1);
                     self.deliver(node, *event);
                 }
             }
@@ -416,7 +450,12 @@ impl World {
         if let (Some(old), Some(new)) = (old, new) {
             self.note_debt(node, old, new);
         }
+        let cut = self.dies_between(node, effects.len());
+        if let Some((done, _)) = cut {
+            effects.truncate(done);
+        }
         // What clients were told comes first: a promotion in the same event does not change its truth.
+        self.check_suspended(node, old, new, &effects);
         self.replies(node, &effects, new);
         if let (Some(old), Some(new)) = (old, new)
             && old != new
@@ -428,13 +467,23 @@ impl World {
             }
             self.two_primaries();
             self.note_solitude(node, old, new);
+            self.note_resync(old, new);
+            self.check_becomes_up_to_date(node, old, new);
             self.note_verify_begins(node, old, new);
         }
         for effect in effects.drain(..) {
             self.carry_out(node, effect);
         }
         self.effects = effects;
-        self.set_timer(node);
+        match cut {
+            Some((done, crash)) if self.nodes[node].is_running() => {
+                self.seen.cut_events += u64::from(done > 0);
+                self.say(format!("{} dies after {done} effects", name(node)));
+                self.stop_keeping(node, crash.power);
+            }
+            _ => self.set_timer(node),
+        }
+        self.check_pair();
         self.take_net();
     }
 

@@ -26,6 +26,9 @@ impl World {
                 continue;
             }
             self.open_device(node);
+            if !self.nodes[node].is_running() {
+                continue;
+            }
             for request in self.clients.ask(self.now, node, bytes, &mut self.oracle) {
                 self.deliver(node, Event::Request(request));
             }
@@ -91,6 +94,7 @@ impl World {
         self.say(format!("{} starts", name(node)));
         let (seed, options) = (self.settings.seed, self.settings.disk_options.clone());
         self.nodes[node].start(seed, &options, self.settings.plant);
+        self.awaited[node] = 0;
         self.net.hosts[node] = self.nodes[node].host;
         self.net.wake(self.now);
         self.take_net();
@@ -115,6 +119,7 @@ impl World {
         self.alone_since[node] = None;
         let role = self.nodes[node].state().map(|state| state.role);
         self.nodes[node].stop(&mut self.disk_dice, keep);
+        self.take_cuts(node);
         if let Some(role) = role.filter(|_| self.has_stored_the_end(node)) {
             let judged = self.oracle.stored_the_end(node, role, &self.nodes[node]);
             if let Err(why) = judged {

@@ -1,0 +1,262 @@
+//! What two connected nodes agree on, and how a disk may become UpToDate: invariants of docs/spec/state-machine.md 12.1 that no engine
+//! can check by itself, looked at from outside both.
+
+use tandem_replicator::state::word::{ConnState, DiskState, Role, State};
+use tandem_replicator::{Effect, Effects, OnIoError};
+
+use super::World;
+use crate::sim::trace::{name, state_words};
+
+/// How often something happened: a rule at which nobody looks is none, and neither is a fault that never comes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// A node died when a part of what an event wanted was done.
+    pub cut_events: u64,
+    /// A disk wrote a part of a sector.
+    pub torn_sectors: u64,
+    /// No. 7 and no. 8: the states of two connected nodes with nothing under way, and who resolves conflicts.
+    pub pairs: u64,
+    /// No. 13: generations and bitmaps after a resync.
+    pub resynced: u64,
+    /// No. 14: generations during a resync.
+    pub resyncs: u64,
+    /// No. 26: events of a node with requests under way while I/O is suspended.
+    pub suspended: u64,
+    /// No. 30: a disk that becomes UpToDate.
+    pub up_to_date: u64,
+}
+
+impl Seen {
+    /// All of it, in words.
+    #[must_use]
+    pub fn list(&self) -> [(&'static str, u64); 7] {
+        [
+            ("a death inside an event", self.cut_events),
+            ("a sector half written", self.torn_sectors),
+            ("a pair at rest", self.pairs),
+            ("generations after a resync", self.resynced),
+            ("generations in a resync", self.resyncs),
+            ("requests wait while suspended", self.suspended),
+            ("a disk becomes UpToDate", self.up_to_date),
+        ]
+    }
+
+    /// Adds those of another history.
+    pub fn add(&mut self, other: Seen) {
+        self.cut_events += other.cut_events;
+        self.torn_sectors += other.torn_sectors;
+        self.pairs += other.pairs;
+        self.resynced += other.resynced;
+        self.resyncs += other.resyncs;
+        self.suspended += other.suspended;
+        self.up_to_date += other.up_to_date;
+    }
+}
+
+/// Pairs of connection states of two nodes between which nothing is under way (no. 7).
+const PAIRS: [(ConnState, ConnState); 8] = [
+    (ConnState::Connected, ConnState::Connected),
+    (ConnState::StartingSyncS, ConnState::StartingSyncT),
+    (ConnState::WFBitMapS, ConnState::WFBitMapT),
+    (ConnState::WFBitMapS, ConnState::WFSyncUUID),
+    (ConnState::SyncSource, ConnState::SyncTarget),
+    (ConnState::PausedSyncS, ConnState::PausedSyncT),
+    (ConnState::VerifyS, ConnState::VerifyT),
+    (ConnState::Ahead, ConnState::Behind),
+];
+
+fn is_source(state: State) -> bool {
+    matches!(state.conn, ConnState::SyncSource | ConnState::PausedSyncS)
+}
+
+fn is_target(state: State) -> bool {
+    matches!(state.conn, ConnState::SyncTarget | ConnState::PausedSyncT)
+}
+
+impl World {
+    /// After each event.
+    pub(super) fn check_pair(&mut self) {
+        let [Some(a), Some(b)] = [0, 1].map(|node| self.nodes[node].state()) else {
+            return;
+        };
+        if !a.conn.is_connected() || !b.conn.is_connected() {
+            return;
+        }
+        self.check_generations_in_resync([a, b]);
+        let still = self.awaited == [0; 2]
+            && self.nodes.iter().all(|node| node.io.is_empty())
+            && self.net.is_quiet();
+        if still {
+            self.seen.pairs += 1;
+            self.check_states([a, b]);
+            self.check_who_resolves();
+        }
+    }
+
+    /// No. 7.
+    fn check_states(&mut self, [a, b]: [State; 2]) {
+        // A source of which a disk under `pass_on` failed blocks that its target has: it goes on waiting (4.4, P_STATE).
+        let waits = |one: State, other: State| {
+            is_source(one)
+                && other.conn == ConnState::Connected
+                && other.disk == DiskState::UpToDate
+                && self.settings.disk_options.on_io_error == OnIoError::PassOn
+        };
+        if waits(a, b) || waits(b, a) {
+            return;
+        }
+        // Before a resync the source takes its target's disk for Consistent, whatever it is (4.5).
+        let mirrored = |one: State, other: State| {
+            one.peer == other.role && (one.pdsk == other.disk || one.conn == ConnState::WFBitMapS)
+        };
+        let pair = PAIRS
+            .iter()
+            .any(|(s, t)| (a.conn, b.conn) == (*s, *t) || (b.conn, a.conn) == (*s, *t));
+        if !pair || !mirrored(a, b) || !mirrored(b, a) {
+            let words = [a, b].map(state_words);
+            self.fail(format!(
+                "nothing is under way, and the connected nodes do not agree: {words:?}"
+            ));
+        }
+    }
+
+    /// No. 8.
+    fn check_who_resolves(&mut self) {
+        let resolves = [0, 1].map(|node| {
+            let engine = self.nodes[node].engine.as_ref();
+            engine.and_then(|engine| engine.resolves_conflicts())
+        });
+        if let [Some(a), Some(b)] = resolves
+            && a == b
+        {
+            self.fail(format!(
+                "exactly one of two connected nodes resolves conflicts: {resolves:?}"
+            ));
+        }
+    }
+
+    /// No. 14.
+    fn check_generations_in_resync(&mut self, states: [State; 2]) {
+        let is_pair = |target: &usize| is_target(states[*target]) && is_source(states[1 - target]);
+        let Some(target) = (0..2).find(is_pair) else {
+            return;
+        };
+        let uuids = |node: usize| self.nodes[node].status.as_ref().and_then(|at| at.uuids);
+        let (Some(own), Some(source)) = (uuids(target), uuids(1 - target)) else {
+            return;
+        };
+        self.seen.resyncs += 1;
+        let left = self.nodes[target].status.as_ref();
+        let left = left.map_or(0, |status| status.counters.out_of_sync_kib);
+        // Everything is there: the end is being stored.
+        let ends = left == 0 && own[0] & !1 == source[0] & !1;
+        let same = own[0] & !1 == source[1] & !1;
+        if !(same || ends) || own[1] != 0 {
+            self.fail(format!(
+                "in a resync the target {} has {own:x?}, the source {source:x?}",
+                name(target)
+            ));
+        }
+    }
+
+    /// Whether what the last resync left is still there.
+    pub(super) fn note_resync(&mut self, old: State, new: State) {
+        let joined = new.conn == ConnState::Connected;
+        let target_done = is_target(old) && joined && new.disk == DiskState::UpToDate;
+        let source_done = is_source(old) && joined && new.pdsk == DiskState::UpToDate;
+        let of_interest = |state: State| (state.conn, state.disk, state.pdsk);
+        if target_done {
+            self.resynced = true;
+        } else if !source_done && of_interest(old) != of_interest(new) {
+            self.resynced = false;
+        }
+    }
+
+    /// No. 13, once both are idle and in sync.
+    pub(super) fn check_resynced(&mut self) {
+        let reports = [0, 1].map(|node| self.nodes[node].status.as_ref());
+        let [Some(a), Some(b)] = reports else { return };
+        let (Some(one), Some(other)) = (a.uuids, b.uuids) else {
+            return;
+        };
+        let open = [a, b].map(|at| at.counters.out_of_sync_kib);
+        if !self.resynced {
+            return;
+        }
+        self.seen.resynced += 1;
+        let equal = (0..4).all(|slot| one[slot] & !1 == other[slot] & !1);
+        if !equal || one[1] != 0 || open != [0; 2] {
+            self.fail(format!(
+                "after a resync A has {one:x?}, B {other:x?}; out of sync: {open:?} KiB"
+            ));
+        }
+    }
+
+    /// No. 30.
+    pub(super) fn check_becomes_up_to_date(&mut self, node: usize, old: State, new: State) {
+        if old.disk == DiskState::UpToDate || new.disk != DiskState::UpToDate {
+            return;
+        }
+        self.seen.up_to_date += 1;
+        let typed = |node: usize, word: &str| {
+            let open = &self.nodes[node].open_commands;
+            open.values().any(|command| command.starts_with(word))
+        };
+        let by_rule = match old.disk {
+            // What its flags say, or the comparison with a peer.
+            DiskState::Attaching | DiskState::Negotiating => true,
+            // The peer may be lost again in the same event.
+            DiskState::Consistent | DiskState::Outdated if !old.conn.is_connected() => {
+                new.conn.is_connected() || old.conn == ConnState::WFReportParams
+            }
+            _ => is_target(old) && new.conn == ConnState::Connected,
+        };
+        let skips = self.typed.contains("new-current-uuid --clear-bitmap")
+            && old.conn == ConnState::Connected
+            && old.disk == DiskState::Inconsistent;
+        let by_person = skips || typed(node, "Primary") && new.role == Role::Primary;
+        if !by_rule && !by_person {
+            let [old, new] = [old, new].map(state_words);
+            let who = name(node);
+            self.fail(format!(
+                "{who} becomes UpToDate, and no rule says so: {old} to {new}"
+            ));
+        }
+    }
+
+    /// No. 26: what is answered while I/O is suspended was a read that was under way.
+    pub(super) fn check_suspended(
+        &mut self,
+        node: usize,
+        old: Option<State>,
+        new: Option<State>,
+        effects: &Effects,
+    ) {
+        let suspended = |state: Option<State>| state.is_some_and(|state| state.is_suspended());
+        if !suspended(old) || !suspended(new) {
+            return;
+        }
+        self.seen.suspended += u64::from(self.clients.in_flight(node) > 0);
+        for effect in effects {
+            let Effect::Reply { request, result } = effect else {
+                continue;
+            };
+            if self
+                .clients
+                .asked(*request)
+                .is_some_and(|asked| !asked.read)
+            {
+                let how = if result.is_ok() {
+                    "well"
+                } else {
+                    "with an error"
+                };
+                self.fail(format!(
+                    "request {} on {} is answered {how} while I/O is suspended",
+                    request.0,
+                    name(node),
+                ));
+            }
+        }
+    }
+}
