@@ -182,12 +182,16 @@ fn random_numbers_with_a_meaning_are_not_used() {
 #[test]
 fn no_generation_is_made_of_a_number_with_a_meaning() {
     let draws: [fn(&mut Generations, u64); 4] = [
-        |node, random| drop(node.new_current(random, Role::Primary)),
+        |node, random| {
+            node.new_current(random, Role::Primary);
+        },
         |node, random| node.branch(random, Role::Secondary),
         |node, random| {
             node.new_current_by_command(random, Role::Secondary, NewCurrentCase::SkipInitialSync);
         },
-        |node, random| drop(node.start_as_source(random)),
+        |node, random| {
+            node.start_as_source(random);
+        },
     ];
     for draw in draws {
         for random in [0, 1, 4, 5, !0, !1, !4, !5] {

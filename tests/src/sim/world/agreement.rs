@@ -54,9 +54,11 @@ impl Seen {
 }
 
 /// Pairs of connection states of two nodes between which nothing is under way (no. 7).
-const PAIRS: [(ConnState, ConnState); 8] = [
+/// A source that begins may wait for its writes, which are not answered while I/O is suspended.
+const PAIRS: [(ConnState, ConnState); 9] = [
     (ConnState::Connected, ConnState::Connected),
     (ConnState::StartingSyncS, ConnState::StartingSyncT),
+    (ConnState::StartingSyncS, ConnState::WFSyncUUID),
     (ConnState::WFBitMapS, ConnState::WFBitMapT),
     (ConnState::WFBitMapS, ConnState::WFSyncUUID),
     (ConnState::SyncSource, ConnState::SyncTarget),
@@ -95,19 +97,23 @@ impl World {
 
     /// No. 7.
     fn check_states(&mut self, [a, b]: [State; 2]) {
-        // A source of which a disk under `pass_on` failed blocks that its target has: it goes on waiting (4.4, P_STATE).
+        // A source that has bits left when its target is done goes on waiting (4.4, P_STATE): of its writes while I/O is suspended, and of
+        // blocks that its own disk failed under `pass_on`.
+        let passes_on = self.settings.disk_options.on_io_error == OnIoError::PassOn;
         let waits = |one: State, other: State| {
             is_source(one)
                 && other.conn == ConnState::Connected
                 && other.disk == DiskState::UpToDate
-                && self.settings.disk_options.on_io_error == OnIoError::PassOn
+                && (one.is_suspended() || passes_on)
         };
         if waits(a, b) || waits(b, a) {
             return;
         }
         // Before a resync the source takes its target's disk for Consistent, whatever it is (4.5).
         let mirrored = |one: State, other: State| {
-            one.peer == other.role && (one.pdsk == other.disk || one.conn == ConnState::WFBitMapS)
+            one.peer == other.role
+                && (one.pdsk == other.disk
+                    || matches!(one.conn, ConnState::StartingSyncS | ConnState::WFBitMapS))
         };
         let pair = PAIRS
             .iter()
