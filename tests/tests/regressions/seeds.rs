@@ -504,4 +504,14 @@ pub(crate) const SEEDS: &[(Protocol, u64, &str)] = &[
         6_001_929,
         "the peer's disk failed after its consent to a detach, which was refused then: the peer still took this disk for failed",
     ),
+    (
+        Protocol::C,
+        6_029_902,
+        "a write that waited for the activity log was refused when the peer was lost while I/O was suspended",
+    ),
+    (
+        Protocol::C,
+        6_035_529,
+        "a target cleared bits that it had just sent to its source, which then waited without end for these blocks",
+    ),
 ];

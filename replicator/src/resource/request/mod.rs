@@ -169,6 +169,8 @@ pub(crate) struct Requests {
     pub(crate) writes: Numbered<WriteId, Write>,
     /// Writes that wait until the peer has been told that the own disk has failed.
     untold: Vec<WriteId>,
+    /// Writes that could not start while I/O was suspended.
+    frozen: Vec<WriteId>,
     /// Writes whose bits the peer has cleared (P_RS_WRITE_ACK): here they are cleared with the barrier ack, unless something has failed on
     /// their blocks since.
     in_sync: BTreeSet<WriteId>,

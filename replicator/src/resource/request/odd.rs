@@ -21,7 +21,6 @@ use crate::event::{Fua, RequestError, RequestId, VolumeNumber};
 use crate::planted::Planted;
 use crate::resource::Resource;
 use crate::resource::reads::Owner;
-use crate::resource::volume::Volume;
 
 /// Sectors of at most this many bytes are believed in; NBD's largest minimum block.
 const SECTOR_BYTES_MAX: u32 = 1 << 16;
@@ -44,13 +43,6 @@ pub(crate) struct Edges {
     reads_left: u32,
     /// One of them failed.
     failed: Option<RequestError>,
-}
-
-impl Edges {
-    /// What was to be read could not be, while I/O was suspended: it is tried again when that ends.
-    pub(super) fn is_frozen(&self) -> bool {
-        self.failed.is_some() && self.reads_left == 0
-    }
 }
 
 /// The range of whole sectors around a range; not beyond the device's end, which is where its last sector ends.
@@ -249,11 +241,7 @@ impl Resource {
             return;
         }
         if let Some(error) = edges.failed {
-            let number = write.volume;
-            let suspended = |volume: &Volume| volume.state.is_suspended();
-            if !self.volumes.get(&number).is_some_and(suspended) {
-                self.finish_write(id, Err(error));
-            }
+            self.fail_or_freeze(id, error);
             return;
         }
         let end = edges.lead + edges.data.len();

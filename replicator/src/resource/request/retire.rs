@@ -114,6 +114,13 @@ impl Resource {
         let Some(volume) = self.volumes.get_mut(&number) else {
             return 0;
         };
+        if matches!(
+            volume.state.conn,
+            ConnState::WFBitMapT | ConnState::WFSyncUUID
+        ) {
+            // The source may have been told of these bits already: it would wait for blocks that this target never asks for.
+            return 0;
+        }
         let bits = if part {
             bits_touched(offset, u64::from(length), volume.bytes)
         } else {

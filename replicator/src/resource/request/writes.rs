@@ -3,7 +3,6 @@
 use alloc::vec::Vec;
 use bytes::Bytes;
 
-use super::odd::Edges;
 use super::{Body, Io, Local, Logged, Remote, Stage, Write, WriteId};
 use crate::bitmap::Urgency;
 use crate::bitmap::coverage::bits_touched;
@@ -124,7 +123,7 @@ impl Resource {
             return;
         }
         if !self.data_accessible(volume) {
-            self.finish_write(id, Err(RequestError::Io));
+            self.fail_or_freeze(id, RequestError::Io);
             return;
         }
         if let Some(write) = self.requests.writes.get_mut(&id) {
@@ -265,7 +264,7 @@ impl Resource {
             self.mark_if_missed(id);
             self.finish_write(id, Err(error));
         }
-        for id in self.frozen_edges(volume) {
+        for id in self.take_frozen(volume) {
             self.finish_write(id, Err(error));
         }
         self.refuse_settled_flushes(volume, error);
@@ -337,20 +336,38 @@ impl Resource {
         }
         let suspended = |volume: &Volume| volume.state.is_suspended();
         if !self.volumes.get(&volume).is_some_and(suspended) {
-            for id in self.frozen_edges(volume) {
+            self.thaw(volume);
+        }
+    }
+
+    /// A write that did not start cannot: it fails, but waits while I/O is suspended; a disk or the peer may come back meanwhile.
+    pub(super) fn fail_or_freeze(&mut self, id: WriteId, error: RequestError) {
+        let volume = self.requests.writes.get(&id).map(|write| write.volume);
+        let volume = volume.and_then(|number| self.volumes.get(&number));
+        if volume.is_some_and(|volume| volume.state.is_suspended()) {
+            self.requests.frozen.push(id);
+        } else {
+            self.finish_write(id, Err(error));
+        }
+    }
+
+    /// I/O is not suspended any more: what could not start tries again.
+    fn thaw(&mut self, volume: VolumeNumber) {
+        for id in self.take_frozen(volume) {
+            let edges = |write: &Write| write.edges.is_some();
+            if self.requests.writes.get(&id).is_some_and(edges) {
                 self.read_edges(id);
+            } else {
+                self.start_write(id);
             }
         }
     }
 
-    /// Writes that could not be merged with what is around them while I/O was suspended.
-    fn frozen_edges(&self, volume: VolumeNumber) -> Vec<WriteId> {
-        let frozen = |write: &Write| write.edges.as_ref().is_some_and(Edges::is_frozen);
-        let writes = self.requests.writes.iter();
-        writes
-            .filter(|(_, write)| write.volume == volume && frozen(write))
-            .map(|(id, _)| id)
-            .collect()
+    fn take_frozen(&mut self, volume: VolumeNumber) -> Vec<WriteId> {
+        let writes = &self.requests.writes;
+        self.requests.frozen.retain(|id| writes.contains_key(id));
+        let of_it = |id: &mut WriteId| writes.get(id).is_some_and(|at| at.volume == volume);
+        self.requests.frozen.extract_if(.., of_it).collect()
     }
 
     /// Sets the bits of a write that one of the disks lacks, before it is answered (7.5).

@@ -95,11 +95,15 @@ impl World {
         }
     }
 
+    fn passes_on(&self) -> bool {
+        self.settings.disk_options.on_io_error == OnIoError::PassOn
+    }
+
     /// No. 7.
     fn check_states(&mut self, [a, b]: [State; 2]) {
         // A source that has bits left when its target is done goes on waiting (4.4, P_STATE): of its writes while I/O is suspended, and of
         // blocks that its own disk failed under `pass_on`.
-        let passes_on = self.settings.disk_options.on_io_error == OnIoError::PassOn;
+        let passes_on = self.passes_on();
         let waits = |one: State, other: State| {
             is_source(one)
                 && other.conn == ConnState::Connected
@@ -154,8 +158,8 @@ impl World {
         self.seen.resyncs += 1;
         let left = self.nodes[target].status.as_ref();
         let left = left.map_or(0, |status| status.counters.out_of_sync_kib);
-        // Everything is there: the end is being stored.
-        let ends = left == 0 && own[0] & !1 == source[0] & !1;
+        // Everything is there: the end is being stored; a disk under `pass_on` may fail a later write just then.
+        let ends = (left == 0 || self.passes_on()) && own[0] & !1 == source[0] & !1;
         let same = own[0] & !1 == source[1] & !1;
         if !(same || ends) || own[1] != 0 {
             self.fail(format!(
