@@ -1,7 +1,7 @@
 //! One loop per resource: the engine, client sockets, peer sockets, disks and timers on one thread.
 //!
-//! A turn collects everything that has happened, lets the engine handle it, writes once to each of the peer's sockets, hands all disk
-//! operations to the kernel with one call and writes once to each client. Nothing in a turn waits.
+//! A turn collects everything that has happened, lets the engine handle it, writes once to each client and to each of the peer's
+//! sockets, and hands all disk operations to the kernel with one call. Nothing in a turn waits.
 
 mod engine;
 mod inquiries;
@@ -231,12 +231,13 @@ impl<E: Engine> ResourceLoop<E> {
             self.collect(context);
             let busy = !self.queue.is_empty();
             self.handle_all();
+            // Before all else: clients that have their answers go on, and no CPU is taken from them by a peer that was woken first.
+            self.send_to_clients(context);
             // Before the own disk's work: the peer is awake, and its disk at work, meanwhile.
             self.peer.flush(context, &mut self.queue);
             if let Err(error) = self.disks.submit() {
                 return Poll::Ready(Err(format!("io_uring refuses the submission: {error}")));
             }
-            self.send_to_clients(context);
             if self.quitting {
                 return Poll::Ready(Ok(()));
             }
