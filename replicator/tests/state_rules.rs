@@ -638,6 +638,10 @@ fn writes_take_the_route_of_their_state() {
             WriteRoute::LocalOnly,
         ),
         (
+            "StartingSyncS Pri/Sec UpToDate/Consistent",
+            WriteRoute::Replicate,
+        ),
+        (
             "WFBitMapS Pri/Sec UpToDate/Consistent",
             WriteRoute::OutOfSync,
         ),

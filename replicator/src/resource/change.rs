@@ -6,6 +6,7 @@
 //! again after every state change until it is decided.
 
 use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use tandem_protocol::packet::Packet;
@@ -531,8 +532,14 @@ impl Resource {
         self.send_state(number);
         let state = self.volumes.get(&number).map(|volume| volume.state);
         let is_so = state.is_some_and(|state| request.wish.apply(state) == state);
-        let of_command = matches!(request.asker, Asker::Command(_));
-        if of_command && result == StateResult::NothingToDo && !is_so {
+        let copies = matches!(
+            request.wish.conn,
+            Some(ConnState::StartingSyncS | ConnState::StartingSyncT)
+        );
+        if copies && result == StateResult::NothingToDo && !is_so {
+            let text =
+                String::from("the peer agreed, but a disk was lost meanwhile: nothing is copied");
+            self.log(Level::Warn, request.volume, text);
             return StateResult::NoUpToDateDisk;
         }
         result

@@ -50,7 +50,7 @@ const STRANGER_PAUSE: Duration = Duration::from_secs(60);
 const QUICK_TURNS_MAX: u32 = 8;
 
 /// The longest wait before a quick turn: a long ping-timeout is patience with a link that exists, not with making one.
-const QUICK_TURN_WAIT_MAX: Duration = Duration::from_secs(1);
+const QUICK_TURN_WAIT_MAX: Duration = Duration::from_secs(3);
 
 /// Where this node is on its way to a link.
 #[derive(Debug, Default)]

@@ -464,9 +464,11 @@ pub fn write_route(state: &State) -> WriteRoute {
 
 /// Writes go to the peer (section 7.3).
 pub fn writes_are_replicated(state: &State) -> bool {
+    // A target that asked for a full sync may come to nothing of it, and keeps what counts for the same generation: it has all of it.
+    let begins = state.conn == ConnState::StartingSyncS;
     state.pdsk == DiskState::UpToDate
         || (state.pdsk >= DiskState::Inconsistent
-            && state.conn >= ConnState::WFBitMapT
+            && (begins || state.conn >= ConnState::WFBitMapT)
             && state.conn < ConnState::Ahead)
 }
 

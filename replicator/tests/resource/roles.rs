@@ -1,10 +1,13 @@
 //! Roles, generations, and the commands that change them.
 
-use tandem_metadata::Flags;
-use tandem_replicator::state::word::{DiskState, Role};
-use tandem_replicator::{Command, Effect, Force, MetaOperation, NetOptions};
+use std::time::Duration;
 
-use crate::harness::{VOLUME, World, durable_flags, writes_superblock};
+use bytes::Bytes;
+use tandem_metadata::Flags;
+use tandem_replicator::state::word::{ConnState, DiskState, Role};
+use tandem_replicator::{Command, Effect, Force, MetaOperation, NetOptions, Operation};
+
+use crate::harness::{VOLUME, World, durable_flags, writes_bitmap, writes_log, writes_superblock};
 
 /// P_STATE_CHG_REPLY (wire-protocol.md 3).
 const STATE_CHG_REPLY: u16 = 0x1d;
@@ -157,12 +160,7 @@ fn outdate_is_on_disk_when_it_is_answered() {
 fn a_consent_that_a_failed_disk_has_overtaken_is_taken_back() {
     let mut world = World::ready(&NetOptions::default());
     world.primary(0);
-    world.hold(0, |effect| match effect {
-        Effect::Send { head, .. } => {
-            head.len() >= 8 && u16::from_be_bytes([head[6], head[7]]) == STATE_CHG_REPLY
-        }
-        _ => false,
-    });
+    world.hold(0, is_consent);
     world.fail(0, |effect| {
         matches!(
             effect,
@@ -181,6 +179,83 @@ fn a_consent_that_a_failed_disk_has_overtaken_is_taken_back() {
     assert_eq!(world.state(1).disk, DiskState::UpToDate);
     assert_eq!(world.state(0).pdsk, DiskState::UpToDate);
     world.write_ok(0, 0, 4096, 7);
+}
+
+fn is_consent(effect: &Effect) -> bool {
+    match effect {
+        Effect::Send { head, .. } => {
+            head.len() >= 8 && u16::from_be_bytes([head[6], head[7]]) == STATE_CHG_REPLY
+        }
+        _ => false,
+    }
+}
+
+/// Reads what was answered, on a Primary that has lost its disk.
+fn shows(world: &mut World, offset: u64) -> Option<u8> {
+    let length = 4096;
+    let read = world.request(0, Operation::Read { offset, length });
+    world.settle();
+    let reply = world.reply(0, read).expect("it is answered");
+    reply.as_ref().ok().map(|bytes| bytes[0])
+}
+
+/// After its consent to a full sync from it the Primary answers a write, and loses its disk; its peer never gets the consent, or too late.
+#[test]
+fn what_a_source_answers_before_a_full_sync_begins_is_on_its_peer() {
+    for link in ["stays", "is lost"] {
+        let mut world = World::ready(&NetOptions::default());
+        world.primary(0);
+        world.write_ok(0, 0, 4096, 1);
+        world.hold(0, |effect| {
+            let begins = "before-resync-source";
+            is_consent(effect)
+                || matches!(effect, Effect::RunHandler { name, .. } if *name == begins)
+        });
+        world.command(1, Command::Invalidate { volume: VOLUME });
+        assert_eq!(world.state(0).conn, ConnState::StartingSyncS);
+        world.write_ok(0, 0, 4096, 2);
+        world.fail(0, |effect| matches!(effect, Effect::Disk { .. }));
+        world.write(0, 8192, 4096, 3);
+        assert_eq!(world.state(0).disk, DiskState::Diskless);
+        if link == "stays" {
+            world.release(0);
+        } else {
+            world.cut_network();
+            world.join();
+            world.advance(Duration::from_secs(60));
+        }
+        let shown = shows(&mut world, 0);
+        assert!(
+            shown.is_none_or(|byte| byte == 2),
+            "the link {link}: {shown:?}"
+        );
+    }
+}
+
+/// The same with a write that waited for the activity log when the Primary agreed.
+#[test]
+fn what_waited_for_the_log_at_the_consent_to_a_full_sync_is_on_the_peer() {
+    let mut world = World::ready(&NetOptions::default());
+    world.write_ok(0, 8 << 20, 4096, 1);
+    let mut log = writes_log(&world.nodes[0].disk);
+    let mut bits = writes_bitmap(&world.nodes[0].disk);
+    world.hold(0, move |effect| {
+        log(effect) || bits(effect) || is_consent(effect)
+    });
+    let id = world.write(0, 16 << 20, 4096, 2);
+    assert_eq!(world.held(0), 1, "the transaction");
+    world.command(1, Command::Invalidate { volume: VOLUME });
+    world.release_oldest(0);
+    assert_eq!(world.reply(0, id), Some(&Ok(Bytes::new())));
+    world.fail(0, |effect| {
+        matches!(effect, Effect::Disk { .. } | Effect::Meta { .. })
+    });
+    let force = Force::Yes;
+    let volume = VOLUME;
+    world.command(0, Command::Detach { volume, force });
+    world.release(0);
+    let shown = shows(&mut world, 16 << 20);
+    assert!(shown.is_none_or(|byte| byte == 2), "{shown:?}");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use bytes::{Bytes, BytesMut};
 
-use super::{Body, PART_BYTES_MAX, Stage, WriteId, split};
+use super::{Body, PART_BYTES_MAX, Stage, Write, WriteId, split};
 use crate::event::{Fua, RequestError, RequestId, VolumeNumber};
 use crate::planted::Planted;
 use crate::resource::Resource;
@@ -86,6 +86,13 @@ impl Resource {
     fn geometry(&self, number: VolumeNumber) -> (u64, u64) {
         let device = self.volumes.get(&number).map_or(0, |volume| volume.bytes);
         (self.sector_bytes(number), device)
+    }
+
+    /// Whether the range of a write is one of whole sectors, as they are now.
+    pub(super) fn is_whole(&self, write: &Write) -> bool {
+        let (sector, device) = self.geometry(write.volume);
+        let span = (write.offset, write.length);
+        widened(span, sector, device) == span
     }
 
     /// A read of any range: whole sectors are read, what was asked for is cut out of them.

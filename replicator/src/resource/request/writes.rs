@@ -354,8 +354,13 @@ impl Resource {
     /// I/O is not suspended any more: what could not start tries again.
     fn thaw(&mut self, volume: VolumeNumber) {
         for id in self.take_frozen(volume) {
-            let edges = |write: &Write| write.edges.is_some();
-            if self.requests.writes.get(&id).is_some_and(edges) {
+            let Some(write) = self.requests.writes.get(&id) else {
+                continue;
+            };
+            if !self.is_whole(write) {
+                // A disk with larger sectors was attached meanwhile, and the write has not locked what it would have to merge with.
+                self.finish_write(id, Err(RequestError::Io));
+            } else if write.edges.is_some() {
                 self.read_edges(id);
             } else {
                 self.start_write(id);

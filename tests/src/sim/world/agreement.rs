@@ -2,9 +2,10 @@
 //! can check by itself, looked at from outside both.
 
 use tandem_replicator::state::word::{ConnState, DiskState, Role, State};
-use tandem_replicator::{Effect, Effects, OnIoError};
+use tandem_replicator::{Effect, Effects, OnIoError, RequestError};
 
 use super::World;
+use crate::sim::clients::Asked;
 use crate::sim::trace::{name, state_words};
 
 /// How often something happened: a rule at which nobody looks is none, and neither is a fault that never comes.
@@ -109,6 +110,8 @@ impl World {
                 && other.conn == ConnState::Connected
                 && other.disk == DiskState::UpToDate
                 && (one.is_suspended() || passes_on)
+                && (one.peer, one.pdsk) == (other.role, DiskState::Inconsistent)
+                && (other.peer, other.pdsk) == (one.role, one.disk)
         };
         if waits(a, b) || waits(b, a) {
             return;
@@ -119,9 +122,14 @@ impl World {
                 && (one.pdsk == other.disk
                     || matches!(one.conn, ConnState::StartingSyncS | ConnState::WFBitMapS))
         };
-        let pair = PAIRS
-            .iter()
-            .any(|(s, t)| (a.conn, b.conn) == (*s, *t) || (b.conn, a.conn) == (*s, *t));
+        // What begins goes on, unless it waits for writes that are not answered.
+        let begins =
+            |state: State| matches!(state.conn, ConnState::StartingSyncS | ConnState::WFBitMapS);
+        let stuck = (begins(a) || begins(b)) && !a.is_suspended() && !b.is_suspended();
+        let pair = !stuck
+            && PAIRS
+                .iter()
+                .any(|(s, t)| (a.conn, b.conn) == (*s, *t) || (b.conn, a.conn) == (*s, *t));
         if !pair || !mirrored(a, b) || !mirrored(b, a) {
             let words = [a, b].map(state_words);
             self.fail(format!(
@@ -221,10 +229,18 @@ impl World {
             }
             _ => is_target(old) && new.conn == ConnState::Connected,
         };
+        let begun = [old.disk, old.pdsk] == [DiskState::Inconsistent; 2]
+            && [old.role, old.peer] == [Role::Secondary; 2];
         let skips = self.typed.contains("new-current-uuid --clear-bitmap")
+            && (begun || typed(0, "NewCurrentUuid") || typed(1, "NewCurrentUuid"))
             && old.conn == ConnState::Connected
             && old.disk == DiskState::Inconsistent;
-        let by_person = skips || typed(node, "Primary") && new.role == Role::Primary;
+        let forced = |command: &String| {
+            let good = old.disk >= DiskState::Outdated;
+            command.starts_with("Primary") && (good || command.contains("force: Yes"))
+        };
+        let mut commands = self.nodes[node].open_commands.values();
+        let by_person = skips || new.role == Role::Primary && commands.any(forced);
         if !by_rule && !by_person {
             let [old, new] = [old, new].map(state_words);
             let who = name(node);
@@ -251,11 +267,10 @@ impl World {
             let Effect::Reply { request, result } = effect else {
                 continue;
             };
-            if self
-                .clients
-                .asked(*request)
-                .is_some_and(|asked| !asked.read)
-            {
+            // A node that goes down answers everybody.
+            let ends = *result == Err(RequestError::ShuttingDown);
+            let writes = |asked: Asked| !asked.read;
+            if !ends && self.clients.asked(*request).is_some_and(writes) {
                 let how = if result.is_ok() {
                     "well"
                 } else {
