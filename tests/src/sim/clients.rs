@@ -9,6 +9,7 @@ use tandem_replicator::{Fua, Operation, Request, RequestError, RequestId, Unmap}
 use super::dice::Dice;
 use super::node::{Node, VOLUME};
 use super::oracle::Oracle;
+use super::pair::pair_of;
 use super::stamp::{Content, SECTOR, Stamper, UNIT, UNITS};
 
 /// What the judge of errors has to know of a request.
@@ -79,7 +80,7 @@ pub struct Counts {
     pub lost: u64,
 }
 
-/// All clients of both nodes.
+/// All clients of all nodes.
 #[derive(Debug)]
 pub struct Clients {
     /// What they like to do; may be changed at any time.
@@ -87,11 +88,11 @@ pub struct Clients {
     /// They ask for nothing new.
     pub quiet: bool,
     /// Those of this node ask for nothing new.
-    pub resting: [bool; 2],
+    pub resting: Vec<bool>,
     /// Counters.
     pub counts: Counts,
     /// They hold the device of a node open.
-    pub opened: [bool; 2],
+    pub opened: Vec<bool>,
     /// Errors that clients were told, by kind, for worked traces.
     pub errors: Vec<RequestError>,
     /// Turns so far.
@@ -99,24 +100,26 @@ pub struct Clients {
     /// Turns in which they do nothing.
     pub muted: Vec<Range<u64>>,
     open: BTreeMap<u64, Open>,
-    /// Writes in two requests: how many are answered, and whether all with success.
-    halves: BTreeMap<u64, (u32, bool)>,
+    /// Writes in two requests, by pair and number: how many are answered, and whether all with success.
+    halves: BTreeMap<(usize, u64), (u32, bool)>,
     next: u64,
     dice: Dice,
     odd_dice: Dice,
-    stamper: Stamper,
+    /// Of each pair.
+    stampers: Vec<Stamper>,
 }
 
 impl Clients {
-    /// Clients that have not begun.
+    /// Clients of pairs with these stamps; they have not begun.
     #[must_use]
-    pub fn new(habits: Habits, stamper: Stamper, seed: u64) -> Clients {
+    pub fn new(habits: Habits, stampers: Vec<Stamper>, seed: u64) -> Clients {
+        let nodes = 2 * stampers.len();
         Clients {
             habits,
             quiet: true,
-            resting: [false; 2],
+            resting: vec![false; nodes],
             counts: Counts::default(),
-            opened: [false; 2],
+            opened: vec![false; nodes],
             errors: Vec::new(),
             turns: 0,
             muted: Vec::new(),
@@ -125,7 +128,7 @@ impl Clients {
             next: 0,
             dice: Dice::new(seed, "clients"),
             odd_dice: Dice::new(seed, "odd requests"),
-            stamper,
+            stampers,
         }
     }
 
@@ -251,11 +254,12 @@ impl Clients {
         let fua = if durable { Fua::Yes } else { Fua::No };
         let id = oracle.submit(node, first, sectors, kind == 5);
         oracle.cut(cut);
-        self.halves.insert(id, (0, true));
+        self.halves.insert((pair_of(node), id), (0, true));
         let mut parts = [begin..cut, cut..end];
         if self.odd_dice.chance(1, 2) {
             parts.reverse();
         }
+        let stamper = self.stampers[pair_of(node)];
         let operation = |units: Range<u64>| {
             let offset = units.start * UNIT;
             if kind == 5 {
@@ -266,7 +270,7 @@ impl Clients {
                     unmap: Unmap::Allowed,
                 }
             } else {
-                let data = self.stamper.part(id, units);
+                let data = stamper.part(id, units);
                 Operation::Write { offset, data, fua }
             }
         };
@@ -309,7 +313,7 @@ impl Clients {
             1 | 2 => {
                 let durable = kind == 2;
                 let id = oracle.submit(node, first, sectors, false);
-                let data = self.stamper.payload(id, first, sectors);
+                let data = self.stampers[pair_of(node)].payload(id, first, sectors);
                 let fua = fua(durable);
                 (
                     Operation::Write { offset, data, fua },
@@ -388,15 +392,16 @@ impl Clients {
                 } else {
                     self.counts.done += 1;
                 }
-                let (answered, well) = self.halves.get(id).copied().unwrap_or_default();
-                let well = well && result.is_ok();
-                self.halves.insert(*id, (answered + 1, well));
-                if answered == 1 && well {
+                let half = self.halves.entry((pair_of(node), *id)).or_default();
+                half.0 += 1;
+                half.1 &= result.is_ok();
+                if *half == (2, true) {
                     oracle.acknowledge(node, *id, *durable, after, peer);
                 }
             }
             (Question::Read { units, floor }, Ok(bytes)) => {
-                let contents = self.contents(units, bytes).ok_or_else(|| {
+                let stamper = self.stampers[pair_of(node)];
+                let contents = sectors_read(stamper, units, bytes).ok_or_else(|| {
                     let length = bytes.len();
                     format!("read {} is answered with {length} bytes", request.0)
                 })?;
@@ -414,26 +419,6 @@ impl Clients {
         Ok(())
     }
 
-    /// The sectors that a read of these units touches; `None` if there are not so many bytes.
-    fn contents(&self, units: &Range<u64>, bytes: &[u8]) -> Option<Vec<Content>> {
-        if bytes.len() as u64 != (units.end - units.start) * UNIT {
-            return None;
-        }
-        let per_sector = UNITS as u64;
-        let mut contents = Vec::new();
-        let mut at = units.start;
-        while at < units.end {
-            let sector = at / per_sector;
-            let to = ((sector + 1) * per_sector).min(units.end);
-            let place = |unit: u64| ((unit - units.start) * UNIT) as usize;
-            let part = bytes.get(place(at)..place(to))?;
-            let first = (at % per_sector) as usize;
-            contents.push(self.stamper.get_part(sector, first, part));
-            at = to;
-        }
-        Some(contents)
-    }
-
     /// The process of a node is gone: its requests are never answered.
     pub fn node_died(&mut self, node: usize, oracle: &mut Oracle) {
         self.opened[node] = false;
@@ -449,4 +434,24 @@ impl Clients {
             }
         }
     }
+}
+
+/// The sectors that a read of these units touches; `None` if there are not so many bytes.
+fn sectors_read(stamper: Stamper, units: &Range<u64>, bytes: &[u8]) -> Option<Vec<Content>> {
+    if bytes.len() as u64 != (units.end - units.start) * UNIT {
+        return None;
+    }
+    let per_sector = UNITS as u64;
+    let mut contents = Vec::new();
+    let mut at = units.start;
+    while at < units.end {
+        let sector = at / per_sector;
+        let to = ((sector + 1) * per_sector).min(units.end);
+        let place = |unit: u64| ((unit - units.start) * UNIT) as usize;
+        let part = bytes.get(place(at)..place(to))?;
+        let first = (at % per_sector) as usize;
+        contents.push(stamper.get_part(sector, first, part));
+        at = to;
+    }
+    Some(contents)
 }

@@ -16,6 +16,7 @@ use tandem_replicator::{Command, Force, Protocol};
 use super::lab::{A, B, Lab};
 use super::network::MS;
 use super::node::{Keep, Part, VOLUME};
+use super::pair::{ONLY_PAIR, peer_of};
 pub use super::stories::STORIES;
 use super::world::{Counted, CrashAt, CutPlace};
 use super::{Settings, World};
@@ -301,9 +302,9 @@ pub fn run(
 }
 
 fn go_on(lab: &mut Lab, victim: usize, after: After) -> Result<(), String> {
-    let peer = 1 - victim;
+    let peer = peer_of(victim);
     let world = &mut lab.world;
-    world.block([false; 2]);
+    world.block(ONLY_PAIR, [false; 2]);
     world.settings.habits.depth = 1;
     world.run_for(2000 * MS)?;
     match after {
@@ -330,7 +331,7 @@ fn go_on(lab: &mut Lab, victim: usize, after: After) -> Result<(), String> {
 fn serve_alone(world: &mut World, node: usize, knows: Knows) -> Result<(), String> {
     let fit = world.nodes[node].is_running()
         && world.nodes[node].is_up_to_date()
-        && (knows == Knows::No || world.oracle.is_current(node));
+        && (knows == Knows::No || world.oracle(node).is_current(node));
     if fit && !world.nodes[node].is_primary() {
         world.promote(node, Force::No);
         world.run_for(200 * MS)?;
@@ -408,7 +409,7 @@ fn decide_split(world: &mut World, node: usize) -> Result<(), String> {
         world.connect(node, false);
         return Ok(());
     }
-    let loser = if world.oracle.lacks(A) { A } else { B };
+    let loser = if world.lacks(A) { A } else { B };
     if world.nodes[loser].is_primary() {
         world.command(loser, Command::Secondary { volume: VOLUME });
     }
@@ -418,9 +419,9 @@ fn decide_split(world: &mut World, node: usize) -> Result<(), String> {
         world.nodes[node].handlers.clear();
     }
     world.run_for(500 * MS)?;
-    world.oracle.discard(loser);
+    world.discard(loser);
     world.connect(loser, true);
-    world.connect(1 - loser, false);
+    world.connect(peer_of(loser), false);
     Ok(())
 }
 
@@ -440,9 +441,9 @@ fn read_all(world: &mut World) -> Result<(), String> {
         world.run_for(300 * MS)?;
         world.command(node, Command::Secondary { volume: VOLUME });
         world.run_for(1000 * MS)?;
-        world.promote(1 - node, Force::No);
+        world.promote(peer_of(node), Force::No);
         world.run_for(300 * MS)?;
-        if !world.nodes[1 - node].is_primary() {
+        if !world.nodes[peer_of(node)].is_primary() {
             return Err("a switchover fails".to_owned());
         }
     }

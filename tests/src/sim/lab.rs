@@ -11,6 +11,7 @@ use tandem_replicator::{Command, DiskOptions, Force, MetaKind, NetOptions};
 use super::clients::Habits;
 use super::network::{MS, NetSettings};
 use super::node::{DiskPlan, VOLUME};
+use super::pair::ONLY_PAIR;
 use super::trace::state_words;
 use super::worked::{self, Cell};
 use super::{Settings, World};
@@ -45,6 +46,7 @@ pub struct Lab {
 pub fn settings() -> Settings {
     Settings {
         seed: 11,
+        pairs: 1,
         disk: DiskPlan {
             bytes: BLOCKS * 4096,
             meta: MetaKind::FlexibleExternal,
@@ -205,7 +207,7 @@ impl Lab {
 
     /// Pulls the cable until both have noticed.
     pub fn cut(&mut self) {
-        self.world.block([true; 2]);
+        self.block([true; 2]);
         self.wait("both notice the cut", |world| {
             world.nodes.iter().all(|node| !node.is_connected())
         });
@@ -213,7 +215,12 @@ impl Lab {
 
     /// Plugs the cable in again.
     pub fn plug(&mut self) {
-        self.world.block([false; 2]);
+        self.block([false; 2]);
+    }
+
+    /// Holds back (or lets go) what the nodes send: from A, from B.
+    pub fn block(&mut self, blocked: [bool; 2]) {
+        self.world.block(ONLY_PAIR, blocked);
     }
 
     /// Writes single blocks and waits for the answers.

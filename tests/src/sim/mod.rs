@@ -1,10 +1,10 @@
-//! The deterministic simulator: two engines over simulated disks, network and clock, random faults from a seed, and a judge that
+//! The deterministic simulator: pairs of engines (one, as a rule) over simulated disks, network and clock, random faults from a seed, and a judge that
 //! knows every write.
 //!
 //! ```text
-//!  campaign / worked trace ──► World ──► Node (engine, disks) ×2
+//!  campaign / worked trace ──► World ──► Node (engine, disks) ×2 for each pair
 //!                                │  └──► Network, Clients
-//!                                └──► Oracle, Trace
+//!                                └──► Oracle for each pair, Trace
 //! ```
 //!
 //! A run is a function of its seed: `cargo run -p tandem-tests --bin sim -- --seed N --trace` replays one.
@@ -22,6 +22,7 @@ pub mod lab;
 pub mod network;
 pub mod node;
 pub mod oracle;
+pub mod pair;
 pub mod person;
 pub mod planted;
 pub mod shrink;

@@ -1,4 +1,4 @@
-//! Byte streams between the two nodes: each direction has its own delay, its own window and its own end.
+//! Byte streams between the two nodes of each pair: each direction has its own delay, its own window and its own end.
 //!
 //! - Bytes that the engine sends wait until the simulated kernel takes them ([`Event::Sent`], in parts), fly, and arrive in
 //!   pieces that do not respect packets.
@@ -12,6 +12,7 @@ use bytes::Bytes;
 use tandem_replicator::{CloseHow, DialError, Event, SocketId, Token};
 
 use super::dice::Dice;
+use super::pair::{pair_of, peer_of};
 
 /// Nanoseconds in a millisecond.
 pub const MS: u64 = 1_000_000;
@@ -164,12 +165,12 @@ impl End {
 pub struct Network {
     /// Properties; may be changed at any time.
     pub settings: NetSettings,
-    /// Directions that are held back: from A, from B.
-    pub blocked: [bool; 2],
+    /// Directions that are held back, by the node that sends.
+    pub blocked: Vec<bool>,
     /// Dials to this host are refused, whatever it does: a firewall.
-    pub closed: [bool; 2],
+    pub closed: Vec<bool>,
     /// What the hosts do; kept by the world.
-    pub hosts: [Host; 2],
+    pub hosts: Vec<Host>,
     streams: BTreeMap<u64, [End; 2]>,
     /// Stream and end of a socket.
     sockets: BTreeMap<u64, (u64, usize)>,
@@ -181,14 +182,14 @@ pub struct Network {
 }
 
 impl Network {
-    /// No stream yet.
+    /// No stream yet between so many nodes.
     #[must_use]
-    pub fn new(settings: NetSettings, dice: Dice) -> Network {
+    pub fn new(settings: NetSettings, nodes: usize, dice: Dice) -> Network {
         Network {
             settings,
-            blocked: [false; 2],
-            closed: [false; 2],
-            hosts: [Host::NoProcess; 2],
+            blocked: vec![false; nodes],
+            closed: vec![false; nodes],
+            hosts: vec![Host::NoProcess; nodes],
             streams: BTreeMap::new(),
             sockets: BTreeMap::new(),
             next_stream: 0,
@@ -223,14 +224,21 @@ impl Network {
         self.out.push((at, NetEvent::Pump { stream, from: end }));
     }
 
-    /// No bytes wait or fly on any stream, and no end has still to hear that its stream was cut.
+    /// The streams of a pair.
+    fn streams_of(&self, pair: usize) -> Vec<u64> {
+        let of_pair = self.streams.iter().filter(|(_, ends)| is_of(ends, pair));
+        of_pair.map(|(stream, _)| *stream).collect()
+    }
+
+    /// No bytes wait or fly on any stream of a pair, and no end has still to hear that its stream was cut.
     #[must_use]
-    pub fn is_quiet(&self) -> bool {
+    pub fn is_quiet(&self, pair: usize) -> bool {
         let untold = |[a, b]: &[End; 2]| a.fin.is_some() && b.open || b.fin.is_some() && a.open;
         let quiet = |end: &End| {
             end.dead || (end.unsent_bytes == 0 && end.flight_bytes == 0 && end.inbox_bytes == 0)
         };
-        (self.streams.values()).all(|ends| ends.iter().all(quiet) && !untold(ends))
+        let mut of_pair = self.streams.values().filter(|ends| is_of(ends, pair));
+        of_pair.all(|ends| ends.iter().all(quiet) && !untold(ends))
     }
 
     /// The kernel takes what fits.
@@ -263,8 +271,7 @@ impl Network {
         let is_unknown = peer_dead
             && own.flight_bytes > 0
             && self.hosts[peer_node] != Host::Off
-            && !self.blocked[0]
-            && !self.blocked[1];
+            && !(self.blocked[own.node] || self.blocked[peer_node]);
         if is_unknown {
             let at = now + self.delay();
             self.end_closed(at, stream, from, "connection reset by peer");
@@ -439,17 +446,18 @@ impl Network {
         self.out.push((at, NetEvent::Reach { node, boot, token }));
     }
 
-    /// A dial arrives, or not.
-    pub fn reach(&mut self, now: u64, node: usize, boot: u64, boots: [u64; 2], token: Token) {
+    /// A dial arrives, or not. `boot` and `peer_boot`: the processes of who dials, and of its peer.
+    pub fn reach(&mut self, now: u64, node: usize, boot: u64, peer_boot: u64, token: Token) {
+        let peer = peer_of(node);
         let fail = |reason: &str| Event::Dialled {
             token,
             result: Err(DialError::Unreachable(reason.to_owned())),
         };
-        let silent = self.blocked[0] || self.blocked[1];
-        let (after, event) = match self.hosts[1 - node] {
+        let silent = self.blocked[node] || self.blocked[peer];
+        let (after, event) = match self.hosts[peer] {
             _ if silent => (self.settings.dial_timeout, fail("timed out")),
             Host::Off => (self.settings.dial_timeout, fail("no route to host")),
-            _ if self.closed[1 - node] => (self.delay(), fail("connection refused")),
+            _ if self.closed[peer] => (self.delay(), fail("connection refused")),
             Host::NoProcess | Host::Running { listening: false } => {
                 (self.delay(), fail("connection refused"))
             }
@@ -457,24 +465,28 @@ impl Network {
                 let sockets = [self.next_socket + 1, self.next_socket + 2];
                 self.next_socket += 2;
                 self.next_stream += 1;
-                let end = |at: usize| End {
-                    node: if at == 0 { node } else { 1 - node },
-                    boot: if at == 0 { boot } else { boots[1 - node] },
-                    socket: sockets[at],
+                let end = |node: usize, boot: u64, socket: u64| End {
+                    node,
+                    boot,
+                    socket,
                     open: true,
                     last_arrival: now,
                     ..End::default()
                 };
                 let stream = self.next_stream;
-                self.streams.insert(stream, [end(0), end(1)]);
+                let ends = [
+                    end(node, boot, sockets[0]),
+                    end(peer, peer_boot, sockets[1]),
+                ];
+                self.streams.insert(stream, ends);
                 self.sockets.insert(sockets[0], (stream, 0));
                 self.sockets.insert(sockets[1], (stream, 1));
                 let event = Event::Accepted {
                     socket: SocketId(sockets[1]),
                 };
                 let accepted = NetEvent::Engine {
-                    node: 1 - node,
-                    boot: boots[1 - node],
+                    node: peer,
+                    boot: peer_boot,
                     event: Box::new(event),
                 };
                 self.out.push((now, accepted));
@@ -513,9 +525,9 @@ impl Network {
         self.end_closed(at, stream, 1 - end, "connection reset by peer");
     }
 
-    /// Cuts every stream of the two nodes at any byte; `only_one`: just one of them.
-    pub fn reset(&mut self, now: u64, only_one: bool) {
-        let streams: Vec<u64> = self.streams.keys().copied().collect();
+    /// Cuts every stream of a pair at any byte; `only_one`: just one of them.
+    pub fn reset(&mut self, now: u64, pair: usize, only_one: bool) {
+        let streams = self.streams_of(pair);
         let chosen = self.dice.below(streams.len() as u64) as usize;
         for (index, stream) in streams.into_iter().enumerate() {
             if only_one && index != chosen {
@@ -542,8 +554,7 @@ impl Network {
 
     /// The process of a node died. With its host (`power`) nothing of it remains; else its kernel still delivers.
     pub fn process_gone(&mut self, now: u64, node: usize, power: bool) {
-        let streams: Vec<u64> = self.streams.keys().copied().collect();
-        for stream in streams {
+        for stream in self.streams_of(pair_of(node)) {
             let Some(ends) = self.streams.get_mut(&stream) else {
                 continue;
             };
@@ -565,10 +576,9 @@ impl Network {
         }
     }
 
-    /// After a block was lifted or a host came back: everything that was held goes on.
-    pub fn wake(&mut self, now: u64) {
-        let streams: Vec<u64> = self.streams.keys().copied().collect();
-        for stream in streams {
+    /// After a block was lifted or a host came back: everything that was held between the nodes of this pair goes on.
+    pub fn wake(&mut self, now: u64, pair: usize) {
+        for stream in self.streams_of(pair) {
             for from in 0..2 {
                 let at = now + self.delay();
                 self.out.push((at, NetEvent::Arrive { stream, from }));
@@ -576,6 +586,11 @@ impl Network {
             }
         }
     }
+}
+
+/// Whether this is a stream between the nodes of this pair.
+fn is_of(ends: &[End; 2], pair: usize) -> bool {
+    pair_of(ends[0].node) == pair
 }
 
 /// Keeps only the first bytes of what is in flight.

@@ -68,7 +68,7 @@ const STRUCTURES_EVERY: u64 = 16;
 
 /// A node.
 pub struct Node {
-    /// 0 is A, 1 is B.
+    /// 0 is A, 1 is B, its peer, and so on.
     pub index: usize,
     /// The running engine.
     pub engine: Option<Resource>,

@@ -1,4 +1,4 @@
-//! The person at the keyboard of both nodes: starts what is down, connects what is StandAlone, attaches what is Diskless, keeps one
+//! The person at the keyboard of the two nodes of the first pair: starts what is down, connects what is StandAlone, attaches what is Diskless, keeps one
 //! Primary, and decides a split brain when there is one. It looks a few times a second and does what a runbook says.
 
 use tandem_replicator::state::word::{ConnState, DiskState, Role, State};
@@ -8,6 +8,7 @@ use super::campaign::FIRST_ROUGH_SEED;
 use super::dice::Dice;
 use super::network::MS;
 use super::node::VOLUME;
+use super::pair::peer_of;
 use super::trace::name;
 use super::world::World;
 
@@ -111,7 +112,7 @@ impl Person {
             ));
             self.split = Some((victim, Decision::Demote));
             self.unrelated = false;
-            self.wanted = 1 - victim;
+            self.wanted = peer_of(victim);
             self.switching = false;
         }
     }
@@ -133,7 +134,7 @@ impl Person {
             ));
             self.split = Some((victim, Decision::Demote));
             self.unrelated = true;
-            self.wanted = 1 - victim;
+            self.wanted = peer_of(victim);
             self.switching = false;
         }
     }
@@ -141,7 +142,8 @@ impl Person {
     /// A Primary that has neither good data nor a link serves nobody. When its peer was promoted, or when its disk and its link
     /// cannot be brought back, it is demoted.
     fn notice_empty_primary(&mut self, world: &World, node: usize) {
-        let [Some(state), Some(other)] = [node, 1 - node].map(|node| world.nodes[node].state())
+        let [Some(state), Some(other)] =
+            [node, peer_of(node)].map(|node| world.nodes[node].state())
         else {
             return;
         };
@@ -166,7 +168,7 @@ impl Person {
     /// Who loses: a node without data, or one that lacks what the other has, or by lot.
     fn victim(&mut self, world: &World) -> usize {
         let usable = |node: usize| world.nodes[node].is_up_to_date();
-        let lacks = |node: usize| world.oracle.lacks(node);
+        let lacks = |node: usize| world.lacks(node);
         match (usable(0), usable(1)) {
             (true, false) => return 1,
             (false, true) => return 0,
@@ -256,7 +258,7 @@ impl Person {
     /// Under `on-io-error pass_on` the target of a resync stays Inconsistent when it could not write a block: it is detached (and attached
     /// again, which syncs it). Where there is no good disk any more, it is taken back as it is by the node that lacks nothing. False: there is something to do, now or soon.
     fn look_after_failed_disk(&mut self, world: &mut World, node: usize, state: &State) -> bool {
-        let other = world.nodes[1 - node].state();
+        let other = world.nodes[peer_of(node)].state();
         let passes_on = world.settings.disk_options.on_io_error == OnIoError::PassOn;
         if !passes_on || state.disk != DiskState::Inconsistent || state.conn.is_resync() {
             return true;
@@ -267,7 +269,7 @@ impl Person {
                 && other.role != Role::Primary
                 && !other.conn.is_resync()
         });
-        let fits = !world.oracle.lacks(node) || node == 0 && world.oracle.lacks(1);
+        let fits = !world.lacks(node) || node == 0 && world.lacks(1);
         let taken_back = nobody_has && (fits || state.role == Role::Primary);
         let mut at = self.mend_at[node];
         if (synced || taken_back) && self.due(&mut at, world.now) {
@@ -285,7 +287,7 @@ impl Person {
                     name(node)
                 ));
                 // Both have failed: what only the other one has is given up.
-                world.oracle.discard(1 - node);
+                world.discard(peer_of(node));
                 world.command(node, Command::Primary { volume, force });
             }
         }
@@ -299,7 +301,7 @@ impl Person {
         let Some(state) = world.nodes[node].state() else {
             return;
         };
-        let other = world.nodes[1 - node].state();
+        let other = world.nodes[peer_of(node)].state();
         let idle = world.nodes[node].open_commands.is_empty();
         let other_is_primary = other.is_some_and(|other| other.role == Role::Primary);
         if state.role == Role::Primary || !idle || other_is_primary {
@@ -317,11 +319,10 @@ impl Person {
     /// A node may be promoted alone if it has everything, as far as its protocol promises.
     #[must_use]
     pub fn may_go_alone(&self, world: &World, node: usize) -> bool {
+        let oracle = world.oracle(node);
         match world.settings.net_options.protocol {
-            Protocol::C => world.oracle.is_current(node),
-            Protocol::A | Protocol::B => {
-                world.oracle.same_history() || world.oracle.is_current(node)
-            }
+            Protocol::C => oracle.is_current(node),
+            Protocol::A | Protocol::B => oracle.same_history() || oracle.is_current(node),
         }
     }
 
@@ -334,7 +335,7 @@ impl Person {
         };
         if state.role != Role::Primary {
             self.switching = false;
-            self.wanted = 1 - node;
+            self.wanted = peer_of(node);
             return;
         }
         self.demote(world, node);
@@ -360,7 +361,7 @@ impl Person {
         let Some((victim, step)) = self.split else {
             return;
         };
-        let survivor = 1 - victim;
+        let survivor = peer_of(victim);
         let both = world.nodes.iter().all(super::node::Node::is_running);
         let idle = world.nodes.iter().all(|node| node.open_commands.is_empty());
         if !both || !idle {
@@ -398,16 +399,16 @@ impl Person {
                 self.split = None;
                 self.attempts = [0; 2];
                 self.decided += 1;
-                world.clients.resting = [false; 2];
+                world.clients.resting.fill(false);
             }
             Decision::Connect => {
                 world.say(format!("{} gives up its data", name(victim)));
-                world.oracle.discard(victim);
+                world.discard(victim);
                 world.connect(victim, true);
                 world.connect(survivor, false);
                 self.split = None;
                 self.decided += 1;
-                world.clients.resting = [false; 2];
+                world.clients.resting.fill(false);
             }
         }
     }
@@ -423,7 +424,7 @@ fn told_to_create_metadata(world: &World, node: usize) -> bool {
 /// What is on the disk of this node is given up.
 fn recreate(world: &mut World, node: usize) {
     world.say(format!("{} gets new metadata", name(node)));
-    world.oracle.discard(node);
+    world.discard(node);
     if let Err(why) = world.nodes[node].create_metadata() {
         world.fail(why);
     }

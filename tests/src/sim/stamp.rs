@@ -100,6 +100,12 @@ impl Stamper {
         }
     }
 
+    /// The stamps of a pair of a world: the data of another pair are foreign bytes to it.
+    #[must_use]
+    pub fn of_pair(seed: u64, pair: usize) -> Stamper {
+        Stamper::new(seed ^ (pair as u64).rotate_right(8))
+    }
+
     fn unit(self, write: u64, sector: u64) -> [u8; 16] {
         let first = write ^ self.salt;
         let second = sector ^ first.wrapping_mul(0xd6e8_feb8_6659_fd93);

@@ -145,7 +145,7 @@ fn both_wrote(settings: Settings) -> Lab {
     lab.plug();
     lab.split();
     lab.ok(B, Command::Secondary { volume: VOLUME });
-    lab.world.oracle.discard(B);
+    lab.world.discard(B);
     lab
 }
 
@@ -283,7 +283,7 @@ fn write_when_served(lab: &mut Lab) {
 }
 
 fn promote_alone(lab: &mut Lab) {
-    lab.world.block([true; 2]);
+    lab.block([true; 2]);
     wait(lab, 10_000 * MS);
     promote(lab);
 }
@@ -297,7 +297,7 @@ fn demote(lab: &mut Lab) {
 fn lose_link(lab: &mut Lab) {
     write(lab, A, &[2]);
     wait(lab, 20 * MS);
-    lab.world.block([true; 2]);
+    lab.block([true; 2]);
     write(lab, A, &[3]);
     write_durably(lab, A, &[5]);
     wait(lab, 10_000 * MS);
@@ -388,7 +388,7 @@ fn detach_the_target(lab: &mut Lab) {
 }
 
 fn invalidate(lab: &mut Lab) {
-    lab.world.oracle.discard(B);
+    lab.world.discard(B);
     ask(lab, B, Command::Invalidate { volume: VOLUME });
     wait(lab, 30 * MS);
     write(lab, A, &[4]);
@@ -492,7 +492,7 @@ fn lose_disk_and_peer(lab: &mut Lab) {
 
 /// Under protocol A: A answers writes, and makes them durable, that never reach B.
 fn write_into_a_dead_link(lab: &mut Lab) {
-    lab.world.block([true; 2]);
+    lab.block([true; 2]);
     write_durably(lab, A, &[3, 5]);
     wait(lab, 100 * MS);
 }

@@ -9,6 +9,9 @@ use tandem_replicator::{
     DiskOperation, Effect, Event, MetaOperation, Notification, Operation, Time,
 };
 
+/// The names of all nodes that there may be.
+pub const LETTERS: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
+
 /// Lines kept for a failure.
 const LINES_KEPT: usize = 200;
 
@@ -171,10 +174,10 @@ fn words(now: Time, line: &Line) -> String {
     }
 }
 
-/// `A` or `B`.
+/// `A` and `B`, the nodes of the first pair, and so on.
 #[must_use]
 pub fn name(node: usize) -> &'static str {
-    if node == 0 { "A" } else { "B" }
+    &LETTERS[node..=node]
 }
 
 /// A state as the worked traces write it: `Connected Pri/Sec UpToDate/UpToDate`, with suspension and pause flags.

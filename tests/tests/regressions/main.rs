@@ -112,7 +112,7 @@ fn a_primary_that_is_attached_alone_starts_a_generation() {
     lab.plug();
     lab.wait("in sync again", |world| world.is_in_sync());
     // The peer hears nothing of the lost disk.
-    lab.world.block([true; 2]);
+    lab.block([true; 2]);
     lab.ok(A, detach(Force::Yes));
     lab.wait("both notice the cut", |world| {
         world.nodes.iter().all(|node| !node.is_connected())
@@ -229,7 +229,7 @@ fn a_disk_that_lacks_what_was_written_meanwhile_is_not_used_when_the_link_breaks
     lab.ok(A, detach(Force::No));
     lab.write(A, &[1]);
     // What B would say to the attach stays under way.
-    lab.world.block([false, true]);
+    lab.block([false, true]);
     lab.world.command(A, ATTACH);
     lab.wait("A asks B about its disk", |world| {
         world.nodes[A].state().unwrap().disk == DiskState::Negotiating
@@ -271,7 +271,7 @@ fn a_disk_whose_peer_is_lost_while_it_is_being_read_is_not_used_without_what_the
 fn a_superblock_that_is_due_while_the_metadata_device_hangs_does_not_keep_the_engine_busy() {
     let mut lab = Lab::start();
     lab.world.nodes[A].hang = Some((IoFault::Meta, u32::MAX));
-    lab.world.block([true; 2]);
+    lab.block([true; 2]);
     // The engine's timers are counted: one that is due again at once fails the world.
     let wait = lab.world.run_for(60_000_000_000);
     assert_eq!(wait, Ok(()));

@@ -144,7 +144,7 @@ fn t38_online_verify_found_differences() {
         data.set(*sector, garbage.clone(), true);
     }
     let node = B;
-    lab.world.rotten = Some(Rotten {
+    lab.world.pair_mut(node).rotten = Some(Rotten {
         node,
         garbage,
         places,

@@ -138,7 +138,7 @@ fn lose_sync_uuid(lab: &mut Lab) {
     lab.wait("B waits for the sync UUID", |world| {
         world.nodes[B].state().unwrap().conn == ConnState::WFSyncUUID
     });
-    lab.world.block([true, false]);
+    lab.block([true, false]);
 }
 
 #[test]
@@ -215,7 +215,7 @@ fn end_of_resync_is_lost() -> Lab {
         "SyncSource Pri/Sec UpToDate/Inconsistent [A1*, C+δ*, C*, H1] oos=any",
         "Connected Sec/Pri UpToDate/UpToDate [A1, 0, C+δ, C*] oos=0",
     );
-    lab.world.block([false, true]);
+    lab.block([false, true]);
     lab.handlers(
         &FROM_A[..1],
         &["before-resync-target", "after-resync-target"],
@@ -295,7 +295,7 @@ fn t43_source_missed_the_end_of_the_resync_and_the_target_is_promoted() {
         &["initial-split-brain", "split-brain"],
     );
     lab.ok(A, SECONDARY);
-    lab.world.oracle.discard(A);
+    lab.world.discard(A);
     lab.connect(A, true);
     lab.connect(B, false);
     lab.wait("both are equal", World::compare_if_idle);
@@ -382,16 +382,16 @@ fn t43_source_missed_the_end_of_the_resync_and_its_disk_is_negotiating_when_the_
             && conn(world, A) == Some(ConnState::SyncSource)
             && conn(world, B) == Some(ConnState::Connected)
     });
-    lab.world.block([false, true]);
+    lab.block([false, true]);
     let force = Force::Yes;
     let volume = VOLUME;
     lab.ok(A, Command::Detach { volume, force });
-    lab.world.block([false; 2]);
+    lab.block([false; 2]);
     lab.wait("A sees the disk of B", |world| {
         let state = world.nodes[A].state().unwrap();
         state.disk == DiskState::Diskless && state.pdsk == DiskState::UpToDate
     });
-    lab.world.block([true; 2]);
+    lab.block([true; 2]);
     lab.world.command(A, Command::Attach { volume });
     lab.wait("the disk of A is negotiating", |world| {
         world.nodes[A].state().unwrap().disk == DiskState::Negotiating

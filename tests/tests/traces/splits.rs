@@ -27,7 +27,7 @@ fn t12_split_brain_and_its_manual_recovery() {
         &["initial-split-brain", "split-brain"],
     );
     lab.ok(B, SECONDARY);
-    lab.world.oracle.discard(B);
+    lab.world.discard(B);
     lab.connect(B, true);
     lab.connect(A, false);
     lab.row(
@@ -63,7 +63,7 @@ fn t13_split_brain_of_two_secondaries_is_solved_by_discard_least_changes() {
         "WFConnection Sec/Unk UpToDate/DUnknown [A1, C*, H1, H2] oos=2",
         "WFConnection Sec/Unk UpToDate/DUnknown [B1, C, H1, H2] oos=1",
     );
-    lab.world.oracle.discard(B);
+    lab.world.discard(B);
     lab.plug();
     lab.row(
         "connect",
@@ -93,7 +93,7 @@ fn t14_split_brain_is_solved_by_discard_secondary() {
         "WFConnection Pri/Unk UpToDate/DUnknown [A1*, C*, H1, H2] oos=2",
         "WFConnection Sec/Unk UpToDate/DUnknown [B1, C, H1, H2] oos=1",
     );
-    lab.world.oracle.discard(B);
+    lab.world.discard(B);
     lab.plug();
     lab.row(
         "connect",
@@ -182,7 +182,7 @@ fn history_only(trace: &str, net: impl FnOnce(&mut NetOptions)) -> Lab {
             .with(Flags::AL_CLEAN);
         make_disk(&mut lab, node, uuids, flags, bits);
     }
-    lab.world.block([true; 2]);
+    lab.block([true; 2]);
     for node in [A, B] {
         lab.boot(node);
         lab.connect(node, false);
@@ -206,7 +206,7 @@ fn t47_history_only_and_the_victim_is_named_by_a_person() {
         "StandAlone Sec/Unk UpToDate/DUnknown [T, U, S, R] oos=1",
     );
     lab.handlers(&SPLIT, &SPLIT);
-    lab.world.oracle.discard(B);
+    lab.world.discard(B);
     lab.connect(B, true);
     lab.connect(A, false);
     lab.row(
@@ -224,7 +224,7 @@ fn t48_history_only_is_solved_by_discard_least_changes_with_a_full_sync() {
         net.always_asbp = true;
         net.after_sb_0pri = 4;
     });
-    lab.world.oracle.discard(B);
+    lab.world.discard(B);
     lab.plug();
     lab.row(
         "connect: a full sync",

@@ -7,6 +7,7 @@ use super::plan::Action;
 use super::{Campaign, FIRST_SHARP_SEED, FIRST_TORN_SEED, Undo};
 use crate::sim::network::MS;
 use crate::sim::node::{IoFault, Keep, Node, VOLUME};
+use crate::sim::pair::{ONLY_PAIR, peer_of};
 use crate::sim::trace::name;
 use crate::sim::world::{Counted, CrashAt};
 
@@ -52,17 +53,17 @@ impl Campaign {
 
     pub(super) fn act(&mut self, action: Action) -> bool {
         let primary = self.primary();
-        let secondary = 1 - primary;
+        let secondary = peer_of(primary);
         match action {
-            Action::CutStreams => self.world.reset_streams(false),
-            Action::CutOneStream => self.world.reset_streams(true),
+            Action::CutStreams => self.world.reset_streams(ONLY_PAIR, false),
+            Action::CutOneStream => self.world.reset_streams(ONLY_PAIR, true),
             Action::Partition => {
-                self.world.block([true; 2]);
+                self.world.block(ONLY_PAIR, [true; 2]);
                 self.undo_in(100, 9000, Undo::Unblock);
             }
             Action::HalfOpen => {
                 let from = self.dice.below(2) as usize;
-                self.world.block([from == 0, from == 1]);
+                self.world.block(ONLY_PAIR, [from == 0, from == 1]);
                 self.undo_in(100, 9000, Undo::Unblock);
             }
             Action::SlowNetwork => {
@@ -135,7 +136,7 @@ impl Campaign {
                 if !fit {
                     return false;
                 }
-                self.world.oracle.discard(secondary);
+                self.world.discard(secondary);
                 if self.dice.chance(1, 2) {
                     let command = Command::Invalidate { volume };
                     self.world.command(secondary, command);
@@ -211,7 +212,7 @@ impl Campaign {
     fn stop_primary(&mut self, primary: usize, power: bool) {
         self.stop(primary, power);
         if self.dice.chance(1, 2) {
-            self.person.wanted = 1 - primary;
+            self.person.wanted = peer_of(primary);
             self.person.switching = false;
             if self.dice.chance(1, 2) {
                 self.person.start_at[primary] =
@@ -232,18 +233,18 @@ impl Campaign {
         let count = self.dice.between(1, 3) as u32;
         self.world
             .say(format!("{}: the next {count} {kind:?} fail", name(node)));
-        self.world.disk_faults = true;
+        self.world.pair_mut(node).disk_faults = true;
         self.world.nodes[node].fault = Some((kind, count));
     }
 
     /// The person promotes the other node although the Primary lives.
     fn split_brain(&mut self, primary: usize) -> bool {
-        let other = 1 - primary;
+        let other = peer_of(primary);
         if !self.world.nodes.iter().all(Node::is_running) || !self.world.nodes[primary].is_primary()
         {
             return false;
         }
-        self.world.block([true; 2]);
+        self.world.block(ONLY_PAIR, [true; 2]);
         self.undo_in(4000, 9000, Undo::Unblock);
         let gone = self.live(3500 * MS);
         if gone.is_err() || self.world.nodes[other].is_connected() {

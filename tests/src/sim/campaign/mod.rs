@@ -16,6 +16,7 @@ use tandem_replicator::planted::Planted;
 use super::black_box::Boxes;
 use super::dice::Dice;
 use super::network::MS;
+use super::pair::ONLY_PAIR;
 use super::person::Person;
 use super::world::{CutPlace, World};
 pub use plan::ACTIONS;
@@ -234,7 +235,7 @@ impl Campaign {
     /// Clients of a node that is no longer being demoted go on.
     fn let_clients_on(&mut self) {
         if !self.person.switching && !self.person.sees_split() {
-            self.world.clients.resting = [false; 2];
+            self.world.clients.resting.fill(false);
         }
     }
 
@@ -248,7 +249,7 @@ impl Campaign {
 
     fn take_back_one(&mut self, undo: &Undo) {
         match undo {
-            Undo::Unblock => self.world.block([false; 2]),
+            Undo::Unblock => self.world.block(ONLY_PAIR, [false; 2]),
             Undo::Faster => {
                 self.world.say("network and disks are as fast as before");
                 self.world.net.settings.delay = self.plan.settings.net.delay;

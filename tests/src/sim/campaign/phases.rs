@@ -10,6 +10,7 @@ use super::plan::{ACTIONS, Setup};
 use crate::sim::dice::Dice;
 use crate::sim::network::MS;
 use crate::sim::node::{Node, VOLUME};
+use crate::sim::pair::{ONLY_PAIR, peer_of};
 use crate::sim::stamp::{Content, SECTOR};
 use crate::sim::trace::name;
 use crate::sim::world::Rotten;
@@ -100,7 +101,7 @@ impl Campaign {
                 self.report.kinds.push(words);
             }
             self.world.compare_if_idle();
-            self.report.looks_at_bits += u32::from(self.world.check_bits_if_apart());
+            self.report.looks_at_bits += u32::from(self.world.check_bits_if_apart(ONLY_PAIR));
         }
         let gap = self.plan.gap;
         self.live(gap)
@@ -112,8 +113,8 @@ impl Campaign {
         for (_, undo) in std::mem::take(&mut self.undo) {
             self.take_back_one(&undo);
         }
-        self.world.block([false; 2]);
-        self.world.crash_at = [None; 2];
+        self.world.block(ONLY_PAIR, [false; 2]);
+        self.world.crash_at.fill(None);
         self.smooth();
         self.person.healing = true;
         self.person.switching = false;
@@ -198,7 +199,7 @@ impl Campaign {
         Err(format!(
             "the nodes are healed, but do not come to rest: requests {open:?}, I/O {:?}, network quiet {}; {}",
             [self.world.nodes[0].io.len(), self.world.nodes[1].io.len()],
-            self.world.net.is_quiet(),
+            self.world.net.is_quiet(ONLY_PAIR),
             self.states()
         ))
     }
@@ -229,11 +230,11 @@ impl Campaign {
             self.person.switching = true;
             for _ in 0..60 {
                 self.live(1000 * MS)?;
-                if self.world.nodes[1 - node].is_primary() && self.world.compare_if_idle() {
+                if self.world.nodes[peer_of(node)].is_primary() && self.world.compare_if_idle() {
                     break;
                 }
             }
-            if !self.world.nodes[1 - node].is_primary() {
+            if !self.world.nodes[peer_of(node)].is_primary() {
                 return Err(format!(
                     "a switchover of healed nodes fails: {}",
                     self.states()
@@ -251,7 +252,7 @@ impl Campaign {
         }
         let mut dice = Dice::new(self.world.settings.seed, "rot");
         let primary = self.primary();
-        self.plant_garbage(1 - primary, &mut dice);
+        self.plant_garbage(peer_of(primary), &mut dice);
         self.world.clients.quiet = dice.chance(1, 3);
         self.world.wake_clients();
         let starter = dice.below(2) as usize;
@@ -276,7 +277,7 @@ impl Campaign {
         }
         let force = Force::No;
         let disconnect = Command::Disconnect { force };
-        self.world.command(1 - primary, disconnect);
+        self.world.command(peer_of(primary), disconnect);
         self.live(3000 * MS)?;
         let mut synced = self.together(200)?;
         if !synced {
@@ -292,7 +293,7 @@ impl Campaign {
     }
 
     fn plant_garbage(&mut self, node: usize, dice: &mut Dice) {
-        let sectors = self.world.nodes[1 - node].serves.unwrap_or(0) / SECTOR;
+        let sectors = self.world.nodes[peer_of(node)].serves.unwrap_or(0) / SECTOR;
         let garbage = Content::Raw(std::sync::Arc::new([0x6e; 512]));
         let places: BTreeSet<u64> = (0..dice.between(1, 6))
             .map(|_| dice.below(sectors.max(1)))
@@ -304,10 +305,10 @@ impl Campaign {
                 .data
                 .set(*sector, garbage.clone(), true);
         }
-        self.world.verified = [false; 2];
+        self.world.verified.fill(false);
         let mut reports = self.world.nodes.iter().filter_map(|at| at.status.as_ref());
         let alone = reports.all(|status| status.counters.out_of_sync_kib == 0);
-        self.world.rotten = Some(Rotten {
+        self.world.pair_mut(node).rotten = Some(Rotten {
             node,
             garbage,
             places,

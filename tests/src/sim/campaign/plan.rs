@@ -128,6 +128,7 @@ pub(super) fn draw(spec: Spec) -> Plan {
     weights.push(verify_weight(spec.seed));
     let settings = Settings {
         seed: spec.seed,
+        pairs: 1,
         disk: DiskPlan {
             bytes,
             meta: if internal {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{Campaign, Cuts, Spec};
 use crate::sim::network::MS;
+use crate::sim::pair::ONLY_PAIR;
 use crate::sim::trace::{name, state_words};
 use crate::sim::world::Seen;
 
@@ -106,7 +107,7 @@ impl Campaign {
         self.report.split_brains = self.person.decided;
         self.report.seconds = self.world.now / 1000 / MS;
         self.report.lines = self.world.trace.count();
-        self.report.commands = self.world.typed.clone();
+        self.report.commands = self.world.pairs[ONLY_PAIR].typed.clone();
         self.report.seen = self.world.seen;
         self.report.clone()
     }

@@ -8,6 +8,7 @@ use super::{Campaign, FIRST_ALONE_SEED, FIRST_PASS_ON_SEED, FIRST_RESIZE_SEED, F
 use crate::sim::dice::Dice;
 use crate::sim::network::MS;
 use crate::sim::node::{IoFault, Keep, VOLUME};
+use crate::sim::pair::{ONLY_PAIR, peer_of};
 use crate::sim::trace::name;
 use crate::sim::world::{Counted, CrashAt};
 
@@ -90,7 +91,7 @@ impl Campaign {
                 let fault = self.world.nodes[node].fault;
                 self.world.nodes[node].fault = fault.filter(|fault| !full(fault));
             }
-            Undo::Open => self.world.net.closed = [false; 2],
+            Undo::Open => self.world.net.closed.fill(false),
             Undo::Handlers => self.world.handlers_fail = false,
         }
     }
@@ -100,7 +101,7 @@ impl Campaign {
         for node in 0..2 {
             self.world.let_go(node);
         }
-        self.world.net.closed = [false; 2];
+        self.world.net.closed.fill(false);
         self.world.handlers_fail = false;
     }
 
@@ -131,7 +132,7 @@ impl Campaign {
         }
         self.world
             .say(format!("the disk of {} is full", name(node)));
-        self.world.disk_faults = true;
+        self.world.pair_mut(node).disk_faults = true;
         self.world.nodes[node].fault = Some((IoFault::Full, u32::MAX));
         self.later(50, 3000, Undo::Room(node));
         Some("a disk is full")
@@ -146,11 +147,11 @@ impl Campaign {
             "dials are refused: to A {}, to B {}",
             closed[0], closed[1]
         ));
-        self.world.net.closed = closed;
+        self.world.net.closed = closed.to_vec();
         self.later(500, 9000, Undo::Open);
         if self.rough.chance(2, 3) {
             let one = self.rough.chance(1, 2);
-            self.world.reset_streams(one);
+            self.world.reset_streams(ONLY_PAIR, one);
         }
         Some("closed ports")
     }
@@ -164,7 +165,7 @@ impl Campaign {
 
     /// The power of the new Primary fails while it is promoted, or at its first writes.
     fn die_after_a_promotion(&mut self) -> Option<&'static str> {
-        let next = 1 - self.primary();
+        let next = peer_of(self.primary());
         if !self.world.is_in_sync() {
             return None;
         }
@@ -200,11 +201,11 @@ impl Campaign {
             return None;
         }
         match self.rough.below(4) {
-            0 => self.stop(1 - primary, true),
-            1 => self.stop(1 - primary, false),
-            2 => self.world.reset_streams(false),
+            0 => self.stop(peer_of(primary), true),
+            1 => self.stop(peer_of(primary), false),
+            2 => self.world.reset_streams(ONLY_PAIR, false),
             _ => {
-                self.world.block([true; 2]);
+                self.world.block(ONLY_PAIR, [true; 2]);
                 self.undo_in(100, 9000, super::Undo::Unblock);
             }
         }
@@ -217,7 +218,7 @@ impl Campaign {
         if !self.world.is_in_sync() {
             return None;
         }
-        let secondary = 1 - primary;
+        let secondary = peer_of(primary);
         let gap = self.rough.pick(&[0, 0, 20, 300, 3000]) * MS;
         let (first, second) = match self.rough.below(3) {
             0 => (primary, secondary),
@@ -248,7 +249,7 @@ impl Campaign {
         let force = self.rough.pick(&[Force::No, Force::No, Force::Yes]);
         let (Some(own), Some(peer)) = (
             self.world.nodes[node].state(),
-            self.world.nodes[1 - node].state(),
+            self.world.nodes[peer_of(node)].state(),
         ) else {
             return None;
         };
@@ -328,7 +329,7 @@ impl Campaign {
                 self.world.nodes[node].data.grow(more);
             }
         }
-        let [own, peer] = [node, 1 - node].map(|node| self.world.nodes[node].data.bytes());
+        let [own, peer] = [node, peer_of(node)].map(|node| self.world.nodes[node].data.bytes());
         let room = match self
             .rough
             .pick(&[PeerRoom::Asked, PeerRoom::Asked, PeerRoom::Assumed])
@@ -365,7 +366,7 @@ impl Campaign {
         };
         let (node, words, command) = match self.rough.below(4) {
             0 => (
-                1 - primary,
+                peer_of(primary),
                 "invalidate, alone",
                 Command::Invalidate { volume },
             ),
@@ -390,7 +391,7 @@ impl Campaign {
             if state.role == Role::Primary {
                 return None;
             }
-            self.world.oracle.discard(node);
+            self.world.discard(node);
         } else if state.role != Role::Primary || state.disk != DiskState::UpToDate {
             return None;
         }

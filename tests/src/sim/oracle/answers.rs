@@ -7,6 +7,7 @@ use tandem_replicator::state::word::{DiskState, State};
 
 use super::{NEVER_WRITTEN, Oracle, Version, Write, merge, raise};
 use crate::sim::node::Node;
+use crate::sim::pair::peer_of;
 use crate::sim::stamp::{Content, UNITS};
 use crate::sim::trace::name;
 
@@ -67,11 +68,12 @@ impl Oracle {
         // Frozen by suspend-io until the link was gone: without a disk of its own that has it, only the peer's can be meant.
         let thawed = !own && !connected && self.same_history();
         let peer_counts = thawed || connected && state.pdsk == DiskState::UpToDate;
-        let still_has = self.views[1 - node].still_has(&self.writes[id as usize], self.protocol);
+        let still_has =
+            self.views[peer_of(node)].still_has(&self.writes[id as usize], self.protocol);
         if peer_counts && connected && !still_has && self.protocol == Protocol::C {
             // Submitted before that node lost its power; but what suspend-io had held back was sent after its return.
-            for sector in self.found(1 - node, peer, id) {
-                let view = &mut self.views[1 - node];
+            for sector in self.found(peer_of(node), peer, id) {
+                let view = &mut self.views[peer_of(node)];
                 view.live.insert(sector, id);
                 view.kept.insert(sector, id);
             }
@@ -85,7 +87,7 @@ impl Oracle {
         } else if let Some(promise) = &mut self.views[node].promised {
             raise(writes, &mut promise.floor, id);
         }
-        let other = &mut self.views[1 - node];
+        let other = &mut self.views[peer_of(node)];
         if peer {
             raise(writes, &mut other.live, id);
         } else if connected && state.pdsk == DiskState::Failed {
@@ -105,7 +107,7 @@ impl Oracle {
             }
         }
         if !own && !connected {
-            self.had_it_when_it_forked(1 - node, id);
+            self.had_it_when_it_forked(peer_of(node), id);
         }
         let remote_only = self.writes[id as usize].remote_only && !own;
         if !own && !remote_only {
@@ -216,7 +218,7 @@ impl Oracle {
             return;
         }
         let writes = &self.writes;
-        let other = &mut self.views[1 - node];
+        let other = &mut self.views[peer_of(node)];
         let same = other.history == writes[id as usize].history;
         let on_peer_alone = state.disk != DiskState::UpToDate && same;
         if self.protocol != Protocol::C && !on_peer_alone {

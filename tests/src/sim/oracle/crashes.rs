@@ -5,6 +5,7 @@ use tandem_replicator::state::word::{DiskState, State};
 
 use super::{NEVER_WRITTEN, Oracle, Write, merge};
 use crate::sim::node::Node;
+use crate::sim::pair::peer_of;
 use crate::sim::stamp::Content;
 
 impl Oracle {
@@ -13,24 +14,25 @@ impl Oracle {
     /// chance is durable from here on; no later flush makes durable what is lost.
     pub(super) fn lose_the_last_copy(&mut self, node: usize, on: &Node) {
         // A node that was promoted alone has gone its own way: what the other one's clients see there from then on is refused.
-        if self.views[1 - node].up_to_date || !self.same_history() {
+        if self.views[peer_of(node)].up_to_date || !self.same_history() {
             return;
         }
         let dark = self.views[node].went_dark;
-        let (lost, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.views[1 - node].unflushed)
-            .into_iter()
-            .partition(|(_, id)| self.writes[*id as usize].submitted < dark);
-        self.views[1 - node].unflushed = later;
+        let (lost, later): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.views[peer_of(node)].unflushed)
+                .into_iter()
+                .partition(|(_, id)| self.writes[*id as usize].submitted < dark);
+        self.views[peer_of(node)].unflushed = later;
         let tick = self.tick();
         for (_, id) in lost {
             let write = &self.writes[id as usize];
             for sector in write.first..write.first + write.sectors {
-                let other = &self.views[1 - node];
+                let other = &self.views[peer_of(node)];
                 if self.shows_older(other.history, sector, on.data.content(sector), id) {
                     // What is written from now on may be there without it.
                     self.writes[id as usize].cache_lost.get_or_insert(tick);
                 }
-                let other = &self.views[1 - node];
+                let other = &self.views[peer_of(node)];
                 if other.client.get(&sector).is_none_or(|seen| *seen != id) {
                     continue;
                 }
@@ -44,7 +46,7 @@ impl Oracle {
                 }
                 let durable = &self.views[node].durable;
                 let floor = durable.get(&sector).copied().unwrap_or(NEVER_WRITTEN);
-                let other = &mut self.views[1 - node];
+                let other = &mut self.views[peer_of(node)];
                 other.owes_error = true;
                 other.client.insert(sector, floor);
             }
@@ -62,7 +64,7 @@ impl Oracle {
         let history = self.views[node].history;
         let mut client = std::mem::take(&mut self.views[node].client);
         for (sector, id) in &mut client {
-            let kept = self.views[1 - node].kept.get(sector).copied();
+            let kept = self.views[peer_of(node)].kept.get(sector).copied();
             let floor = kept.unwrap_or(NEVER_WRITTEN);
             let lost = &self.writes[*id as usize];
             if lost.remote_only || self.writes[floor as usize].submitted >= lost.submitted {
@@ -94,10 +96,10 @@ impl Oracle {
     /// Under A and B: the process, or the disk, of this node is gone, and with it what had been received and not written yet. Its peer, if that
     /// is a Primary without a good disk, has lost what was on its way, and owes an error.
     pub(super) fn forget_what_it_only_received(&mut self, node: usize, on: &Node) {
-        if self.protocol == Protocol::C || self.views[1 - node].up_to_date {
+        if self.protocol == Protocol::C || self.views[peer_of(node)].up_to_date {
             return;
         }
-        let view = &self.views[1 - node];
+        let view = &self.views[peer_of(node)];
         let is_lost = view.primary
             && self.same_history()
             && view.client.iter().any(|(sector, id)| {
@@ -105,8 +107,8 @@ impl Oracle {
                 !self.writes[*id as usize].remote_only
                     && self.allowed(view.history, *sector, content, *id).is_err()
             });
-        self.views[1 - node].owes_error |= is_lost;
-        self.lose_what_was_on_its_way(1 - node, on);
+        self.views[peer_of(node)].owes_error |= is_lost;
+        self.lose_what_was_on_its_way(peer_of(node), on);
     }
 
     /// The node `former` died as Primary, or was parted from its peer, and has no good disk when one of the two is promoted: clients go on
@@ -123,7 +125,7 @@ impl Oracle {
             write.acknowledged && !write.remote_only && write.ended.is_some_and(|at| at <= parted)
         };
         for (sector, id) in self.histories[history].acknowledged.clone() {
-            let has = self.views[1 - former].live.get(&sector).copied();
+            let has = self.views[peer_of(former)].live.get(&sector).copied();
             let floor = has.unwrap_or(NEVER_WRITTEN);
             if !on_its_way(&self.writes[id as usize]) || !self.is_before(floor, id, history) {
                 continue;
@@ -157,7 +159,7 @@ impl Oracle {
         }
         self.views[node].unflushed.clear();
         let client = self.views[node].client.clone();
-        let peer = &mut self.views[1 - node];
+        let peer = &mut self.views[peer_of(node)];
         for floor in [&mut peer.live, &mut peer.kept, &mut peer.durable] {
             merge(&self.writes, floor, &client);
         }
@@ -215,7 +217,7 @@ impl Oracle {
             let parent = young.parent.as_ref();
             parent.is_some_and(|parent| parent.history == history)
         });
-        if written || goes_on || self.views[1 - node].history == history {
+        if written || goes_on || self.views[peer_of(node)].history == history {
             return;
         }
         let view = &mut self.views[node];

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::{NEVER_WRITTEN, Oracle, Version, Write, merge};
 use crate::sim::node::Node;
 use crate::sim::stamp::Content;
+use crate::sim::trace::name;
 
 impl Oracle {
     /// Everything that this node must not have lost is on its disk.
@@ -66,32 +67,36 @@ impl Oracle {
     ///
     /// # Errors
     /// The first difference.
-    pub fn check_equal(&mut self, nodes: &[Node; 2], sectors: u64) -> Result<(), String> {
-        let mut used: BTreeSet<u64> = nodes[0].data.used(sectors).collect();
-        used.extend(nodes[1].data.used(sectors));
+    pub fn check_equal(&mut self, nodes: &[Node], sectors: u64) -> Result<(), String> {
+        let pair = self.views.nodes();
+        let disks = pair.map(|node| &nodes[node].data);
+        let [one, other] = pair.map(name);
+        let mut used: BTreeSet<u64> = disks[0].used(sectors).collect();
+        used.extend(disks[1].used(sectors));
         for sector in &used {
-            let [a, b] = [0, 1].map(|node| nodes[node].data.content(*sector));
+            let [a, b] = disks.map(|disk| disk.content(*sector));
             if a != b {
                 return Err(format!(
-                    "both are UpToDate, connected and idle, but sector {sector} is {a:?} on A and {b:?} on B"
+                    "both are UpToDate, connected and idle, but sector {sector} is {a:?} on {one} and {b:?} on {other}"
                 ));
             }
         }
-        if self.views[0].history != self.views[1].history {
+        let [a, b] = self.views.both();
+        if a.history != b.history {
             return Err(format!(
-                "both are UpToDate and connected, but A has history {} and B {}, without a resync",
-                self.views[0].history, self.views[1].history
+                "both are UpToDate and connected, but {one} has history {} and {other} {}, without a resync",
+                a.history, b.history
             ));
         }
-        let history = self.views[0].history;
-        let mut floor = self.views[0].live.clone();
-        merge(&self.writes, &mut floor, &self.views[1].live);
+        let history = a.history;
+        let mut floor = a.live.clone();
+        merge(&self.writes, &mut floor, &b.live);
         for sector in used.iter().chain(floor.keys()) {
             let floor = floor.get(sector).copied().unwrap_or(NEVER_WRITTEN);
-            self.allowed(history, *sector, nodes[0].data.content(*sector), floor)
+            self.allowed(history, *sector, disks[0].content(*sector), floor)
                 .map_err(|why| format!("both are UpToDate, connected and idle: {why}"))?;
         }
-        for view in &mut self.views {
+        for view in self.views.both_mut() {
             view.live = floor.clone();
             view.kept = floor.clone();
             view.lost_power = false;
@@ -105,7 +110,7 @@ impl Oracle {
     }
 
     /// Writes that nobody answered are over: what is there now stays.
-    fn settle_open(&mut self, history: usize, nodes: &[Node; 2]) {
+    fn settle_open(&mut self, history: usize, nodes: &[Node]) {
         let open: Vec<u64> = self
             .open
             .iter()
@@ -118,24 +123,23 @@ impl Oracle {
         let tick = self.tick();
         let base = self.writes.len() as u64;
         self.writes.push(Write::found(tick, history));
-        for (node, view) in nodes.iter().zip(&mut self.views) {
-            if node.is_primary() {
-                // It is in the cache of the Primary as any answered write: no flush has covered it so far.
-                view.unflushed.push((tick, base));
-            }
+        let pair = self.views.nodes();
+        for node in pair.into_iter().filter(|node| nodes[*node].is_primary()) {
+            // It is in the cache of the Primary as any answered write: no flush has covered it so far.
+            self.views[node].unflushed.push((tick, base));
         }
         for id in open {
             self.open.remove(&id);
             let write = &mut self.writes[id as usize];
             write.ended = Some(tick - 1);
             for sector in write.first..write.first + write.sectors {
-                let content = nodes[0].data.content(sector).clone();
+                let content = nodes[pair[0]].data.content(sector).clone();
                 let versions = self.histories[history].sectors.entry(sector).or_default();
                 versions.push(Version {
                     write: base,
                     content,
                 });
-                for view in &mut self.views {
+                for view in self.views.both_mut() {
                     view.live.insert(sector, base);
                     view.kept.insert(sector, base);
                     view.client.insert(sector, base);

@@ -5,6 +5,7 @@ use tandem_replicator::state::word::{ConnState, DiskState, Role, State};
 
 use super::{Floor, History, NEVER_WRITTEN, Oracle, Parent, Promise, Version, View, Write, merge};
 use crate::sim::node::Node;
+use crate::sim::pair::peer_of;
 use crate::sim::stamp::SECTOR;
 use crate::sim::trace::name;
 
@@ -13,7 +14,7 @@ impl Oracle {
     #[must_use]
     pub fn is_current(&self, node: usize) -> bool {
         let view = &self.views[node];
-        let other = &self.views[1 - node];
+        let other = &self.views[peer_of(node)];
         // The other node's history may not go on where this one's ended.
         let same = view.history == other.history || self.descends(view.history, other.history);
         let acknowledged = &self.histories[view.history].acknowledged;
@@ -25,13 +26,14 @@ impl Oracle {
     /// Are the two nodes of one history, as far as acknowledged writes go?
     #[must_use]
     pub fn same_history(&self) -> bool {
-        self.views[0].history == self.views[1].history
+        let [one, other] = self.views.both();
+        one.history == other.history
     }
 
     /// Does this node lack something that was acknowledged and that the other one has?
     #[must_use]
     pub fn lacks(&self, node: usize) -> bool {
-        let (own, other) = (&self.views[node], &self.views[1 - node]);
+        let (own, other) = (&self.views[node], &self.views[peer_of(node)]);
         self.dominates(&own.live, &other.live, own.history).is_err()
     }
 
@@ -69,7 +71,7 @@ impl Oracle {
         node: usize,
         old: State,
         new: State,
-        nodes: &[Node; 2],
+        nodes: &[Node],
     ) -> Result<(), String> {
         let tick = self.tick();
         if old.role == Role::Primary && new.role != Role::Primary {
@@ -120,7 +122,7 @@ impl Oracle {
             view.parted = 0;
         }
         if cut && new.disk != DiskState::UpToDate && self.protocol == Protocol::A {
-            self.lose_what_was_on_its_way(node, &nodes[1 - node]);
+            self.lose_what_was_on_its_way(node, &nodes[peer_of(node)]);
         }
         self.views[node].primary = new.role == Role::Primary;
         let becomes_source = |state: State| {
@@ -158,8 +160,8 @@ impl Oracle {
     }
 
     /// The disk of a Primary failed before it saw that its peer had lost power, or its disk, too: the same two failures in the other order.
-    fn fail_after_the_peer(&mut self, node: usize, nodes: &[Node; 2]) {
-        let peer = 1 - node;
+    fn fail_after_the_peer(&mut self, node: usize, nodes: &[Node]) {
+        let peer = peer_of(node);
         if self.views[peer].lost_power {
             self.lose_the_last_copy(peer, &nodes[peer]);
         }
@@ -212,8 +214,8 @@ impl Oracle {
             excused,
             alone: view.alone,
         };
-        self.views[1 - node].promised = Some(promise);
-        self.views[1 - node].finished = false;
+        self.views[peer_of(node)].promised = Some(promise);
+        self.views[peer_of(node)].finished = false;
     }
 
     /// A resync has ended on its target: it has what its source had.
@@ -230,7 +232,7 @@ impl Oracle {
                 name(node)
             )
         })?;
-        let source = &mut self.views[1 - node];
+        let source = &mut self.views[peer_of(node)];
         source.alone &= !promise.alone;
         if promise.excused && source.history == promise.history {
             // What a crashed Primary had not flushed is gone for good, and legally so.
@@ -246,7 +248,7 @@ impl Oracle {
             }
         }
         let discard = self.views[node].discard;
-        let source = &self.views[1 - node];
+        let source = &self.views[peer_of(node)];
         if discard && source.history == promise.history {
             // What only this node had acknowledged was given up by a person, also what came before it went its own way.
             self.histories[promise.history].acknowledged = source.live.clone();
@@ -390,13 +392,13 @@ impl Oracle {
         state: State,
         forced: bool,
         tick: u64,
-        nodes: &[Node; 2],
+        nodes: &[Node],
     ) -> Result<(), String> {
         self.views[node].unflushed.clear();
         self.views[node].failed_as_primary = false;
         let wrote = std::mem::replace(&mut self.views[node].wrote, true);
         if state.conn.is_connected() {
-            let peer = 1 - node;
+            let peer = peer_of(node);
             if state.disk == DiskState::UpToDate && state.pdsk == DiskState::UpToDate && !forced {
                 if self.views[node].history != self.views[peer].history {
                     return Err(format!(

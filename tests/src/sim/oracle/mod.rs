@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tandem_replicator::Protocol;
 
+use super::pair::OfPair;
 use super::stamp::Content;
 
 /// Youngest write that must not be lost, by sector.
@@ -167,13 +168,13 @@ impl View {
     }
 }
 
-/// The judge.
+/// The judge of one pair.
 #[derive(Debug)]
 pub struct Oracle {
     protocol: Protocol,
     writes: Vec<Write>,
     histories: Vec<History>,
-    views: [View; 2],
+    views: OfPair<View>,
     tick: u64,
     /// Not answered, and nobody is left to answer.
     open: BTreeSet<u64>,
@@ -182,9 +183,9 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    /// Two nodes with blank, equal disks.
+    /// The two nodes of a pair, with blank, equal disks.
     #[must_use]
-    pub fn new(protocol: Protocol) -> Oracle {
+    pub fn new(protocol: Protocol, pair: usize) -> Oracle {
         let never = Write::found(0, 0);
         let history = History {
             parent: None,
@@ -197,7 +198,7 @@ impl Oracle {
             protocol,
             writes: vec![never],
             histories: vec![history],
-            views: [View::default(), View::default()],
+            views: OfPair::new(pair),
             tick: 1,
             open: BTreeSet::new(),
             torn: BTreeSet::new(),

@@ -6,6 +6,7 @@ use tandem_replicator::{Effect, Effects, OnIoError, RequestError};
 
 use super::World;
 use crate::sim::clients::Asked;
+use crate::sim::pair::{nodes_of, pair_of};
 use crate::sim::trace::{name, state_words};
 
 /// How often something happened: a rule at which nobody looks is none, and neither is a fault that never comes.
@@ -77,22 +78,26 @@ fn is_target(state: State) -> bool {
 }
 
 impl World {
-    /// After each event.
-    pub(super) fn check_pair(&mut self) {
-        let [Some(a), Some(b)] = [0, 1].map(|node| self.nodes[node].state()) else {
+    /// After each event of a node of this pair.
+    pub(super) fn check_pair(&mut self, pair: usize) {
+        let nodes = nodes_of(pair);
+        let [Some(a), Some(b)] = nodes.map(|node| self.nodes[node].state()) else {
             return;
         };
         if !a.conn.is_connected() || !b.conn.is_connected() {
             return;
         }
-        self.check_generations_in_resync([a, b]);
-        let still = self.awaited == [0; 2]
-            && self.nodes.iter().all(|node| node.io.is_empty())
-            && self.net.is_quiet();
-        if still {
+        let [one, other] = nodes;
+        if is_target(a) && is_source(b) {
+            self.check_generations_in_resync(one, other);
+        } else if is_target(b) && is_source(a) {
+            self.check_generations_in_resync(other, one);
+        }
+        let idle = |node: usize| self.awaited[node] == 0 && self.nodes[node].io.is_empty();
+        if nodes.into_iter().all(idle) && self.net.is_quiet(pair) {
             self.seen.pairs += 1;
             self.check_states([a, b]);
-            self.check_who_resolves();
+            self.check_who_resolves(pair);
         }
     }
 
@@ -139,9 +144,9 @@ impl World {
     }
 
     /// No. 8.
-    fn check_who_resolves(&mut self) {
-        let resolves = [0, 1].map(|node| {
-            let engine = self.nodes[node].engine.as_ref();
+    fn check_who_resolves(&mut self, pair: usize) {
+        let resolves = self.nodes_of_pair(pair).map(|node| {
+            let engine = node.engine.as_ref();
             engine.and_then(|engine| engine.resolves_conflicts())
         });
         if let [Some(a), Some(b)] = resolves
@@ -154,13 +159,9 @@ impl World {
     }
 
     /// No. 14.
-    fn check_generations_in_resync(&mut self, states: [State; 2]) {
-        let is_pair = |target: &usize| is_target(states[*target]) && is_source(states[1 - target]);
-        let Some(target) = (0..2).find(is_pair) else {
-            return;
-        };
+    fn check_generations_in_resync(&mut self, target: usize, source: usize) {
         let uuids = |node: usize| self.nodes[node].status.as_ref().and_then(|at| at.uuids);
-        let (Some(own), Some(source)) = (uuids(target), uuids(1 - target)) else {
+        let (Some(own), Some(source)) = (uuids(target), uuids(source)) else {
             return;
         };
         self.seen.resyncs += 1;
@@ -178,34 +179,35 @@ impl World {
     }
 
     /// Whether what the last resync left is still there.
-    pub(super) fn note_resync(&mut self, old: State, new: State) {
+    pub(super) fn note_resync(&mut self, node: usize, old: State, new: State) {
         let joined = new.conn == ConnState::Connected;
         let target_done = is_target(old) && joined && new.disk == DiskState::UpToDate;
         let source_done = is_source(old) && joined && new.pdsk == DiskState::UpToDate;
         let of_interest = |state: State| (state.conn, state.disk, state.pdsk);
         if target_done {
-            self.resynced = true;
+            self.pair_mut(node).resynced = true;
         } else if !source_done && of_interest(old) != of_interest(new) {
-            self.resynced = false;
+            self.pair_mut(node).resynced = false;
         }
     }
 
-    /// No. 13, once both are idle and in sync.
-    pub(super) fn check_resynced(&mut self) {
-        let reports = [0, 1].map(|node| self.nodes[node].status.as_ref());
+    /// No. 13, once both nodes of a pair are idle and in sync.
+    pub(super) fn check_resynced(&mut self, pair: usize) {
+        let reports = self.nodes_of_pair(pair).map(|node| node.status.as_ref());
         let [Some(a), Some(b)] = reports else { return };
         let (Some(one), Some(other)) = (a.uuids, b.uuids) else {
             return;
         };
         let open = [a, b].map(|at| at.counters.out_of_sync_kib);
-        if !self.resynced {
+        if !self.pairs[pair].resynced {
             return;
         }
         self.seen.resynced += 1;
         let equal = (0..4).all(|slot| one[slot] & !1 == other[slot] & !1);
         if !equal || one[1] != 0 || open != [0; 2] {
+            let [a, b] = nodes_of(pair).map(name);
             self.fail(format!(
-                "after a resync A has {one:x?}, B {other:x?}; out of sync: {open:?} KiB"
+                "after a resync {a} has {one:x?}, {b} {other:x?}; out of sync: {open:?} KiB"
             ));
         }
     }
@@ -231,8 +233,9 @@ impl World {
         };
         let begun = [old.disk, old.pdsk] == [DiskState::Inconsistent; 2]
             && [old.role, old.peer] == [Role::Secondary; 2];
-        let skips = self.typed.contains("new-current-uuid --clear-bitmap")
-            && (begun || typed(0, "NewCurrentUuid") || typed(1, "NewCurrentUuid"))
+        let mut both = nodes_of(pair_of(node)).into_iter();
+        let skips = (self.pair(node).typed).contains("new-current-uuid --clear-bitmap")
+            && (begun || both.any(|node| typed(node, "NewCurrentUuid")))
             && old.conn == ConnState::Connected
             && old.disk == DiskState::Inconsistent;
         let forced = |command: &String| {

@@ -6,6 +6,7 @@ use tandem_replicator::state::word::{ConnState, DiskState, Role, State};
 use super::World;
 use crate::sim::clients::Asked;
 use crate::sim::node::{Node, VOLUME};
+use crate::sim::pair::{nodes_of, pair_of, peer_of};
 use crate::sim::stamp::SECTOR;
 use crate::sim::trace::name;
 
@@ -13,12 +14,9 @@ use crate::sim::trace::name;
 const JUST_CREATED: u64 = 4;
 
 impl World {
-    pub(super) fn two_primaries(&mut self) {
-        let both = self
-            .nodes
-            .iter()
-            .all(|node| node.is_primary() && node.is_connected());
-        if both {
+    pub(super) fn two_primaries(&mut self, pair: usize) {
+        let serves = |node: &Node| node.is_primary() && node.is_connected();
+        if self.nodes_of_pair(pair).into_iter().all(serves) {
             self.fail("two Primaries are connected");
         }
     }
@@ -26,15 +24,28 @@ impl World {
     /// Nothing is under way: no I/O, no bytes, no request.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.nodes.iter().all(|node| node.io.is_empty())
-            && self.net.is_quiet()
-            && (0..2).all(|node| self.clients.in_flight(node) == 0)
+        (0..self.pairs.len()).all(|pair| self.is_pair_idle(pair))
     }
 
-    /// Both nodes are connected, UpToDate, and not in a resync.
+    /// The same of one pair.
+    #[must_use]
+    pub fn is_pair_idle(&self, pair: usize) -> bool {
+        nodes_of(pair)
+            .into_iter()
+            .all(|node| self.nodes[node].io.is_empty() && self.clients.in_flight(node) == 0)
+            && self.net.is_quiet(pair)
+    }
+
+    /// All nodes are connected, UpToDate, and not in a resync.
     #[must_use]
     pub fn is_in_sync(&self) -> bool {
-        self.nodes.iter().all(|node| {
+        (0..self.pairs.len()).all(|pair| self.is_pair_in_sync(pair))
+    }
+
+    /// The same of one pair.
+    #[must_use]
+    pub fn is_pair_in_sync(&self, pair: usize) -> bool {
+        self.nodes_of_pair(pair).into_iter().all(|node| {
             node.state().is_some_and(|state| {
                 state.conn == ConnState::Connected
                     && state.disk == DiskState::UpToDate
@@ -43,10 +54,11 @@ impl World {
         })
     }
 
-    /// If both run with their disks, are apart and idle: each block that differs has its bit on one of them
+    /// If both nodes of a pair run with their disks, are apart and idle: each block that differs has its bit on one of them
     /// (docs/spec/state-machine.md 12.1 no. 19). True if that was looked at.
-    pub fn check_bits_if_apart(&mut self) -> bool {
-        let apart = self.nodes.iter().all(|node| {
+    pub fn check_bits_if_apart(&mut self, pair: usize) -> bool {
+        let nodes = self.nodes_of_pair(pair);
+        let apart = nodes.iter().all(|node| {
             node.status.as_ref().is_some_and(|status| {
                 status.state.disk >= DiskState::Inconsistent
                     && !status.state.conn.is_connected()
@@ -55,26 +67,27 @@ impl World {
                         .is_some_and(|[current, ..]| current & !1 != JUST_CREATED)
             })
         });
-        if !apart || !self.is_idle() {
+        if !apart || !self.is_pair_idle(pair) {
             return false;
         }
-        let bytes = self.nodes.iter().filter_map(|node| node.status.as_ref());
+        let bytes = nodes.iter().filter_map(|node| node.status.as_ref());
         let end = bytes.map(|status| status.bytes / SECTOR).min().unwrap_or(0);
-        let mut used: Vec<u64> = self.nodes[0].data.used(end).collect();
-        used.extend(self.nodes[1].data.used(end));
+        let mut used: Vec<u64> = nodes[0].data.used(end).collect();
+        used.extend(nodes[1].data.used(end));
         let missed = used.into_iter().find(|sector| {
-            let [a, b] = [0, 1].map(|node| self.nodes[node].data.content(*sector));
-            let is_marked = |node: &Node| {
+            let [a, b] = nodes.map(|node| node.data.content(*sector));
+            let is_marked = |node: &&Node| {
                 let engine = node.engine.as_ref();
                 engine.and_then(|engine| engine.is_out_of_sync(VOLUME, sector * SECTOR))
                     == Some(true)
             };
-            a != b && !self.nodes.iter().any(is_marked)
+            a != b && !nodes.iter().any(is_marked)
         });
         if let Some(sector) = missed {
-            let [a, b] = [0, 1].map(|node| format!("{:?}", self.nodes[node].data.content(sector)));
+            let [a, b] = nodes.map(|node| format!("{:?}", node.data.content(sector)));
+            let [one, other] = nodes_of(pair).map(name);
             self.fail(format!(
-                "sector {sector} is {a} on A and {b} on B, and no bit says so"
+                "sector {sector} is {a} on {one} and {b} on {other}, and no bit says so"
             ));
         }
         true
@@ -83,20 +96,20 @@ impl World {
     /// A verify begins on the first of the two nodes: what failed before has no part in it. Two UpToDate disks are equal.
     pub(super) fn note_verify_begins(&mut self, node: usize, old: State, new: State) {
         let verifies = |state: State| matches!(state.conn, ConnState::VerifyS | ConnState::VerifyT);
-        let other = self.nodes[1 - node].state();
+        let other = self.nodes[peer_of(node)].state();
         if verifies(new) && !verifies(old) && !other.is_some_and(verifies) {
-            self.disk_faults = !self.are_disks_well();
+            self.pair_mut(node).disk_faults = !self.are_disks_well(pair_of(node));
         }
     }
 
-    fn are_disks_well(&self) -> bool {
+    fn are_disks_well(&self, pair: usize) -> bool {
         let well = |node: &Node| node.fault.is_none() && node.is_up_to_date();
-        self.nodes.iter().all(well)
+        self.nodes_of_pair(pair).into_iter().all(well)
     }
 
     /// Something happened that may fail requests: a state changed, a node died, a command was given, a disk failed.
-    pub(super) fn note_trouble(&mut self) {
-        self.trouble = self.now;
+    pub(super) fn note_trouble(&mut self, node: usize) {
+        self.pair_mut(node).trouble = self.now;
     }
 
     /// A Primary that loses its disk or, without a good one, its link, may lose what was answered before: its next flush may say so.
@@ -135,15 +148,17 @@ impl World {
                 && !state.is_suspended()
                 && (state.disk == DiskState::UpToDate || state.pdsk == DiskState::UpToDate)
         };
-        let calm = self.nodes.iter().all(|node| {
+        let pair = self.nodes_of_pair(pair_of(node));
+        let calm = pair.iter().all(|node| {
             node.state().is_some_and(served)
                 && node.fault.is_none()
                 && node.open_commands.is_empty()
         });
         // A peer whose handler local-io-error runs has not told yet that its disk is gone.
         let own = |state: State| state.disk == DiskState::UpToDate;
-        let good = self.nodes.iter().any(|node| node.state().is_some_and(own));
-        if asked.since <= self.trouble || !calm || !good || !self.nodes[node].is_primary() {
+        let good = pair.iter().any(|node| node.state().is_some_and(own));
+        let trouble = self.pair(node).trouble;
+        if asked.since <= trouble || !calm || !good || !self.nodes[node].is_primary() {
             return Ok(());
         }
         Err(format!(
@@ -156,7 +171,7 @@ impl World {
     /// A verify of the whole device has ended on a node: each block that still holds garbage has its bit, and no block has one that
     /// never held any.
     pub(super) fn check_verified(&mut self, node: usize) {
-        let Some(rotten) = &self.rotten else {
+        let Some(rotten) = &self.pair(node).rotten else {
             return;
         };
         let bad = &self.nodes[rotten.node].data;
@@ -192,25 +207,34 @@ impl World {
         }
     }
 
-    /// If both are in sync and idle, they are compared. True if they were.
+    /// The nodes of each pair that is in sync and idle are compared. True if all were.
     pub fn compare_if_idle(&mut self) -> bool {
-        if !self.is_in_sync() || !self.is_idle() {
+        let mut all = true;
+        for pair in 0..self.pairs.len() {
+            all &= self.compare_pair_if_idle(pair);
+        }
+        all
+    }
+
+    /// The same of one pair.
+    pub fn compare_pair_if_idle(&mut self, pair: usize) -> bool {
+        if !self.is_pair_in_sync(pair) || !self.is_pair_idle(pair) {
             return false;
         }
-        let [a, b] = [0, 1].map(|node| self.nodes[node].data.mark());
-        let now = Some([a, b, self.state_changes, self.oracle.now()]);
-        if self.compared == now {
+        let nodes = self.nodes_of_pair(pair);
+        let [a, b] = nodes.map(|node| node.data.mark());
+        let status = nodes[0].status.as_ref();
+        let sectors = status.map_or(0, |status| status.bytes / 512);
+        let known = &mut self.pairs[pair];
+        let now = Some([a, b, known.state_changes, known.oracle.now()]);
+        if known.compared == now {
             return true;
         }
-        self.compared = now;
-        let sectors = self.nodes[0]
-            .status
-            .as_ref()
-            .map_or(0, |status| status.bytes / 512);
-        if let Err(text) = self.oracle.check_equal(&self.nodes, sectors) {
+        known.compared = now;
+        if let Err(text) = known.oracle.check_equal(&self.nodes, sectors) {
             self.fail(text);
         }
-        self.check_resynced();
+        self.check_resynced(pair);
         true
     }
 }

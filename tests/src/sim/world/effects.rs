@@ -9,6 +9,7 @@ use tandem_replicator::{
 use super::{Counted, CrashAt, CutPlace, CutStage, What, World};
 use crate::sim::network::{Host, MS, NetEvent};
 use crate::sim::node::Io;
+use crate::sim::pair::{pair_of, peer_of};
 use crate::sim::trace::name;
 
 /// How connections end that are meant to; and what is seen when the peer changes its mind after this node has agreed to a change, or is
@@ -45,9 +46,9 @@ impl World {
             {
                 self.fail(text);
             }
-            let peer = &self.nodes[1 - node];
-            let answered =
-                (self.clients).answered(node, *request, result, after, peer, &mut self.oracle);
+            let peer = &self.nodes[peer_of(node)];
+            let oracle = &mut self.pairs[pair_of(node)].oracle;
+            let answered = (self.clients).answered(node, *request, result, after, peer, oracle);
             if let Err(text) = answered {
                 self.fail(text);
             }
@@ -154,7 +155,7 @@ impl World {
             self.fail(format!("command {} is answered twice", command.0));
         }
         self.nodes[node].answers.insert(command.0, answer);
-        self.note_trouble();
+        self.note_trouble(node);
         if self.connect_after[node] == Some(command.0) {
             self.connect_after[node] = None;
             let boot = self.nodes[node].boot;
@@ -211,7 +212,8 @@ impl World {
             self.check_verified(node);
         }
         // Two UpToDate disks never differ, unless one of them fails or went bad.
-        let excused = self.disk_faults || self.rotten.is_some();
+        let pair = self.pair(node);
+        let excused = pair.disk_faults || pair.rotten.is_some();
         if text.starts_with("out of sync: start=") && !excused {
             let words = format!("a verify found a difference on {}: {text}", name(node));
             self.fail(words);
@@ -247,8 +249,8 @@ impl World {
             self.places.iter_mut().for_each(|all| all.extend(place));
         }
         if self.nodes[node].fault.is_some() {
-            self.note_trouble();
-            self.resynced = false;
+            self.note_trouble(node);
+            self.pair_mut(node).resynced = false;
         }
         let event = self.nodes[node].complete(token, &mut self.disk_dice);
         self.take_cuts(node);
@@ -261,7 +263,7 @@ impl World {
     pub(super) fn take_cuts(&mut self, node: usize) {
         let cuts = self.nodes[node].data.take_cuts();
         self.seen.torn_sectors += cuts.len() as u64;
-        self.oracle.torn(cuts);
+        self.pair_mut(node).oracle.torn(cuts);
     }
 
     /// How many of so many effects the node still carries out before it dies, if it does.
@@ -383,8 +385,8 @@ impl World {
             }
             NetEvent::Reach { node, boot, token } => {
                 if self.nodes[node].boot == boot && self.nodes[node].is_running() {
-                    let boots = [self.nodes[0].boot, self.nodes[1].boot];
-                    self.net.reach(self.now, node, boot, boots, token);
+                    let peer_boot = self.nodes[peer_of(node)].boot;
+                    self.net.reach(self.now, node, boot, peer_boot, token);
                 }
             }
             NetEvent::LingerOver { stream, end } => self.net.linger_over(self.now, stream, end),

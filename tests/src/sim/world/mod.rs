@@ -1,5 +1,5 @@
-//! The simulated world: two nodes, their network, their clients, one clock, one queue. Everything that happens is taken from the
-//! queue in the order of its time; nothing else moves.
+//! The simulated world: pairs of nodes, their network, their clients, one clock, one queue. Everything that happens is taken from the
+//! queue in the order of its time; nothing else moves. What is known of one pair alone is in [`Pair`].
 
 mod agreement;
 mod checks;
@@ -20,6 +20,7 @@ use super::disk::Disk;
 use super::network::{MS, NetEvent, NetSettings, Network};
 use super::node::{DiskPlan, Keep, Node};
 use super::oracle::Oracle;
+use super::pair::{PAIRS_MAX, nodes_of, pair_of};
 use super::stamp::{Content, Stamper};
 use super::trace::{Trace, name};
 
@@ -49,11 +50,13 @@ enum What {
 pub struct Settings {
     /// The seed.
     pub seed: u64,
-    /// The devices of both nodes.
+    /// Pairs of nodes.
+    pub pairs: usize,
+    /// The devices of all nodes.
     pub disk: DiskPlan,
-    /// Options of both nodes' disks.
+    /// Options of all nodes' disks.
     pub disk_options: DiskOptions,
-    /// Options of the connection.
+    /// Options of the connections.
     pub net_options: NetOptions,
     /// The links.
     pub net: NetSettings,
@@ -65,7 +68,7 @@ pub struct Settings {
     pub habits: Habits,
     /// Print everything.
     pub live: bool,
-    /// A deliberate mistake of both engines.
+    /// A deliberate mistake of all engines.
     pub plant: Plant,
     /// What cuts a write short may cut it inside a sector.
     pub tears_sectors: bool,
@@ -77,14 +80,14 @@ pub struct World {
     pub settings: Settings,
     /// The clock.
     pub now: u64,
-    /// Node A and node B.
-    pub nodes: [Node; 2],
+    /// Node A and node B, and more pairs after them.
+    pub nodes: Vec<Node>,
+    /// What is known of each pair.
+    pub pairs: Vec<Pair>,
     /// The links.
     pub net: Network,
     /// The clients.
     pub clients: Clients,
-    /// The judge.
-    pub oracle: Oracle,
     /// The story.
     pub trace: Trace,
     /// A step of the person at the keyboard is due (taken by the campaign).
@@ -99,44 +102,66 @@ pub struct World {
     next: u64,
     steps: u64,
     next_command: u64,
-    /// Commands that were given to a node that runs, by name.
-    pub typed: BTreeSet<&'static str>,
     /// `up` connects when this command is answered.
-    connect_after: [Option<u64>; 2],
-    timers_in_place: [(u64, u32); 2],
+    connect_after: Vec<Option<u64>>,
+    timers_in_place: Vec<(u64, u32)>,
     effects: Effects,
     failure: Option<String>,
-    /// Changes of state, and deaths, so far.
-    state_changes: u64,
-    /// What there was when the nodes were last compared.
-    compared: Option<[u64; 4]>,
     client_scheduled: bool,
     /// Since when a Secondary has been without its peer.
-    alone_since: [Option<u64>; 2],
+    alone_since: Vec<Option<u64>>,
     /// A node dies at an I/O of its own.
-    pub crash_at: [Option<CrashAt>; 2],
+    pub crash_at: Vec<Option<CrashAt>>,
     /// Writes that the last of these crashes could keep or lose.
     pub crashed_with: u32,
     /// What the last of these crashes cut, if that was a durable sequence.
     pub crashed_in: Option<CutPlace>,
     /// The I/Os of durable sequences that ended, if they are watched.
     pub places: Option<BTreeSet<CutPlace>>,
-    /// A disk has failed since the last verify began: a block that cannot be read counts as different in it.
-    pub disk_faults: bool,
-    /// When something last happened that may fail a request (see `World::check_error`).
-    trouble: u64,
     /// Since when writes of this Primary, answered before, may have been lost with its disk and its link: a flush may say so, once.
-    owes_error: [Option<u64>; 2],
-    /// What went bad behind the engines' backs.
-    pub rotten: Option<Rotten>,
+    owes_error: Vec<Option<u64>>,
     /// Nodes on which a verify came to its end since this was cleared.
-    pub verified: [bool; 2],
+    pub verified: Vec<bool>,
     /// Answers of handlers and of backing devices that are under way, of each node.
-    awaited: [u32; 2],
-    /// The last resync ended well, and nothing has changed since but what belongs to its end.
-    resynced: bool,
+    awaited: Vec<u32>,
     /// What has happened so far.
     pub seen: Seen,
+}
+
+/// What is known of one pair: its judge, and what the rules of two nodes have to remember.
+#[derive(Debug)]
+pub struct Pair {
+    /// The judge.
+    pub oracle: Oracle,
+    /// Commands that were given to a node that runs, by name.
+    pub typed: BTreeSet<&'static str>,
+    /// A disk has failed since the last verify began: a block that cannot be read counts as different in it.
+    pub disk_faults: bool,
+    /// What went bad behind the engines' backs.
+    pub rotten: Option<Rotten>,
+    /// Changes of state, and deaths, so far.
+    state_changes: u64,
+    /// What there was when the nodes were last compared.
+    compared: Option<[u64; 4]>,
+    /// When something last happened that may fail a request (see `World::check_error`).
+    trouble: u64,
+    /// The last resync ended well, and nothing has changed since but what belongs to its end.
+    resynced: bool,
+}
+
+impl Pair {
+    fn new(oracle: Oracle) -> Pair {
+        Pair {
+            oracle,
+            typed: BTreeSet::new(),
+            disk_faults: false,
+            rotten: None,
+            state_changes: 0,
+            compared: None,
+            trouble: 0,
+            resynced: false,
+        }
+    }
 }
 
 /// Sectors of a node that hold garbage until something is written there.
@@ -212,25 +237,33 @@ impl CutStage {
 }
 
 impl World {
-    /// Two nodes with blank devices, no process.
+    /// Nodes with blank devices, no process.
+    ///
+    /// # Panics
+    /// There are no pairs, or more than [`PAIRS_MAX`].
     #[must_use]
     pub fn new(settings: Settings) -> World {
-        let seed = settings.seed;
-        let stamper = Stamper::new(seed);
+        let (seed, pairs) = (settings.seed, settings.pairs);
+        assert!((1..=PAIRS_MAX).contains(&pairs), "{pairs} pairs");
+        let nodes = 2 * pairs;
+        let stampers: Vec<_> = (0..pairs)
+            .map(|pair| Stamper::of_pair(seed, pair))
+            .collect();
         let node = |index| {
-            let mut node = Node::new(index, settings.disk, stamper);
+            let mut node = Node::new(index, settings.disk, stampers[pair_of(index)]);
             if settings.tears_sectors {
                 node.data.tear_sectors();
                 node.meta.iter_mut().for_each(Disk::tear_sectors);
             }
             node
         };
+        let pair = |pair| Pair::new(Oracle::new(settings.net_options.protocol, pair));
         World {
             now: 1000 * MS,
-            nodes: [node(0), node(1)],
-            net: Network::new(settings.net.clone(), Dice::new(seed, "network")),
-            clients: Clients::new(settings.habits.clone(), stamper, seed),
-            oracle: Oracle::new(settings.net_options.protocol),
+            nodes: (0..nodes).map(node).collect(),
+            pairs: (0..pairs).map(pair).collect(),
+            net: Network::new(settings.net.clone(), nodes, Dice::new(seed, "network")),
+            clients: Clients::new(settings.habits.clone(), stampers, seed),
             trace: Trace::new(settings.live),
             person_due: false,
             dice: Dice::new(seed, "faults"),
@@ -241,26 +274,19 @@ impl World {
             next: 0,
             steps: 0,
             next_command: 0,
-            typed: BTreeSet::new(),
-            connect_after: [None; 2],
-            timers_in_place: [(0, 0); 2],
+            connect_after: vec![None; nodes],
+            timers_in_place: vec![(0, 0); nodes],
             effects: Effects::new(),
             failure: None,
-            state_changes: 0,
-            compared: None,
             client_scheduled: false,
-            alone_since: [None; 2],
-            crash_at: [None; 2],
+            alone_since: vec![None; nodes],
+            crash_at: vec![None; nodes],
             crashed_with: 0,
             crashed_in: None,
             places: None,
-            disk_faults: false,
-            trouble: 0,
-            owes_error: [None; 2],
-            rotten: None,
-            verified: [false; 2],
-            awaited: [0; 2],
-            resynced: false,
+            owes_error: vec![None; nodes],
+            verified: vec![false; nodes],
+            awaited: vec![0; nodes],
             seen: Seen::default(),
             settings,
         }
@@ -270,6 +296,28 @@ impl World {
     #[must_use]
     pub fn time(&self) -> Time {
         Time(self.now)
+    }
+
+    /// What is known of the pair of this node.
+    #[must_use]
+    pub fn pair(&self, node: usize) -> &Pair {
+        &self.pairs[pair_of(node)]
+    }
+
+    /// The same, to change it.
+    pub fn pair_mut(&mut self, node: usize) -> &mut Pair {
+        &mut self.pairs[pair_of(node)]
+    }
+
+    /// The judge of the pair of this node.
+    #[must_use]
+    pub fn oracle(&self, node: usize) -> &Oracle {
+        &self.pair(node).oracle
+    }
+
+    /// The nodes of a pair.
+    fn nodes_of_pair(&self, pair: usize) -> [&Node; 2] {
+        nodes_of(pair).map(|node| &self.nodes[node])
     }
 
     /// A line of the story.
@@ -445,7 +493,7 @@ impl World {
         }
         let new = self.nodes[node].state();
         if old != new {
-            self.note_trouble();
+            self.note_trouble(node);
         }
         if let (Some(old), Some(new)) = (old, new) {
             self.note_debt(node, old, new);
@@ -461,13 +509,14 @@ impl World {
             && old != new
         {
             self.trace.state(now, node, old, new);
-            self.state_changes += 1;
-            if let Err(text) = self.oracle.state_changed(node, old, new, &self.nodes) {
+            let pair = &mut self.pairs[pair_of(node)];
+            pair.state_changes += 1;
+            if let Err(text) = pair.oracle.state_changed(node, old, new, &self.nodes) {
                 self.fail(text);
             }
-            self.two_primaries();
+            self.two_primaries(pair_of(node));
             self.note_solitude(node, old, new);
-            self.note_resync(old, new);
+            self.note_resync(node, old, new);
             self.check_becomes_up_to_date(node, old, new);
             self.note_verify_begins(node, old, new);
         }
@@ -483,7 +532,7 @@ impl World {
             }
             _ => self.set_timer(node),
         }
-        self.check_pair();
+        self.check_pair(pair_of(node));
         self.take_net();
     }
 

@@ -4,6 +4,7 @@ use tandem_replicator::{CloseHow, Command, CommandId, Event, Force, SocketId};
 
 use super::World;
 use crate::sim::node::{Keep, VOLUME};
+use crate::sim::pair::{nodes_of, pair_of, peer_of};
 use crate::sim::trace::name;
 use crate::sim::typed;
 
@@ -18,7 +19,7 @@ impl World {
             self.wake_clients();
             return;
         }
-        for node in 0..2 {
+        for node in 0..self.nodes.len() {
             let Some(bytes) = self.nodes[node].serves else {
                 continue;
             };
@@ -29,7 +30,8 @@ impl World {
             if !self.nodes[node].is_running() {
                 continue;
             }
-            for request in self.clients.ask(self.now, node, bytes, &mut self.oracle) {
+            let oracle = &mut self.pairs[pair_of(node)].oracle;
+            for request in self.clients.ask(self.now, node, bytes, oracle) {
                 self.deliver(node, Event::Request(request));
             }
         }
@@ -52,9 +54,8 @@ impl World {
 
     /// One request of a client now, in the order of [`Habits::mix`].
     pub fn request(&mut self, node: usize, kind: usize, first: u64, sectors: u64) {
-        let request = self
-            .clients
-            .request(self.now, node, kind, first, sectors, &mut self.oracle);
+        let oracle = &mut self.pairs[pair_of(node)].oracle;
+        let request = (self.clients).request(self.now, node, kind, first, sectors, oracle);
         self.deliver(node, Event::Request(request));
     }
 
@@ -62,11 +63,11 @@ impl World {
     pub fn command(&mut self, node: usize, command: Command) -> u64 {
         self.next_command += 1;
         let id = self.next_command;
-        self.note_trouble();
+        self.note_trouble(node);
         if !self.nodes[node].is_running() {
             return id;
         }
-        self.typed.insert(typed::form(&command));
+        self.pair_mut(node).typed.insert(typed::form(&command));
         self.nodes[node]
             .open_commands
             .insert(id, format!("{command:?}"));
@@ -96,7 +97,7 @@ impl World {
         self.nodes[node].start(seed, &options, self.settings.plant);
         self.awaited[node] = 0;
         self.net.hosts[node] = self.nodes[node].host;
-        self.net.wake(self.now);
+        self.net.wake(self.now, pair_of(node));
         self.take_net();
     }
 
@@ -110,33 +111,35 @@ impl World {
         let power = keep.is_some_and(|keep| keep != Keep::Killed);
         let how = if power { "loses power" } else { "is killed" };
         self.say(format!("{} {how}", name(node)));
-        self.state_changes += 1;
-        self.note_trouble();
+        self.pair_mut(node).state_changes += 1;
+        self.note_trouble(node);
         self.owes_error[node] = None;
         if self.is_at_rest(node) {
-            self.oracle.rested(node);
+            self.pair_mut(node).oracle.rested(node);
         }
         self.alone_since[node] = None;
         let role = self.nodes[node].state().map(|state| state.role);
         self.nodes[node].stop(&mut self.disk_dice, keep);
         self.take_cuts(node);
         if let Some(role) = role.filter(|_| self.has_stored_the_end(node)) {
-            let judged = self.oracle.stored_the_end(node, role, &self.nodes[node]);
+            let oracle = &mut self.pairs[pair_of(node)].oracle;
+            let judged = oracle.stored_the_end(node, role, &self.nodes[node]);
             if let Err(why) = judged {
                 self.fail(why);
             }
         }
         self.net.hosts[node] = self.nodes[node].host;
         self.net.process_gone(self.now, node, power);
-        self.clients.node_died(node, &mut self.oracle);
-        self.oracle.died(node, power, &self.nodes[node]);
+        let oracle = &mut self.pairs[pair_of(node)].oracle;
+        self.clients.node_died(node, oracle);
+        oracle.died(node, power, &self.nodes[node]);
         self.take_net();
     }
 
     /// The disk of a target that has just died says that the resync from its peer has ended: it took over the current generation, and
     /// remembers the sync UUID.
     fn has_stored_the_end(&mut self, node: usize) -> bool {
-        let source = self.nodes[1 - node].status.as_ref();
+        let source = self.nodes[peer_of(node)].status.as_ref();
         let Some([current, sync, ..]) = source.and_then(|status| status.uuids) else {
             return false;
         };
@@ -165,27 +168,42 @@ impl World {
         )
     }
 
-    /// Holds back (or lets go) what the nodes send: from A, from B.
-    pub fn block(&mut self, blocked: [bool; 2]) {
+    /// Does this node lack something that was acknowledged and that the other one has, as the judge knows?
+    #[must_use]
+    pub fn lacks(&self, node: usize) -> bool {
+        self.oracle(node).lacks(node)
+    }
+
+    /// A person gives up this node's data: the judge is told.
+    pub fn discard(&mut self, node: usize) {
+        self.pair_mut(node).oracle.discard(node);
+    }
+
+    /// Holds back (or lets go) what the nodes of a pair send: the first, the second one of them.
+    pub fn block(&mut self, pair: usize, blocked: [bool; 2]) {
+        let nodes = nodes_of(pair);
+        let [a, b] = nodes.map(name);
         self.say(format!(
-            "network blocked: from A {}, from B {}",
+            "network blocked: from {a} {}, from {b} {}",
             blocked[0], blocked[1]
         ));
-        self.net.blocked = blocked;
+        for (node, blocked) in nodes.into_iter().zip(blocked) {
+            self.net.blocked[node] = blocked;
+        }
         if blocked != [true; 2] {
-            self.net.wake(self.now);
+            self.net.wake(self.now, pair);
         }
         self.take_net();
     }
 
-    /// Cuts the streams.
-    pub fn reset_streams(&mut self, only_one: bool) {
+    /// Cuts the streams of a pair.
+    pub fn reset_streams(&mut self, pair: usize, only_one: bool) {
         self.say(if only_one {
             "one stream is cut"
         } else {
             "all streams are cut"
         });
-        self.net.reset(self.now, only_one);
+        self.net.reset(self.now, pair, only_one);
         self.take_net();
     }
 
