@@ -21,7 +21,7 @@ const PROTOCOLS: [Protocol; 3] = [Protocol::A, Protocol::B, Protocol::C];
 /// Virtual time within which something has to happen.
 const LIMIT: u64 = 60_000 * MS;
 
-/// Two pairs in sync, A and C are Primaries, and their clients are busy.
+/// Two pairs in sync; A and C are Primaries.
 fn two_pairs(protocol: Protocol) -> World {
     let mut settings = Settings {
         pairs: 2,
@@ -53,6 +53,15 @@ fn two_pairs(protocol: Protocol) -> World {
     for node in [A, C] {
         world.promote(node, Force::No);
     }
+    wait(&mut world, "A and C are Primaries", |world| {
+        world.nodes[A].is_primary() && world.nodes[C].is_primary()
+    });
+    world
+}
+
+/// The same, and their clients are busy.
+fn two_busy_pairs(protocol: Protocol) -> World {
+    let mut world = two_pairs(protocol);
     world.clients.quiet = false;
     world.wake_clients();
     wait(&mut world, "both Primaries are written to", |world| {
@@ -72,12 +81,21 @@ fn acknowledged(world: &World) -> [usize; 2] {
     [A, C].map(|node| world.oracle(node).counts().1)
 }
 
+/// No write of either pair was left without a good answer.
+fn all_acknowledged(world: &World) -> bool {
+    [A, C].into_iter().all(|node| {
+        let (writes, acknowledged, _) = world.oracle(node).counts();
+        // What was there before the first write counts as one.
+        acknowledged == writes + 1
+    })
+}
+
 /// Histories of each pair.
 fn histories(world: &World) -> [usize; 2] {
     [A, C].map(|node| world.oracle(node).counts().2)
 }
 
-/// The pair of this Primary was never disturbed: it is in sync, its clients go on, and no request of theirs waits for long.
+/// The pair of this Primary stays connected, its clients go on, and it is in sync and equal.
 fn goes_on(world: &mut World, primary: usize) {
     let pair = [primary, peer_of(primary)];
     let before = world.oracle(primary).counts().1;
@@ -103,10 +121,18 @@ fn ends_well(world: &mut World) {
 #[test]
 fn a_pair_without_its_network_leaves_the_other_one_alone() {
     for protocol in PROTOCOLS {
-        let mut world = two_pairs(protocol);
+        let mut world = two_busy_pairs(protocol);
         world.block(0, [true; 2]);
         wait(&mut world, "the first pair is apart", |world| {
             [A, B].iter().all(|node| !world.nodes[*node].is_connected())
+        });
+        goes_on(&mut world, C);
+        world.reset_streams(1, false);
+        wait(&mut world, "the second pair is apart, too", |world| {
+            !world.nodes[C].is_connected()
+        });
+        wait(&mut world, "the second pair connects again", |world| {
+            world.is_pair_in_sync(1)
         });
         goes_on(&mut world, C);
         world.clients.resting[A] = true;
@@ -122,13 +148,14 @@ fn a_pair_without_its_network_leaves_the_other_one_alone() {
         world.block(0, [false; 2]);
         ends_well(&mut world);
         assert_eq!(histories(&world), [1, 1]);
+        assert!(all_acknowledged(&world));
     }
 }
 
 #[test]
 fn a_takeover_in_one_pair_is_nothing_to_the_other() {
     for (protocol, power) in PROTOCOLS.into_iter().flat_map(|p| [(p, false), (p, true)]) {
-        let mut world = two_pairs(protocol);
+        let mut world = two_busy_pairs(protocol);
         world.stop(C, power);
         wait(&mut world, "D is alone", |world| {
             !world.nodes[D].is_connected()
@@ -146,7 +173,7 @@ fn a_takeover_in_one_pair_is_nothing_to_the_other() {
 
 #[test]
 fn streams_of_one_pair_are_cut_and_those_of_the_other_go_on() {
-    let mut world = two_pairs(Protocol::C);
+    let mut world = two_busy_pairs(Protocol::C);
     for only_one in [true, false] {
         world.reset_streams(1, only_one);
         wait(&mut world, "the second pair has noticed", |world| {
@@ -162,11 +189,15 @@ fn streams_of_one_pair_are_cut_and_those_of_the_other_go_on() {
 #[test]
 fn a_judge_does_not_take_the_data_of_another_pair_for_its_own() {
     let mut world = two_pairs(Protocol::C);
+    for node in [A, C] {
+        world.request(node, 1, 8, 8);
+    }
     ends_well(&mut world);
-    let written = world.nodes[A].data.used(64).next().unwrap();
-    let bytes = world.nodes[A].data.read(written * 512, 512);
+    assert!(all_acknowledged(&world));
+    // The first write of each pair, of the same sectors.
+    let bytes = world.nodes[A].data.read(8 * 512, 8 * 512);
     for node in [C, D] {
-        world.nodes[node].data.write(written * 512, &bytes, true);
+        world.nodes[node].data.write(8 * 512, &bytes, true);
     }
     assert!(world.compare_pair_if_idle(0));
     assert_eq!(world.failure(), None);
