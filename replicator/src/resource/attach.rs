@@ -545,6 +545,7 @@ impl Resource {
             }
             self.answer(attach.asker, answer);
         }
+        self.recheck_writes(number);
     }
 }
 

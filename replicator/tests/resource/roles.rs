@@ -5,7 +5,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tandem_metadata::Flags;
 use tandem_replicator::state::word::{ConnState, DiskState, Role};
-use tandem_replicator::{Command, Effect, Force, MetaOperation, NetOptions, Operation};
+use tandem_replicator::{
+    Command, Effect, Force, MetaOperation, NetOptions, Notification, Operation,
+};
 
 use crate::harness::{VOLUME, World, durable_flags, writes_bitmap, writes_log, writes_superblock};
 
@@ -237,8 +239,8 @@ fn what_a_source_answers_before_a_full_sync_begins_is_on_its_peer() {
 fn what_waited_for_the_log_at_the_consent_to_a_full_sync_is_on_the_peer() {
     let mut world = World::ready(&NetOptions::default());
     world.write_ok(0, 8 << 20, 4096, 1);
-    let mut log = writes_log(&world.nodes[0].disk);
-    let mut bits = writes_bitmap(&world.nodes[0].disk);
+    let log = writes_log(&world.nodes[0].disk);
+    let bits = writes_bitmap(&world.nodes[0].disk);
     world.hold(0, move |effect| {
         log(effect) || bits(effect) || is_consent(effect)
     });
@@ -256,6 +258,99 @@ fn what_waited_for_the_log_at_the_consent_to_a_full_sync_is_on_the_peer() {
     world.release(0);
     let shown = shows(&mut world, 16 << 20);
     assert!(shown.is_none_or(|byte| byte == 2), "{shown:?}");
+}
+
+/// The consent is lost with the link when the source has its sync UUID already: it goes on in a generation of its own.
+#[test]
+fn a_source_that_loses_the_link_before_a_full_sync_begins_starts_a_generation() {
+    let mut world = World::ready(&NetOptions::default());
+    world.write_ok(0, 0, 4096, 1);
+    world.hold(0, |effect| {
+        let begins = "before-resync-source";
+        is_consent(effect) || matches!(effect, Effect::RunHandler { name, .. } if *name == begins)
+    });
+    world.command(1, Command::Invalidate { volume: VOLUME });
+    assert_eq!(world.state(0).conn, ConnState::StartingSyncS);
+    let superblock = writes_superblock(&world.nodes[0].disk);
+    world.hold(0, move |effect| is_consent(effect) || superblock(effect));
+    world.change_held(0, |effect| {
+        if is_consent(effect) {
+            *effect = Effect::Notify(Notification::StatusChanged);
+        }
+    });
+    world.release_oldest(0);
+    world.release_oldest(0);
+    assert_eq!(world.state(0).conn, ConnState::StartingSyncS);
+    world.cut_network();
+    world.advance(Duration::from_secs(30));
+    world.release(0);
+    world.advance(Duration::from_secs(5));
+    let current = |world: &World, node: usize| world.uuids(node)[0] & !1;
+    assert_ne!(current(&world, 0), current(&world, 1));
+    world.write_ok(0, 0, 4096, 7);
+    world.fail(0, |effect| matches!(effect, Effect::Disk { .. }));
+    world.write(0, 8192, 4096, 3);
+    world.advance(Duration::from_secs(2));
+    assert_eq!(world.state(0).disk, DiskState::Diskless);
+    world.join();
+    world.advance(Duration::from_secs(60));
+    let shown = shows(&mut world, 0);
+    assert!(shown.is_none_or(|byte| byte == 7), "{shown:?}");
+}
+
+/// A write waits for its transaction when the disk is lost, and goes on when the disk is back and I/O is resumed.
+#[test]
+fn a_write_that_was_frozen_has_its_extent_in_the_activity_log() {
+    const AT: u64 = 16 << 20;
+    let mut world = World::ready(&NetOptions::default());
+    world.write_ok(0, 0, 4096, 1);
+    world.advance(Duration::from_secs(5));
+    world.ok(0, Command::Disconnect { force: Force::No });
+    let log = writes_log(&world.nodes[0].disk);
+    world.hold(0, log);
+    let id = world.write(0, AT, 4096, 5);
+    assert_eq!(world.held(0), 1);
+    world.ok(0, Command::SuspendIo { volume: VOLUME });
+    world.fail(0, |effect| {
+        matches!(effect, Effect::Disk { .. } | Effect::Meta { .. })
+    });
+    world.release(0);
+    world.run_until("the disk is gone", |world| {
+        world.state(0).disk == DiskState::Diskless
+    });
+    assert_eq!(world.reply(0, id), None);
+    world.heal_disk(0);
+    world.ok(0, ATTACH);
+    world.ok(0, Command::ResumeIo { volume: VOLUME });
+    assert_eq!(world.reply(0, id), Some(&Ok(Bytes::new())));
+    let flush = world.request(0, Operation::Flush);
+    world.settle();
+    assert_eq!(world.reply(0, flush), Some(&Ok(Bytes::new())));
+    world.crash(0);
+    world.ok(0, ATTACH);
+    world.connect(0, &NetOptions::default());
+    world.advance(Duration::from_secs(60));
+    assert_eq!(world.state(0).conn, ConnState::Connected);
+    assert_eq!(world.nodes[1].disk.current[AT as usize], 5);
+}
+
+/// The disk has failed and is being let go.
+#[test]
+fn a_failed_disk_is_not_invalidated() {
+    let mut world = World::ready(&NetOptions::default());
+    world.ok(0, Command::Secondary { volume: VOLUME });
+    world.ok(0, Command::Disconnect { force: Force::No });
+    world.hold(0, |effect| matches!(effect, Effect::CloseBacking { .. }));
+    world.fail(0, |effect| matches!(effect, Effect::Meta { .. }));
+    world.command(0, Command::Outdate { volume: VOLUME });
+    world.advance(Duration::from_secs(10));
+    assert_eq!(world.state(0).disk, DiskState::Failed);
+    let answer = world.answer(0, Command::Invalidate { volume: VOLUME });
+    assert_ne!(answer.exit, 0, "{answer:?}");
+    world.heal_disk(0);
+    world.release(0);
+    assert_eq!(world.state(0).disk, DiskState::Diskless);
+    world.ok(0, ATTACH);
 }
 
 #[test]

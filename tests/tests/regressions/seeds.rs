@@ -514,4 +514,14 @@ pub(crate) const SEEDS: &[(Protocol, u64, &str)] = &[
         6_035_529,
         "a target cleared bits that it had just sent to its source, which then waited without end for these blocks",
     ),
+    (
+        Protocol::C,
+        6_132_705,
+        "a disk that had failed was invalidated, and could not be attached again",
+    ),
+    (
+        Protocol::B,
+        6_153_573,
+        "a promotion by force, under which nobody wrote, was forgotten: the judge took its half resynced disk for that of before",
+    ),
 ];

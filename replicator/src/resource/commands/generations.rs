@@ -21,7 +21,7 @@ impl Resource {
         let Some(state) = self.volumes.get(&number).map(|volume| volume.state) else {
             return;
         };
-        if state.disk == DiskState::Diskless {
+        if matches!(state.disk, DiskState::Diskless | DiskState::Failed) {
             self.answer(id, Answer::failure(Failure::NoDiskConfig));
             return;
         }
@@ -41,7 +41,7 @@ impl Resource {
         let Some(state) = self.volumes.get(&number).map(|volume| volume.state) else {
             return;
         };
-        if state.disk == DiskState::Diskless {
+        if matches!(state.disk, DiskState::Diskless | DiskState::Failed) {
             self.answer(id, Answer::failure(Failure::NoDiskConfig));
             return;
         }

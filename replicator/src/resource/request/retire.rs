@@ -116,9 +116,9 @@ impl Resource {
         };
         if matches!(
             volume.state.conn,
-            ConnState::WFBitMapT | ConnState::WFSyncUUID
+            ConnState::StartingSyncT | ConnState::WFBitMapT | ConnState::WFSyncUUID
         ) {
-            // The source may have been told of these bits already: it would wait for blocks that this target never asks for.
+            // The source has these bits, too, or is told of them: it would wait for blocks that this target never asks for.
             return 0;
         }
         let bits = if part {

@@ -12,7 +12,7 @@ use crate::intervals::{Admission, IntervalKind};
 use crate::options::Protocol;
 use crate::planted::Planted;
 use crate::resource::change::DiskFault;
-use crate::resource::volume::Volume;
+use crate::resource::volume::{IoHold, Volume};
 use crate::resource::{Pending, Resource};
 use crate::state::word::{ConnState, DiskState};
 
@@ -334,8 +334,10 @@ impl Resource {
         for id in open {
             self.check_write(id);
         }
-        let suspended = |volume: &Volume| volume.state.is_suspended();
-        if !self.volumes.get(&volume).is_some_and(suspended) {
+        let waits = |volume: &Volume| {
+            volume.state.is_suspended() || volume.io_holds.contains(&IoHold::Attach)
+        };
+        if !self.volumes.get(&volume).is_some_and(waits) {
             self.thaw(volume);
         }
     }
@@ -362,8 +364,11 @@ impl Resource {
                 self.finish_write(id, Err(RequestError::Io));
             } else if write.edges.is_some() {
                 self.read_edges(id);
-            } else {
+            } else if write.logged.extents.is_some() {
                 self.start_write(id);
+            } else {
+                // Its disk was lost, and with it the activity log that named its extents.
+                self.log_write(id);
             }
         }
     }

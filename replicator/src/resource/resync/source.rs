@@ -401,7 +401,10 @@ impl Resource {
         }
         let is_source = matches!(
             state.conn,
-            ConnState::WFBitMapS | ConnState::SyncSource | ConnState::PausedSyncS
+            ConnState::StartingSyncS
+                | ConnState::WFBitMapS
+                | ConnState::SyncSource
+                | ConnState::PausedSyncS
         );
         let Some(volume) = self.volumes.get(&number).filter(|_| is_source) else {
             return false;

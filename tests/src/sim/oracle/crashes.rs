@@ -217,7 +217,8 @@ impl Oracle {
             let parent = young.parent.as_ref();
             parent.is_some_and(|parent| parent.history == history)
         });
-        if written || goes_on || self.views[peer_of(node)].history == history {
+        let forced = self.histories[history].forced;
+        if written || goes_on || forced || self.views[peer_of(node)].history == history {
             return;
         }
         let view = &mut self.views[node];

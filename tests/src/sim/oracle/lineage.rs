@@ -492,6 +492,7 @@ impl Oracle {
         self.histories.push(History {
             parent: Some(parent),
             forked: tick,
+            forced,
             sectors,
             acknowledged: floor.clone(),
             flushed: Floor::new(),

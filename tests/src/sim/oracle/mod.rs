@@ -85,6 +85,8 @@ struct History {
     parent: Option<Parent>,
     /// When it began.
     forked: u64,
+    /// A person forced it: its disk need not have held what its parent has.
+    forced: bool,
     sectors: BTreeMap<u64, Vec<Version>>,
     /// Youngest acknowledged write.
     acknowledged: Floor,
@@ -190,6 +192,7 @@ impl Oracle {
         let history = History {
             parent: None,
             forked: 0,
+            forced: false,
             sectors: BTreeMap::new(),
             acknowledged: Floor::new(),
             flushed: Floor::new(),
