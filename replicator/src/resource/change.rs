@@ -18,7 +18,7 @@ use crate::effect::Level;
 use crate::event::{CommandId, IoError, VolumeNumber};
 use crate::state::effects::ConnectionEffect;
 use crate::state::rules::{Context, NetContext};
-use crate::state::word::{ConnState, Request, Role, State, diff};
+use crate::state::word::{ConnState, DiskState, Request, Role, State, diff};
 use crate::state::{self, EffectContext, Hardness, StateResult, Verdict, cluster_wide, evaluate};
 use crate::time::Time;
 
@@ -391,6 +391,14 @@ impl Resource {
         self.state_requests.iter().any(|request| {
             let target = request.wish.conn == Some(ConnState::StartingSyncT);
             request.asked.is_some() && request.volume == Some(number) && target
+        })
+    }
+
+    /// Whether the peer was asked to go on without this disk and has not answered: if it agreed, it has begun a data generation.
+    pub(crate) fn asks_to_detach(&self, number: VolumeNumber) -> bool {
+        self.state_requests.iter().any(|request| {
+            let detach = request.wish.disk == Some(DiskState::Failed);
+            request.asked.is_some() && request.volume == Some(number) && detach
         })
     }
 

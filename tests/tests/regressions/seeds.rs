@@ -524,4 +524,9 @@ pub(crate) const SEEDS: &[(Protocol, u64, &str)] = &[
         6_153_573,
         "a promotion by force, under which nobody wrote, was forgotten: the judge took its half resynced disk for that of before",
     ),
+    (
+        Protocol::C,
+        6_173_610,
+        "a source that had asked to detach lost the link, and with it the consent under which its peer had begun a generation: it started none",
+    ),
 ];

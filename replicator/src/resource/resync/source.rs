@@ -394,6 +394,9 @@ impl Resource {
         number: VolumeNumber,
         state: &State,
     ) -> bool {
+        if self.asks_to_detach(number) {
+            return true;
+        }
         if state.pdsk == DiskState::UpToDate {
             // In sync, although this node's bitmap still counts: the peer's disk has it for certain.
             let volume = self.volumes.get(&number);
