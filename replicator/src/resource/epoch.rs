@@ -4,6 +4,9 @@
 //! In protocols A and B every completion closes the epoch it belongs to, since a later write may depend on it. In C a
 //! completed write is already on the peer's disk; an epoch is closed by a flush, by its size, by idleness, or when the
 //! activity log needs an extent back.
+//!
+//! The barrier of a closed epoch leaves with the next packet that it has to come before: one wake-up of the peer for both, and one back
+//! for what it says to both. A flush and whatever else needs its acknowledgement sends it at once, idleness after a moment.
 
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -21,7 +24,7 @@ use crate::state::word::ConnState;
 use crate::time::Time;
 use crate::transfer_log::Epoch;
 
-/// An epoch that got no write for this long is closed, so that its extents leave the activity log.
+/// An epoch that got no write for this long is closed, and its barrier sent, so that its extents leave the activity log.
 const IDLE: Duration = Duration::from_millis(100);
 
 impl Resource {
@@ -73,7 +76,6 @@ impl Resource {
             .map_or(Protocol::C, |net| net.protocol);
         if let (Some(epoch), Protocol::A | Protocol::B) = (epoch, protocol) {
             self.connection.send_epochs.close_if_current(epoch);
-            self.send_barrier_if_closed();
         }
     }
 
@@ -83,9 +85,9 @@ impl Resource {
     }
 
     pub(super) fn idle_epoch_deadline(&self) -> Time {
-        let open =
-            self.connection.link.is_some() && self.connection.send_epochs.current_writes() > 0;
-        if open {
+        let epochs = &self.connection.send_epochs;
+        let waits = epochs.current_writes() > 0 || epochs.barrier_due().is_some();
+        if self.connection.link.is_some() && waits {
             self.connection.last_write_sent + IDLE
         } else {
             Time::NEVER

@@ -273,7 +273,8 @@ impl Resource {
         if volume.state.conn != ConnState::WFBitMapS {
             volume.generations.take_back_correction();
         }
-        let set = volume.generations.uuids;
+        // Who compares with them has to come to the same correction: with the corrected ones it would see no need for the resync.
+        let set = volume.generations.slots_on_disk();
         let skips = more & UUID_FLAG_SKIP_INITIAL_SYNC != 0;
         let packet = UuidsPacket {
             current: set.current,

@@ -344,3 +344,39 @@ fn metadata_in_a_slot_are_used_and_another_layout_of_the_log_is_refused_there() 
         "{answer:?}"
     );
 }
+
+/// The source never heard that the resync was over, and met its peer again while that had no disk: each corrects the generations of the
+/// source by itself, and what was written since is copied over the same connection.
+#[test]
+fn a_disk_attached_late_is_synced_by_a_source_that_missed_the_end_of_a_resync() {
+    let net = NetOptions::default();
+    let mut world = World::ready(&net);
+    world.cut_network();
+    world.write_ok(0, 0, 4096, 1);
+    world.crash(1);
+    let [current, bitmap, newer, _] = world.uuids(0);
+    world.nodes[1].disk.edit_superblock(|superblock| {
+        superblock.uuids.current = current & !1;
+        superblock.uuids.history = [bitmap, newer];
+    });
+    world.join();
+    world.connect(1, &net);
+    world.run_until("the diskless peer is connected", |world| {
+        world.state(0).conn == ConnState::Connected
+    });
+    world.write_ok(0, 4096, 4096, 2);
+    world.ok(1, ATTACH);
+    world.run_until("the resync is over", |world| {
+        (0..2).all(|node| world.state(node).is_up_to_date_pair())
+    });
+    let said = |node: usize, words: &str| {
+        let log = &world.nodes[node].log;
+        log.iter().filter(|line| line.contains(words)).count()
+    };
+    assert_eq!(said(0, "uuid_compare()=1 by rule 34"), 1);
+    assert_eq!(said(1, "uuid_compare()=-1 by rule 35"), 1);
+    assert_eq!(said(1, "uuid_compare()="), 1, "one comparison was enough");
+    assert_eq!([world.out_of_sync(0), world.out_of_sync(1)], [0, 0]);
+    let disk = &world.nodes[1].disk.current;
+    assert_eq!((disk[0], disk[4096]), (1, 2));
+}

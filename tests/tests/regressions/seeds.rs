@@ -529,4 +529,9 @@ pub(crate) const SEEDS: &[(Protocol, u64, &str)] = &[
         6_173_610,
         "a source that had asked to detach lost the link, and with it the consent under which its peer had begun a generation: it started none",
     ),
+    (
+        Protocol::C,
+        6_189_015,
+        "a source that corrected its generations for a disk attached late told its peer the corrected ones, which saw no need for the resync",
+    ),
 ];
