@@ -477,6 +477,10 @@ impl Resource {
             let Some(old) = self.volumes.get(&number).map(|volume| volume.state) else {
                 continue;
             };
+            // What a disk is, its attach finds out: whoever insists disconnects by force.
+            if wish.disk.is_some() && self.is_attaching(number) {
+                return Tried::Decided(StateResult::LowerThanOutdated);
+            }
             let context = self.rule_context(number);
             let verdict = evaluate(&old, wish.apply(old), &context, Hardness::Soft);
             if !verdict.is_allowed() {

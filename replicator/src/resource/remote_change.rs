@@ -69,6 +69,10 @@ impl Resource {
         if copies_or_compares && volume.is_some_and(|number| self.is_resizing(number)) {
             return Err(StateResult::InTransientState);
         }
+        // What the disk is, its attach finds out.
+        if wish.disk.is_some() && volume.is_some_and(|number| self.is_attaching(number)) {
+            return Err(StateResult::InTransientState);
+        }
         if self.connection.resolve_conflicts && self.awaits_consent() {
             return Err(StateResult::ConcurrentStateChange);
         }

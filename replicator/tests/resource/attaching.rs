@@ -345,6 +345,37 @@ fn metadata_in_a_slot_are_used_and_another_layout_of_the_log_is_refused_there() 
     );
 }
 
+/// A disk of a crashed Primary is called old while it is being attached: what the crash may have left different on it is known all the same.
+#[test]
+fn what_says_that_a_disk_is_old_waits_until_its_attach_is_over() {
+    for (command, left) in [
+        (Command::Outdate { volume: VOLUME }, DiskState::Outdated),
+        (
+            Command::Invalidate { volume: VOLUME },
+            DiskState::Inconsistent,
+        ),
+    ] {
+        let mut world = World::ready(&NetOptions::default());
+        world.write_ok(0, 0, 4096, 1);
+        world.crash(0);
+        world.hold(0, |effect| {
+            let read = |operation: &MetaOperation| matches!(operation, MetaOperation::Read { length, .. } if *length > 4096);
+            matches!(effect, Effect::Meta { operation, .. } if read(operation))
+        });
+        let attach = world.command(0, ATTACH);
+        assert_eq!(world.state(0).disk, DiskState::Attaching);
+        let id = world.command(0, command);
+        assert_eq!(world.state(0).disk, DiskState::Attaching);
+        world.release(0);
+        world.advance(Duration::from_secs(1));
+        let answers = &world.nodes[0].answers;
+        assert_eq!((answers[&attach].exit, answers[&id].exit), (0, 0));
+        assert_eq!(world.state(0).disk, left);
+        assert!(world.out_of_sync(0) >= 4096, "the extent that was hot");
+        assert!(durable_flags(&world, 0).contains(Flags::CRASHED_PRIMARY));
+    }
+}
+
 /// The source never heard that the resync was over, and met its peer again while that had no disk: each corrects the generations of the
 /// source by itself, and what was written since is copied over the same connection.
 #[test]

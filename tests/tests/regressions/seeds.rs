@@ -534,4 +534,9 @@ pub(crate) const SEEDS: &[(Protocol, u64, &str)] = &[
         6_189_015,
         "a source that corrected its generations for a disk attached late told its peer the corrected ones, which saw no need for the resync",
     ),
+    (
+        Protocol::C,
+        6_200_732,
+        "the disk of a crashed Primary was outdated while it was being attached: what the crash had left different on it was forgotten",
+    ),
 ];

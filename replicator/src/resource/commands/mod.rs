@@ -54,6 +54,8 @@ pub(crate) enum Running {
     Rewrite(VolumeNumber),
     /// `connect` or `disconnect`.
     Connection(connection::Running),
+    /// One that begins when the attach of its volume is over.
+    AfterAttach(Command),
     /// Something that tells its end by `answer`.
     Elsewhere,
 }
@@ -85,6 +87,12 @@ impl Resource {
         if volume_of(&command).is_some_and(|volume| unknown(&volume)) {
             let answer = Answer::failure(Failure::MinorUnknown).with_info("unknown minor");
             self.answer(id, answer);
+            return;
+        }
+        if self.waits_for_attach(&command) {
+            self.commands
+                .running
+                .insert(id, Running::AfterAttach(command));
             return;
         }
         match command {
@@ -128,6 +136,41 @@ impl Resource {
         }
     }
 
+    /// What says that a disk is old waits until an attach has found out what it is: whether its node crashed as Primary, say, and which
+    /// blocks may differ. A kernel takes one command at a time.
+    fn waits_for_attach(&self, command: &Command) -> bool {
+        match command {
+            Command::Outdate { volume }
+            | Command::Invalidate { volume }
+            | Command::InvalidateRemote { volume } => self.is_attaching(*volume),
+            _ => false,
+        }
+    }
+
+    pub(crate) fn is_attaching(&self, number: VolumeNumber) -> bool {
+        let volume = self.volumes.get(&number);
+        volume.is_some_and(|volume| volume.attach.is_some())
+    }
+
+    /// An attach is over, well or badly.
+    pub(crate) fn commands_after_attach(&mut self, number: VolumeNumber) {
+        let waiting: Vec<(CommandId, Command)> = self
+            .commands
+            .running
+            .iter()
+            .filter_map(|(id, running)| match running {
+                Running::AfterAttach(command) if volume_of(command) == Some(number) => {
+                    Some((*id, command.clone()))
+                }
+                _ => None,
+            })
+            .collect();
+        for (id, command) in waiting {
+            self.commands.running.remove(&id);
+            self.on_command(id, command);
+        }
+    }
+
     /// A command (or a step of `down`) ends.
     pub(crate) fn answer(&mut self, id: CommandId, answer: Answer) {
         self.commands.running.remove(&id);
@@ -162,7 +205,11 @@ impl Resource {
             }
             Some(Running::Connection(_)) => self.connection_command_state_done(id, result),
             Some(
-                Running::Demote(_) | Running::Options(_) | Running::Resize(_) | Running::Elsewhere,
+                Running::Demote(_)
+                | Running::Options(_)
+                | Running::Resize(_)
+                | Running::AfterAttach(_)
+                | Running::Elsewhere,
             )
             | None => {}
         }
