@@ -15,7 +15,7 @@ use tandem_nbd_server as nbd;
 use tandem_replicator::{Event, Request, RequestError, RequestId, VolumeNumber};
 
 use crate::disk::pool::{Block, Pool};
-use crate::socket::{Departure, ReadBuffer, SendQueue, Stream};
+use crate::socket::{ReadBuffer, SendQueue, Stream};
 
 /// Clients of one resource. Linux opens a handful of connections, qemu one; the bound keeps buffers finite.
 pub(crate) const CLIENTS_MAX: usize = 64;
@@ -557,7 +557,7 @@ impl Client {
         }
         let was_full = self.out.bytes() >= nbd::UNSENT_BYTES_MAX;
         if !self.out.is_empty() {
-            match self.out.flush(&self.stream, context, Departure::Now) {
+            match self.out.flush(&self.stream, context) {
                 Ok(0) => {}
                 Ok(_) => self.moved(),
                 Err(error) => {

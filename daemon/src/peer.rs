@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use crate::disk::pool::Pool;
 use crate::settings::BufferSizes;
-use crate::socket::{Departure, ReadBuffer, SendQueue, Stream};
+use crate::socket::{ReadBuffer, SendQueue, Stream};
 use crate::strangers::Strangers;
 
 use incoming::{Incoming, Received};
@@ -72,8 +72,6 @@ struct Link {
     incoming: Incoming,
     queue: SendQueue,
     paused: bool,
-    /// The system may have kept the last of what it took: [`Peer::let_go`] is due.
-    held: bool,
     phase: Phase,
 }
 
@@ -255,28 +253,17 @@ impl Peer {
             incoming: Incoming::new(),
             queue: SendQueue::default(),
             paused: false,
-            held: false,
             phase: Phase::Open,
         };
         self.links.insert(socket, link);
         socket
     }
 
-    /// Sends what is queued, one vectored write a stream if the system takes it. After [`Departure::WithMore`] the turn has to end with
-    /// [`Peer::let_go`].
-    pub(crate) fn flush(
-        &mut self,
-        context: &mut Context<'_>,
-        departure: Departure,
-        events: &mut VecDeque<Event>,
-    ) {
+    /// Sends what is queued, one vectored write a stream if the system takes it.
+    pub(crate) fn flush(&mut self, context: &mut Context<'_>, events: &mut VecDeque<Event>) {
         let mut ended = Vec::new();
         for (socket, link) in &mut self.links {
-            let sent = link.queue.flush(&link.stream, context, departure);
-            if !matches!(sent, Ok(0)) {
-                link.held = departure == Departure::WithMore;
-            }
-            match sent {
+            match link.queue.flush(&link.stream, context) {
                 Ok(0) => {}
                 Ok(bytes) if matches!(link.phase, Phase::Open) => {
                     events.push_back(Event::Sent {
@@ -296,18 +283,6 @@ impl Peer {
         }
         self.end(ended, events);
         self.arm(context);
-    }
-
-    /// Nothing more follows: what the system has kept leaves.
-    pub(crate) fn let_go(&mut self) {
-        for (socket, link) in &mut self.links {
-            if std::mem::take(&mut link.held)
-                && let Err(error) = link.stream.let_go()
-            {
-                // The next write or read of the stream ends it.
-                tracing::debug!(socket = socket.0, %error, "a stream of the peer is broken");
-            }
-        }
     }
 
     /// Wakes at the next moment of a lingering close.

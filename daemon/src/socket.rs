@@ -8,8 +8,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncReadExt, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 /// Pieces handed to the system in one call; Linux takes 1024.
@@ -23,16 +22,6 @@ const READ_BUFFER_BYTES: usize = 256 << 10;
 
 /// The least room worth a read.
 const READ_ROOM_MIN: usize = 16 << 10;
-
-/// When bytes leave that the system has taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Departure {
-    /// At once.
-    Now,
-    /// Full segments at once, the rest together with what follows: the receiver is woken once, for all of it. If nothing does, the
-    /// sender has to let it go ([`Stream::let_go`]); after 0.2 s Linux does so itself.
-    WithMore,
-}
 
 /// A connected stream of either kind.
 #[derive(Debug)]
@@ -51,27 +40,10 @@ impl Stream {
         }
     }
 
-    fn try_write_vectored(
-        &self,
-        pieces: &[IoSlice<'_>],
-        departure: Departure,
-    ) -> io::Result<usize> {
-        match (self, departure) {
-            (Stream::Tcp(stream), Departure::Now) => stream.try_write_vectored(pieces),
-            (Stream::Tcp(stream), Departure::WithMore) => stream.try_io(Interest::WRITABLE, || {
-                SockRef::from(stream).send_vectored_with_flags(pieces, libc::MSG_MORE)
-            }),
-            // What a Unix socket takes has arrived.
-            (Stream::Unix(stream), _) => stream.try_write_vectored(pieces),
-        }
-    }
-
-    /// Sends what [`Departure::WithMore`] has kept.
-    pub(crate) fn let_go(&self) -> io::Result<()> {
+    fn try_write_vectored(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
         match self {
-            // The option is on already. To set it sends what waits (tcp(7)).
-            Stream::Tcp(stream) => stream.set_nodelay(true),
-            Stream::Unix(_) => Ok(()),
+            Stream::Tcp(stream) => stream.try_write_vectored(pieces),
+            Stream::Unix(stream) => stream.try_write_vectored(pieces),
         }
     }
 
@@ -167,12 +139,7 @@ impl SendQueue {
     }
 
     /// Hands as much as possible to the system and returns how many bytes it took; registers for a wake-up if some are left.
-    pub(crate) fn flush(
-        &mut self,
-        stream: &Stream,
-        context: &mut Context<'_>,
-        departure: Departure,
-    ) -> io::Result<u64> {
+    pub(crate) fn flush(&mut self, stream: &Stream, context: &mut Context<'_>) -> io::Result<u64> {
         let mut taken = 0;
         while !self.pieces.is_empty() {
             match stream.poll_write_ready(context) {
@@ -180,9 +147,9 @@ impl SendQueue {
                 Poll::Ready(ready) => ready?,
             }
             let written = if self.pieces.len() <= FEW_PIECES {
-                self.write_once::<FEW_PIECES>(stream, departure)
+                self.write_once::<FEW_PIECES>(stream)
             } else {
-                self.write_once::<PIECES_MAX>(stream, departure)
+                self.write_once::<PIECES_MAX>(stream)
             };
             match written {
                 Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero)),
@@ -195,19 +162,14 @@ impl SendQueue {
         Ok(taken)
     }
 
-    fn write_once<const PIECES: usize>(
-        &mut self,
-        stream: &Stream,
-        departure: Departure,
-    ) -> io::Result<usize> {
+    fn write_once<const PIECES: usize>(&mut self, stream: &Stream) -> io::Result<usize> {
         let mut slices = [IoSlice::new(&[]); PIECES];
         let mut count = 0;
         for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
             *slice = IoSlice::new(piece);
             count += 1;
         }
-        let taken =
-            stream.try_write_vectored(slices.get(..count).unwrap_or_default(), departure)?;
+        let taken = stream.try_write_vectored(slices.get(..count).unwrap_or_default())?;
         self.advance(taken);
         Ok(taken)
     }

@@ -494,11 +494,6 @@ impl Disks {
         }
     }
 
-    /// Whether the next [`Disks::submit`] does exactly one I/O itself.
-    pub(crate) fn has_just_one(&self) -> bool {
-        self.inline.len() == 1
-    }
-
     /// Whether [`Disks::submit`] has left something to do.
     pub(crate) fn has_more(&self) -> bool {
         !self.inline.is_empty()

@@ -45,11 +45,11 @@ impl End {
     }
 
     fn turn(&mut self, context: &mut Context<'_>) {
-        self.peer.flush(context, Departure::Now, &mut self.events);
+        self.peer.flush(context, &mut self.events);
         let into = (&mut self.buffer, &self.pool);
         let pending = |_| self.pending;
         self.peer.poll(context, into, pending, &mut self.events);
-        self.peer.flush(context, Departure::Now, &mut self.events);
+        self.peer.flush(context, &mut self.events);
     }
 
     async fn next(&mut self) -> Event {
@@ -120,42 +120,6 @@ fn a_stream_carries_bytes_both_ways_and_closes_once() {
         end.peer.send(socket, Bytes::from_static(b"late"), None);
         let late = tokio::time::timeout(Duration::from_millis(50), end.next()).await;
         assert!(late.is_err(), "{late:?}");
-    });
-}
-
-#[test]
-fn what_was_kept_leaves_with_what_follows_or_when_it_is_let_go() {
-    /// Less than the 0.2 s after which the system lets go by itself.
-    const SOON: Duration = Duration::from_millis(150);
-    run(async {
-        let (listener, address) = raw_server().await;
-        let mut end = End::new(settings("127.0.0.1:0", address));
-        let socket = dialled(&mut end).await;
-        let (mut other, _) = listener.accept().await.unwrap();
-        for (bytes, departure) in [
-            (&b"write"[..], Departure::WithMore),
-            (b"+barrier", Departure::Now),
-            (b"+last", Departure::WithMore),
-        ] {
-            end.peer.send(socket, Bytes::from_static(bytes), None);
-            let sent = poll_fn(|context| {
-                end.peer.flush(context, departure, &mut end.events);
-                end.events.pop_front().map_or(Poll::Pending, Poll::Ready)
-            });
-            // It counts as sent at once, kept or not.
-            let sent = tokio::time::timeout(WAIT, sent).await.unwrap();
-            let length = bytes.len() as u64;
-            assert!(matches!(sent, Event::Sent { bytes, .. } if bytes == length));
-        }
-        let mut got = [0; 13];
-        let read = tokio::time::timeout(SOON, other.read_exact(&mut got)).await;
-        read.expect("what follows takes along what was kept")
-            .unwrap();
-        assert_eq!(&got, b"write+barrier");
-        end.peer.let_go();
-        let read = tokio::time::timeout(SOON, other.read_exact(&mut got[..5])).await;
-        read.expect("let go").unwrap();
-        assert_eq!(&got[..5], b"+last");
     });
 }
 

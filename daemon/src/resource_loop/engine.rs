@@ -33,10 +33,6 @@ pub(crate) trait Engine: Sized {
     fn reads_locally(&self, volume: VolumeNumber) -> bool;
     /// Whether zeroes cost the link a few bytes only.
     fn zeroes_are_short(&self, volume: VolumeNumber) -> bool;
-    /// Whether clients' writes are answered without a word of the peer.
-    fn answers_without_peer(&self) -> bool {
-        false
-    }
     /// The payload that a stream is in the middle of.
     fn pending_payload(&self, _socket: SocketId) -> Option<PendingPayload> {
         None
@@ -83,10 +79,6 @@ impl Engine for tandem_replicator::Resource {
 
     fn zeroes_are_short(&self, volume: VolumeNumber) -> bool {
         Self::zeroes_are_short(self, volume)
-    }
-
-    fn answers_without_peer(&self) -> bool {
-        Self::answers_without_peer(self)
     }
 
     fn pending_payload(&self, socket: SocketId) -> Option<PendingPayload> {

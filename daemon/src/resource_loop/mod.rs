@@ -31,7 +31,7 @@ use crate::peer::{LinkSettings, Peer};
 use crate::places::Places;
 use crate::report::Published;
 use crate::settings::{self, SettingError};
-use crate::socket::{Departure, ReadBuffer};
+use crate::socket::ReadBuffer;
 
 pub(crate) use engine::Engine;
 pub(crate) use spawn::{LoopHandle, SpawnError, spawn};
@@ -234,8 +234,7 @@ impl<E: Engine> ResourceLoop<E> {
             // Before all else: clients that have their answers go on, and no CPU is taken from them by a peer that was woken first.
             self.send_to_clients(context);
             // Before the own disk's work: the peer is awake, and its disk at work, meanwhile.
-            let departure = self.departure();
-            self.peer.flush(context, departure, &mut self.queue);
+            self.peer.flush(context, &mut self.queue);
             if let Err(error) = self.disks.submit() {
                 return Poll::Ready(Err(format!("io_uring refuses the submission: {error}")));
             }
@@ -243,32 +242,15 @@ impl<E: Engine> ResourceLoop<E> {
                 return Poll::Ready(Ok(()));
             }
             if !busy && self.queue.is_empty() && self.disks_are_quiet() {
-                self.end_turn(context);
+                self.report_if_due();
+                self.set_timer(context);
                 return Poll::Pending;
             }
         }
-        self.end_turn(context);
-        context.waker().wake_by_ref();
-        Poll::Pending
-    }
-
-    /// When what is sent to the peer in this round leaves.
-    ///
-    /// Under protocol A nobody waits for its arrival, and the barrier behind a lone write follows as soon as the own disk has it: both
-    /// leave together, after the client's answer, as one packet for which the peer is woken once. With more writes at a time the peer's
-    /// work beside our own counts for more.
-    fn departure(&self) -> Departure {
-        if self.disks.has_just_one() && self.engine.answers_without_peer() {
-            Departure::WithMore
-        } else {
-            Departure::Now
-        }
-    }
-
-    fn end_turn(&mut self, context: &mut Context<'_>) {
-        self.peer.let_go();
         self.report_if_due();
         self.set_timer(context);
+        context.waker().wake_by_ref();
+        Poll::Pending
     }
 
     fn disks_are_quiet(&mut self) -> bool {

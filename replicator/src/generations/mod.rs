@@ -267,8 +267,15 @@ impl Generations {
     }
 
     /// End of a resync without failed blocks on the target (section 3.5). `peer` are the slots of the
-    /// last P_UUIDS, so from before the source stored the sync UUID.
+    /// last P_UUIDS, as a rule from before the source stored the sync UUID. Two offers of disks that crossed (2.9 no. 14) may have brought
+    /// them once more after the comparison that took a lost sync UUID out of them (rule 51): it is taken out here, then.
     pub fn finish_as_target(&mut self, peer: &Uuids, role: Role) {
+        let has_sync_uuid = masked(peer.bitmap) == masked(self.uuids.current);
+        let peer = if has_sync_uuid {
+            peer.with_sync_uuid_undone()
+        } else {
+            *peer
+        };
         self.uuids.bitmap = peer.bitmap;
         self.uuids.history = peer.history;
         self.uuids.rotate_bitmap(self.uuids.current);

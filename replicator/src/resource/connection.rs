@@ -42,8 +42,6 @@ pub(crate) struct Connection {
     pub(crate) receive_epochs: Option<ReceiveEpochs>,
     /// When the last write was sent.
     pub(crate) last_write_sent: Time,
-    /// When the last barrier was sent.
-    pub(crate) last_barrier_sent: Time,
     /// The link was lost while writes of the peer were on their way to the disk: they are flushed when they have ended.
     pub(crate) late_writes: bool,
     /// Something arrived, or can be handled now: `step_link` looks.
@@ -86,7 +84,6 @@ impl Connection {
             send_epochs: SendEpochs::new(Epoch(1), EPOCH_WRITES_DEFAULT),
             receive_epochs: None,
             last_write_sent: Time::default(),
-            last_barrier_sent: Time::default(),
             late_writes: false,
             link_work: false,
             dialling: dialling::Dialling::default(),

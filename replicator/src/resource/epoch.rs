@@ -16,6 +16,7 @@ use tandem_protocol::packets::{Barrier, BarrierAck};
 
 use super::Resource;
 use super::change::Deferred;
+use super::liveness::request_limit;
 use crate::event::VolumeNumber;
 use crate::intervals::IntervalKind;
 use crate::options::Protocol;
@@ -54,7 +55,6 @@ impl Resource {
             };
             self.send(None, Packet::Barrier(barrier));
             self.connection.send_epochs.barrier_sent(epoch);
-            self.connection.last_barrier_sent = self.now;
         }
     }
 
@@ -88,10 +88,16 @@ impl Resource {
         let epochs = &self.connection.send_epochs;
         let waits = epochs.current_writes() > 0 || epochs.barrier_due().is_some();
         if self.connection.link.is_some() && waits {
-            self.connection.last_write_sent + IDLE
+            self.connection.last_write_sent + self.idle_wait()
         } else {
             Time::NEVER
         }
+    }
+
+    /// The time in which the peer has to confirm a write counts from the write on.
+    fn idle_wait(&self) -> Duration {
+        let limit = self.connection.net.as_ref().and_then(request_limit);
+        limit.map_or(IDLE, |limit| IDLE.min(limit / 4))
     }
 
     pub(super) fn close_idle_epoch(&mut self) {

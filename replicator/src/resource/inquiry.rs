@@ -7,7 +7,6 @@ use super::Resource;
 use crate::bitmap::BIT_BYTES;
 use crate::bitmap::coverage::bits_touched;
 use crate::event::VolumeNumber;
-use crate::options::Protocol;
 use crate::state::effects::writes_are_replicated;
 use crate::state::word::DiskState;
 
@@ -74,13 +73,6 @@ impl Resource {
         self.volumes.get(&number).is_some_and(|volume| {
             volume.backing.is_some() && volume.state.disk == DiskState::UpToDate
         })
-    }
-
-    /// Whether writes are answered when the local disk has them and the socket has taken them (protocol A, wire-protocol.md 5.1). That is
-    /// how things are as a rule: without a good local disk clients wait for the peer all the same.
-    pub fn answers_without_peer(&self) -> bool {
-        let net = self.connection.net.as_ref();
-        net.is_some_and(|net| net.protocol == Protocol::A)
     }
 
     /// Whether zeroes cost the link a few bytes: nobody is there to send them to, or the peer takes a range

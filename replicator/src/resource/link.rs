@@ -8,134 +8,34 @@
 //! - A new connection begins only when no disk I/O that an earlier one caused is under way.
 
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::vec;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
+use tandem_protocol::Socket;
 use tandem_protocol::command::SocketUse;
 use tandem_protocol::digest::DigestAlgorithm;
-use tandem_protocol::features::Agreed;
 use tandem_protocol::framing::PendingPayload;
 use tandem_protocol::packet::{Frame, Packet};
-use tandem_protocol::packets::BLOCK_ID_SYNCER;
-use tandem_protocol::{Framer, ProtocolError, Socket};
 
 use super::Resource;
 use super::dialling::{Afterwards, Phase};
-use super::request::remote::Ack;
 use super::split::Waiting;
 use super::trouble::Telling;
-use crate::effect::{CloseHow, Effect, Effects, Level};
+use crate::effect::{CloseHow, Effect, Level};
 use crate::event::{IoError, SocketId, VolumeNumber};
 use crate::planted::Planted;
 use crate::state::Hardness;
 use crate::state::word::{ConnState, DiskState, Role};
 use crate::time::Time;
 
+mod routes;
+mod stream;
+
+pub(crate) use stream::Stream;
+
 /// Bytes of the data socket that wait to be handled before it is not read any more: two packets of the largest size.
 const DATA_BUFFERED_MAX: usize = 2 << 20;
-
-/// One TCP connection to the peer.
-#[derive(Debug)]
-pub(crate) struct Stream {
-    /// Its name.
-    pub(super) id: SocketId,
-    framer: Framer,
-    /// Where heads are put together.
-    head: BytesMut,
-    /// Bytes handed to the socket since it exists.
-    pub(super) queued: u64,
-    /// Bytes of them that the operating system took.
-    pub(super) taken: u64,
-    /// When it last took bytes, or was handed the first of those that it has not taken.
-    pub(super) progress: Time,
-    /// Timeouts without progress in a row.
-    pub(super) stalled: u32,
-    paused: bool,
-    /// The peer closed it, in words.
-    ended: Option<String>,
-}
-
-impl Stream {
-    /// One that this node opened.
-    pub(super) fn dialled(id: SocketId, kind: Socket, now: Time) -> Stream {
-        Stream::new(id, Framer::dialled(kind), now)
-    }
-
-    /// One that the peer opened.
-    pub(super) fn accepted(id: SocketId, now: Time) -> Stream {
-        Stream::new(id, Framer::accepted(), now)
-    }
-
-    fn new(id: SocketId, framer: Framer, now: Time) -> Stream {
-        Stream {
-            id,
-            framer,
-            head: BytesMut::new(),
-            queued: 0,
-            taken: 0,
-            progress: now,
-            stalled: 0,
-            paused: false,
-            ended: None,
-        }
-    }
-
-    pub(super) fn push(&mut self, bytes: Bytes) {
-        self.framer.push(bytes);
-    }
-
-    pub(super) fn next(&mut self) -> Result<Option<Frame>, ProtocolError> {
-        self.framer.next()
-    }
-
-    pub(super) fn buffered(&self) -> usize {
-        self.framer.buffered()
-    }
-
-    pub(super) fn set_agreed(&mut self, agreed: &Agreed) {
-        self.framer.set_agreed(agreed);
-    }
-
-    /// Puts a frame on its way. A frame that cannot be encoded is a bug of ours: it is not sent, and named.
-    pub(super) fn send(
-        &mut self,
-        now: Time,
-        frame: Frame,
-        effects: &mut Effects,
-    ) -> Option<ProtocolError> {
-        self.head.clear();
-        match frame.encode_into(frame.packet.header_kind(), &mut self.head) {
-            Ok(payload) => {
-                if self.queued == self.taken {
-                    self.progress = now;
-                    self.stalled = 0;
-                }
-                let length = self.head.len() + payload.as_ref().map_or(0, Bytes::len);
-                self.queued += length as u64;
-                effects.push(Effect::Send {
-                    socket: self.id,
-                    head: Bytes::copy_from_slice(&self.head),
-                    payload,
-                });
-                None
-            }
-            Err(error) => Some(error),
-        }
-    }
-
-    /// The operating system took bytes.
-    pub(super) fn took(&mut self, now: Time, bytes: u64) {
-        self.taken = self.taken.saturating_add(bytes).min(self.queued);
-        self.progress = now;
-        self.stalled = 0;
-    }
-
-    /// Whether bytes wait to be taken.
-    pub(super) fn is_sending(&self) -> bool {
-        self.queued > self.taken
-    }
-}
 
 /// An established link: features and authentication are through.
 #[derive(Debug)]
@@ -584,148 +484,6 @@ impl Resource {
             if disk && !self.planted(Planted::NoFlushAtLinkLoss) {
                 self.start_plan(number, vec![Stage::FlushData], Then::Nothing);
             }
-        }
-    }
-
-    /// A packet of the meta socket.
-    fn on_meta_frame(&mut self, frame: Frame) {
-        let number = VolumeNumber(frame.volume);
-        let of_resync = |block_id: &[u8; 8]| *block_id == BLOCK_ID_SYNCER;
-        let result = match frame.packet {
-            Packet::Ping => {
-                self.send(None, Packet::PingAck);
-                Ok(())
-            }
-            Packet::PingAck => {
-                self.ping_answered();
-                Ok(())
-            }
-            Packet::RecvAck(ack) => self.on_write_ack(number, &ack, Ack::Received),
-            Packet::WriteAck(ack) if of_resync(&ack.block_id) => self.on_resync_ack(number, &ack),
-            Packet::WriteAck(ack) => self.on_write_ack(number, &ack, Ack::Written),
-            Packet::RsWriteAck(ack) if of_resync(&ack.block_id) => self.on_resync_ack(number, &ack),
-            Packet::RsWriteAck(ack) => self.on_write_ack(number, &ack, Ack::WrittenInSync),
-            Packet::NegAck(ack) if of_resync(&ack.block_id) => self.on_resync_neg_ack(number, &ack),
-            Packet::NegAck(ack) => self.on_write_ack(number, &ack, Ack::Refused),
-            Packet::NegDreply(ack) => self.on_read_refused(number, &ack),
-            Packet::NegRsDreply(ack) if self.is_verifying(number) => {
-                self.on_verify_refused(number, &ack)
-            }
-            Packet::NegRsDreply(ack) => self.on_resync_refused(number, &ack),
-            Packet::RsIsInSync(ack) => self.on_resync_in_sync(number, &ack),
-            Packet::RsCancel(ack) => self.on_resync_cancelled(number, &ack),
-            Packet::BarrierAck(ack) => {
-                self.on_barrier_ack(&ack);
-                Ok(())
-            }
-            Packet::StateChgReply(reply) => {
-                self.on_state_change_reply(Some(number), reply.code);
-                Ok(())
-            }
-            Packet::ConnStChgReply(reply) => {
-                self.on_state_change_reply(None, reply.code);
-                Ok(())
-            }
-            Packet::DelayProbe(_) => Ok(()),
-            Packet::Superseded(_) | Packet::RetryWrite(_) => {
-                Err("an answer that exists with two Primaries only")
-            }
-            Packet::OvResult(ack) => self.on_verify_result(number, &ack),
-            _ => Err("a packet that does not belong on the meta socket"),
-        };
-        if let Err(text) = result {
-            self.link_lost(ConnState::ProtocolError, text);
-        }
-    }
-
-    /// A packet of the data socket.
-    fn on_data_frame(&mut self, frame: Frame) {
-        let number = VolumeNumber(frame.volume);
-        let command = frame.packet.command();
-        let known = self
-            .connection
-            .link
-            .as_ref()
-            .is_some_and(|link| link.protocol_known);
-        if !known && !matches!(frame.packet, Packet::Protocol(_)) {
-            let text = if matches!(frame.packet, Packet::AuthChallenge(_)) {
-                String::from(
-                    "the peer wants authentication, but this node has no cram-hmac-alg and shared-secret",
-                )
-            } else {
-                format!("{command} came where P_PROTOCOL was expected")
-            };
-            self.link_lost(ConnState::ProtocolError, &text);
-            return;
-        }
-        if !command.is_connection_level()
-            && !matches!(frame.packet, Packet::UnplugRemote | Packet::DelayProbe(_))
-            && !self.volumes.contains_key(&number)
-        {
-            self.unknown_volume(number, &frame.packet);
-            return;
-        }
-        if let Err(text) = self.route_data(number, frame.packet) {
-            self.link_lost(ConnState::ProtocolError, &format!("{command}: {text}"));
-        }
-    }
-
-    /// 2.3 of the wire's specification: parameters of a volume that is not configured here are skipped.
-    fn unknown_volume(&mut self, number: VolumeNumber, packet: &Packet) {
-        let command = packet.command();
-        let text = format!(
-            "{command} for volume {}, which is not configured on this node",
-            number.0
-        );
-        match packet {
-            Packet::SyncParam89(_) | Packet::Sizes(_) | Packet::Uuids(_) | Packet::State(_) => {
-                self.log(Level::Warn, None, text);
-            }
-            _ => self.link_lost(ConnState::ProtocolError, &text),
-        }
-    }
-
-    fn route_data(&mut self, number: VolumeNumber, packet: Packet) -> Result<(), String> {
-        let words = |result: Result<(), &'static str>| result.map_err(ToString::to_string);
-        self.check_integrity(&packet)?;
-        match packet {
-            Packet::Protocol(protocol) => self.on_protocol(&protocol),
-            Packet::ProtocolUpdate(protocol) => self.on_protocol_update(&protocol),
-            Packet::SyncParam89(param) => self.on_sync_param(number, &param),
-            Packet::Sizes(sizes) => self.on_sizes(number, &sizes),
-            Packet::Uuids(uuids) => self.on_uuids(number, &uuids),
-            Packet::State(state) => self.on_state(number, state.state),
-            Packet::StateChgReq(change) => {
-                self.on_state_change_request(number, &change);
-                Ok(())
-            }
-            Packet::ConnStChgReq(change) => {
-                self.on_connection_change_request(&change);
-                Ok(())
-            }
-            Packet::Data(data) => words(self.on_peer_data(number, data)),
-            Packet::Trim(trim) => words(self.on_peer_trim(number, trim)),
-            Packet::Zeroes(zeroes) => words(self.on_peer_zeroes(number, zeroes)),
-            Packet::Wsame(wsame) => words(self.on_peer_wsame(number, wsame)),
-            Packet::Barrier(barrier) => {
-                self.on_barrier(barrier);
-                Ok(())
-            }
-            Packet::OutOfSync(range) => words(self.on_out_of_sync(number, range)),
-            Packet::DataRequest(request) => words(self.on_data_request(number, request)),
-            Packet::DataReply(reply) => words(self.on_data_reply(number, reply)),
-            Packet::SyncUuid(uuid) => words(self.on_sync_uuid(number, uuid.uuid)),
-            Packet::Bitmap(chunk) => words(self.on_bitmap(number, chunk)),
-            Packet::CompressedBitmap(chunk) => words(self.on_compressed_bitmap(number, chunk)),
-            Packet::RsDataRequest(request) => words(self.on_resync_request(number, request)),
-            Packet::RsThinReq(request) => words(self.on_resync_thin_request(number, request)),
-            Packet::CsumRsRequest(request) => words(self.on_resync_csum_request(number, request)),
-            Packet::RsDataReply(reply) => words(self.on_resync_reply(number, reply)),
-            Packet::RsDeallocated(range) => words(self.on_resync_deallocated(number, range)),
-            Packet::OvRequest(request) => words(self.on_verify_request(number, request)),
-            Packet::OvReply(hashed) => words(self.on_verify_reply(number, hashed)),
-            Packet::UnplugRemote | Packet::DelayProbe(_) => Ok(()),
-            _ => Err(String::from("unexpected on an established link")),
         }
     }
 

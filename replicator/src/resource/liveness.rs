@@ -45,7 +45,7 @@ impl Liveness {
 }
 
 /// `timeout * ko-count`; None: never.
-fn request_limit(net: &NetOptions) -> Option<Duration> {
+pub(super) fn request_limit(net: &NetOptions) -> Option<Duration> {
     let limit = net.timeout * net.ko_count;
     (!limit.is_zero()).then_some(limit)
 }

@@ -13,7 +13,7 @@ use alloc::vec::Vec;
 use bytes::{Bytes, BytesMut};
 use tandem_protocol::packet::Packet;
 use tandem_protocol::packets::{
-    Barrier, BarrierAck, BlockAck, BlockDesc, BlockRequest, Data, DpFlags, Trim, Wsame,
+    Barrier, BarrierAck, BlockAck, BlockDesc, Data, DpFlags, Trim, Wsame,
 };
 
 use super::detach::Detach;
@@ -28,6 +28,10 @@ use crate::planted::Planted;
 use crate::receive_epochs::{FlushOutcome, NextStep, ReceiveEpoch};
 use crate::resource::change::DiskFault;
 use crate::state::word::{ConnState, DiskState, Role};
+
+mod reads;
+
+use reads::PeerRead;
 
 /// Bytes of the peer's writes in flight before its data socket is not read any more.
 const BYTES_IN_FLIGHT_MAX: u64 = 32 << 20;
@@ -63,13 +67,6 @@ pub(crate) struct PeerWrite {
     pub(crate) logged: Logged,
     /// The peer has no disk: this is the only copy.
     only_copy: bool,
-}
-
-#[derive(Debug)]
-struct PeerRead {
-    volume: VolumeNumber,
-    request: BlockRequest,
-    link: u64,
 }
 
 /// Everything in flight for the peer.
@@ -547,117 +544,6 @@ impl Resource {
         }
         self.mark_out_of_sync(number, offset, range.blksize);
         Ok(())
-    }
-
-    /// P_DATA_REQUEST: an application of the peer reads here.
-    pub(crate) fn on_data_request(
-        &mut self,
-        number: VolumeNumber,
-        request: BlockRequest,
-    ) -> Result<(), &'static str> {
-        let volume = self
-            .volumes
-            .get(&number)
-            .ok_or("a read of an unknown volume")?;
-        let offset = request
-            .sector
-            .checked_mul(512)
-            .ok_or("a read beyond every device")?;
-        let end = offset
-            .checked_add(u64::from(request.blksize))
-            .ok_or("a read beyond every device")?;
-        if volume.state.disk != DiskState::UpToDate || volume.backing.is_none() {
-            self.refuse_read(number, request);
-            return Ok(());
-        }
-        if end > volume.bytes {
-            return Err("a read beyond the end of the device");
-        }
-        let id = self.requests.next_id();
-        let link = self.connection.count;
-        self.peer_io.read_bytes += u64::from(request.blksize);
-        self.peer_io.reads.insert(
-            id,
-            PeerRead {
-                volume: number,
-                request,
-                link,
-            },
-        );
-        self.take_peer_interval(number, id, offset..end);
-        Ok(())
-    }
-
-    fn start_peer_read(&mut self, number: VolumeNumber, id: u64) {
-        let Some(read) = self.peer_io.reads.get(&id) else {
-            return;
-        };
-        let (offset, length) = (read.request.sector * 512, read.request.blksize);
-        let usable = self.volumes.get(&number).is_some_and(|volume| {
-            volume.state.disk == DiskState::UpToDate && volume.backing.is_some()
-        });
-        if !usable {
-            let error = IoError {
-                text: alloc::string::String::from("the disk is gone"),
-            };
-            self.finish_peer_read(number, id, Err(error));
-            return;
-        }
-        if let Some(volume) = self.volumes.get_mut(&number) {
-            volume.counters.disk_read_kib += u64::from(length) / 1024;
-        }
-        let operation = DiskOperation::Read { offset, length };
-        self.disk(number, Pending::Peer(number, Io::Read(id)), operation);
-    }
-
-    fn finish_peer_read(&mut self, number: VolumeNumber, id: u64, result: Result<Bytes, IoError>) {
-        let Some(read) = self.peer_io.reads.remove(&id) else {
-            return;
-        };
-        self.peer_io.read_bytes -= u64::from(read.request.blksize);
-        self.release_interval(number, id);
-        let linked = read.link == self.connection.count && self.connection.link.is_some();
-        self.receiving_may_go_on();
-        match result {
-            Ok(payload) if payload.len() == read.request.blksize as usize => {
-                if linked {
-                    if let Some(volume) = self.volumes.get_mut(&number) {
-                        volume.counters.sent_kib += payload.len() as u64 / 1024;
-                    }
-                    let digest = self.integrity_digest(&payload);
-                    let reply = Data {
-                        sector: read.request.sector,
-                        block_id: read.request.block_id,
-                        seq_num: 0,
-                        dp_flags: DpFlags::NONE,
-                        digest,
-                        payload,
-                    };
-                    self.send(Some(read.volume), Packet::DataReply(reply));
-                }
-            }
-            failed => {
-                if linked {
-                    self.refuse_read(number, read.request);
-                }
-                if let Err(error) = failed {
-                    self.local_io_error(number, DiskFault::Read, error);
-                }
-            }
-        }
-    }
-
-    fn refuse_read(&mut self, number: VolumeNumber, request: BlockRequest) {
-        let Some(volume) = self.volumes.get_mut(&number) else {
-            return;
-        };
-        let ack = BlockAck {
-            sector: request.sector,
-            block_id: request.block_id,
-            blksize: request.blksize,
-            seq_num: volume.peer.next_sequence(),
-        };
-        self.send(Some(number), Packet::NegDreply(ack));
     }
 
     /// The link is lost. What was received ends without an acknowledgement, also what waits for its range: under protocol B it is answered.

@@ -411,3 +411,44 @@ fn a_disk_attached_late_is_synced_by_a_source_that_missed_the_end_of_a_resync() 
     let disk = &world.nodes[1].disk.current;
     assert_eq!((disk[0], disk[4096]), (1, 2));
 }
+
+/// Both disks are attached at once to a link without any: each node tells its generations twice, the second time after the other one has
+/// corrected them (rules 71 and 51: the last sync UUID was lost).
+#[test]
+fn two_disks_attached_at_once_end_with_the_same_generations() {
+    const STEP: u64 = 1 << 48;
+    let net = NetOptions::default();
+    let mut world = World::ready(&net);
+    world.write_ok(0, 0, 4096, 1);
+    world.ok(0, Command::Secondary { volume: VOLUME });
+    let [current, ..] = world.uuids(0);
+    let (before, older) = (0x1234_5678_9abc_def0, 0x0fed_cba9_8765_4320);
+    for node in 0..2 {
+        world.crash(node);
+    }
+    world.nodes[0].disk.edit_superblock(|superblock| {
+        superblock.uuids.bitmap = before + STEP;
+        superblock.uuids.history = [before, older];
+    });
+    world.nodes[1].disk.edit_superblock(|superblock| {
+        superblock.uuids.current = before;
+        superblock.uuids.history = [older, 0];
+    });
+    for node in 0..2 {
+        world.connect(node, &net);
+    }
+    world.run_until("two nodes without disks are connected", |world| {
+        (0..2).all(|node| world.state(node).conn == ConnState::Connected)
+    });
+    for node in 0..2 {
+        world.hold(node, |effect| matches!(effect, Effect::Send { .. }));
+        world.command(node, ATTACH);
+    }
+    world.release_all();
+    world.run_until("the resync is over", |world| {
+        (0..2).all(|node| world.state(node).is_up_to_date_pair())
+    });
+    let masked = |node: usize| world.uuids(node).map(|uuid| uuid & !1);
+    assert_eq!(masked(0), masked(1));
+    assert_eq!(masked(0), [current & !1, 0, before + STEP, before]);
+}

@@ -45,9 +45,9 @@ impl Resource {
 
     /// Whether a write of this node that was answered may still be on its way to the disk of a kernel, which reads a block for a
     /// resync or verify without looking for it: an extent is in use until the barrier ack (wire-protocol.md 6.5). Another
-    /// Tandem waits for the write itself.
+    /// Tandem waits for the write itself. If so, the kernel is made to confirm it now.
     pub(crate) fn is_unconfirmed_at_kernel(
-        &self,
+        &mut self,
         number: VolumeNumber,
         range: &Range<u64>,
     ) -> bool {
@@ -58,14 +58,18 @@ impl Resource {
                     Remote::Sent { .. } | Remote::Handed | Remote::Received
                 )
         };
-        self.peer_is_kernel()
+        let found = self.peer_is_kernel()
             && self.requests.writes.values().any(|write| {
                 let end = write.offset + u64::from(write.length);
                 on_its_way(write)
                     && write.volume == number
                     && write.offset < range.end
                     && range.start < end
-            })
+            });
+        if found {
+            self.send_barrier_if_closed();
+        }
+        found
     }
 
     /// Forgets an answered write that nobody confirms any more: its extents are released. Bits of what one disk lacks were set
