@@ -546,7 +546,6 @@ impl Resource {
             self.answer(attach.asker, answer);
         }
         self.recheck_writes(number);
-        self.commands_after_attach(number);
     }
 }
 

@@ -96,6 +96,11 @@ pub(crate) struct StateRequest {
 }
 
 impl StateRequest {
+    /// Whether it says what the own disk is worth.
+    fn is_about_the_disk(&self) -> bool {
+        self.wish.disk > Some(DiskState::Failed) || self.wish.conn == Some(ConnState::StartingSyncT)
+    }
+
     /// Whether it is one for a full sync or a verify.
     fn copies_or_compares(&self) -> bool {
         matches!(
@@ -477,9 +482,9 @@ impl Resource {
             let Some(old) = self.volumes.get(&number).map(|volume| volume.state) else {
                 continue;
             };
-            // What a disk is, its attach finds out: whoever insists disconnects by force.
+            // The peer wants this node's disks to be old before it lets go, and what one is, its attach finds out first.
             if wish.disk.is_some() && self.is_attaching(number) {
-                return Tried::Decided(StateResult::LowerThanOutdated);
+                return Tried::Decided(StateResult::CwFailedByPeer);
             }
             let context = self.rule_context(number);
             let verdict = evaluate(&old, wish.apply(old), &context, Hardness::Soft);
@@ -523,10 +528,20 @@ impl Resource {
             return;
         }
         let wish = request.wish;
-        let apply = |state: &mut State| *state = wish.apply(*state);
         let result = match volume {
-            Some(number) => self.change_state(number, apply, Hardness::Soft),
-            None => self.change_connection(apply, Hardness::Soft),
+            // The disk that was meant is gone, and another one is being attached.
+            Some(number) if request.is_about_the_disk() && self.is_attaching(number) => {
+                StateResult::InTransientState
+            }
+            Some(number) => {
+                let apply = |state: &mut State| *state = wish.apply(*state);
+                self.change_state(number, apply, Hardness::Soft)
+            }
+            None => {
+                let apply =
+                    |state: &mut State| *state = wish.without_raising_disk(state).apply(*state);
+                self.change_connection(apply, Hardness::Soft)
+            }
         };
         let result = match result {
             StateResult::Success => StateResult::CwSuccess,

@@ -1,5 +1,5 @@
 //! The handshake: the parameters of the connection and of each volume, once features and authentication are through
-//! (wire-protocol.md 3.3, 4.1, 4.5; state-machine.md 4, 10.2).
+//! (wire-protocol.md 4.1, 4.5; state-machine.md 4).
 //!
 //! Both nodes send everything without waiting for each other, and each judges by itself. What a judgement leads to when
 //! generations are compared is in `split`.

@@ -87,6 +87,15 @@ impl Resource {
             self.link_lost(ConnState::NetworkFailure, text);
             return Ok(());
         }
+        let given_up = own.conn == ConnState::Connected
+            && sent.conn == ConnState::StartingSyncS
+            && !self.asks_to_become_target(number);
+        if given_up {
+            // A detach of the source crossed it, which came to nothing when this node had ended the resync for it.
+            let text = "the peer begins a full sync that this node has given up: they compare their data again";
+            self.link_lost(ConnState::NetworkFailure, text);
+            return Ok(());
+        }
         let flags = volume.peer.uuids.map(|uuids| uuids.flags);
         if sent.disk == DiskState::Negotiating && flags.is_none() {
             return Err(String::from(

@@ -452,3 +452,28 @@ fn two_disks_attached_at_once_end_with_the_same_generations() {
     assert_eq!(masked(0), masked(1));
     assert_eq!(masked(0), [current & !1, 0, before + STEP, before]);
 }
+
+/// The same on a connection: the peer has not yet said what it thinks of the disk, and would be taken for equal.
+#[test]
+fn what_says_that_a_disk_is_old_waits_until_the_peer_has_compared() {
+    let net = NetOptions::default();
+    let mut world = World::ready(&net);
+    world.write_ok(0, 0, 4096, 1);
+    world.crash(0);
+    world.connect(0, &net);
+    world.run_until("the crashed node is back without its disk", |world| {
+        world.state(0).conn == ConnState::Connected
+    });
+    world.hold(1, |effect| matches!(effect, Effect::Send { .. }));
+    let attach = world.command(0, ATTACH);
+    assert_eq!(world.nodes[0].answers[&attach].exit, 0);
+    let outdate = world.command(0, Command::Outdate { volume: VOLUME });
+    assert_eq!(world.state(0).disk, DiskState::Negotiating);
+    assert!(!world.nodes[0].answers.contains_key(&outdate));
+    world.release(1);
+    world.run_until("the resync is over", |world| {
+        (0..2).all(|node| world.state(node).is_up_to_date_pair())
+    });
+    assert!(world.nodes[0].answers.contains_key(&outdate));
+    assert_eq!([world.out_of_sync(0), world.out_of_sync(1)], [0, 0]);
+}

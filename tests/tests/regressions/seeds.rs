@@ -539,4 +539,14 @@ pub(crate) const SEEDS: &[(Protocol, u64, &str)] = &[
         6_200_732,
         "the disk of a crashed Primary was outdated while it was being attached: what the crash had left different on it was forgotten",
     ),
+    (
+        Protocol::C,
+        6_308_256,
+        "a detach that crossed an invalidate came to nothing: the source began the full sync that its target had given up for it",
+    ),
+    (
+        Protocol::C,
+        6_320_076,
+        "the barrier ack of a write from before a disk failed cleared bits of the disk that had been attached since",
+    ),
 ];

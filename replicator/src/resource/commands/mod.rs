@@ -9,6 +9,7 @@ use super::Resource;
 use crate::command::{Answer, Command};
 use crate::effect::Effect;
 use crate::event::{CommandId, IoError, VolumeNumber};
+use crate::state::word::DiskState;
 use crate::state::{Failure, StateResult};
 use crate::time::Time;
 
@@ -137,7 +138,7 @@ impl Resource {
     }
 
     /// What says that a disk is old waits until an attach has found out what it is: whether its node crashed as Primary, say, and which
-    /// blocks may differ. A kernel takes one command at a time.
+    /// blocks may differ; on a connection, also what the peer says of it. A kernel takes one command at a time.
     fn waits_for_attach(&self, command: &Command) -> bool {
         match command {
             Command::Outdate { volume }
@@ -149,23 +150,18 @@ impl Resource {
 
     pub(crate) fn is_attaching(&self, number: VolumeNumber) -> bool {
         let volume = self.volumes.get(&number);
-        volume.is_some_and(|volume| volume.attach.is_some())
+        volume.is_some_and(|volume| {
+            volume.attach.is_some() || volume.state.disk == DiskState::Negotiating
+        })
     }
 
-    /// An attach is over, well or badly.
-    pub(crate) fn commands_after_attach(&mut self, number: VolumeNumber) {
-        let waiting: Vec<(CommandId, Command)> = self
-            .commands
-            .running
-            .iter()
-            .filter_map(|(id, running)| match running {
-                Running::AfterAttach(command) if volume_of(command) == Some(number) => {
-                    Some((*id, command.clone()))
-                }
-                _ => None,
-            })
-            .collect();
-        for (id, command) in waiting {
+    /// Begins what has waited for an attach, if that is over, well or badly.
+    fn step_after_attach(&mut self, id: CommandId) {
+        let Some(Running::AfterAttach(command)) = self.commands.running.get(&id) else {
+            return;
+        };
+        if !self.waits_for_attach(command) {
+            let command = command.clone();
             self.commands.running.remove(&id);
             self.on_command(id, command);
         }
@@ -248,6 +244,7 @@ impl Resource {
                 Some(Running::Detach(_)) => self.step_detaching(id),
                 Some(Running::Options(_)) => self.step_reconfiguring(id),
                 Some(Running::Resize(_)) => self.step_resizing(id),
+                Some(Running::AfterAttach(_)) => self.step_after_attach(id),
                 _ => {}
             }
         }

@@ -11,6 +11,7 @@ use crate::resource::change::DiskFault;
 use crate::resource::{Pending, Resource};
 use crate::state::word::DiskState;
 
+/// A read for an application of the peer.
 #[derive(Debug)]
 pub(super) struct PeerRead {
     pub(super) volume: VolumeNumber,

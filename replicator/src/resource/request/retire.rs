@@ -45,7 +45,7 @@ impl Resource {
 
     /// Whether a write of this node that was answered may still be on its way to the disk of a kernel, which reads a block for a
     /// resync or verify without looking for it: an extent is in use until the barrier ack (wire-protocol.md 6.5). Another
-    /// Tandem waits for the write itself. If so, the kernel is made to confirm it now.
+    /// Tandem waits for the write itself. If so, a kernel that lacks the barrier behind it gets that now.
     pub(crate) fn is_unconfirmed_at_kernel(
         &mut self,
         number: VolumeNumber,
@@ -92,6 +92,13 @@ impl Resource {
         if let Some(extents) = write.logged.extents {
             self.release_extents(write.volume, extents);
         }
+    }
+
+    /// One of the disks is gone. What both had says nothing of the disk that is attached next, whose bits are those of its metadata.
+    fn forget_in_sync(&mut self, number: VolumeNumber) {
+        let writes = &self.requests.writes;
+        let other = |id: &WriteId| writes.get(id).is_some_and(|at| at.volume != number);
+        self.requests.in_sync.retain(other);
     }
 
     /// A later write, or a block of a resync, has failed in this range on one of the nodes: an earlier write that both have, and that waits
@@ -221,6 +228,10 @@ impl Resource {
 
     /// The peer's disk state changed: refused writes may be answered, and what it will never confirm is settled.
     pub(crate) fn peer_disk_changed(&mut self, volume: VolumeNumber) {
+        let at = self.volumes.get(&volume);
+        if at.is_some_and(|at| at.state.pdsk < DiskState::Inconsistent) {
+            self.forget_in_sync(volume);
+        }
         self.settle_refusals();
         self.recheck_writes(volume);
         self.recheck_flushes();
@@ -250,6 +261,7 @@ impl Resource {
                 write.local = Local::Failed;
             }
         }
+        self.forget_in_sync(volume);
         self.log_gone(volume);
         self.start_unsaid(volume);
         self.reads_disk_gone(volume);
