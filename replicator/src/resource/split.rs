@@ -89,6 +89,7 @@ impl Resource {
         }
         let given_up = own.conn == ConnState::Connected
             && sent.conn == ConnState::StartingSyncS
+            && own.disk >= DiskState::Negotiating
             && !self.asks_to_become_target(number);
         if given_up {
             // A detach of the source crossed it, which came to nothing when this node had ended the resync for it.

@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use tandem_metadata::Flags;
 use tandem_replicator::state::word::{ConnState, DiskState};
-use tandem_replicator::{Command, Effect, Event, Force, MetaOperation, NetOptions, Token};
+use tandem_replicator::{
+    Command, Effect, Event, Force, MetaOperation, NetOptions, Protocol, Token,
+};
 
 use crate::harness::{
-    Disk, VOLUME, World, durable_flags, writes_bitmap, writes_data, writes_superblock,
+    Disk, VOLUME, World, durable_flags, protocol, writes_bitmap, writes_data, writes_superblock,
 };
 
 const ATTACH: Command = Command::Attach { volume: VOLUME };
@@ -476,4 +478,47 @@ fn what_says_that_a_disk_is_old_waits_until_the_peer_has_compared() {
     });
     assert!(world.nodes[0].answers.contains_key(&outdate));
     assert_eq!([world.out_of_sync(0), world.out_of_sync(1)], [0, 0]);
+}
+
+/// The peer detaches its disk in a resync; what it had confirmed of that disk, on the other socket, arrives when the block has been written
+/// again without it.
+#[test]
+fn a_late_acknowledgement_clears_no_bit_of_what_was_written_since_the_disk_was_lost() {
+    /// P_RS_WRITE_ACK and P_BARRIER_ACK.
+    const ACKS: [u16; 2] = [0x17, 0x1c];
+    for letter in [Protocol::A, Protocol::B] {
+        let mut world = World::ready(&protocol(letter));
+        world.command(1, Command::Invalidate { volume: VOLUME });
+        world.run_until("the resync runs", |world| {
+            world.state(1).conn == ConnState::SyncTarget && world.out_of_sync(0) > 0
+        });
+        world.hold(1, |effect| match effect {
+            Effect::Send { head, .. } => {
+                head.len() >= 8 && ACKS.contains(&u16::from_be_bytes([head[6], head[7]]))
+            }
+            _ => false,
+        });
+        let last = world.nodes[0].resource.status().volumes[0].bytes - 4096;
+        world.write_ok(0, last, 4096, 1);
+        assert!(world.held(1) > 0, "the acknowledgement");
+        let detach = Command::Detach {
+            volume: VOLUME,
+            force: Force::Yes,
+        };
+        world.command(1, detach);
+        world.run_until("the peer has no disk", |world| {
+            world.state(0).pdsk == DiskState::Diskless
+        });
+        world.write_ok(0, last, 4096, 2);
+        world.release(1);
+        world.advance(Duration::from_millis(300));
+        world.ok(1, ATTACH);
+        world.run_until("the resync is over", |world| {
+            (0..2).all(|node| world.state(node).is_up_to_date_pair())
+        });
+        for node in 0..2 {
+            let disk = &world.nodes[node].disk.current;
+            assert_eq!(disk[last as usize], 2, "node {node}, {letter:?}");
+        }
+    }
 }

@@ -5,7 +5,7 @@ use tandem_protocol::features::Features;
 use tandem_protocol::packet::Packet;
 use tandem_protocol::packets::{BlockAck, BlockDesc, Data, DpFlags, Trim};
 
-use super::{Body, Remote, Stage, WriteId};
+use super::{Bits, Body, Remote, Stage, WriteId};
 use crate::event::{Fua, Unmap, VolumeNumber};
 use crate::options::Protocol;
 use crate::planted::Planted;
@@ -229,7 +229,9 @@ impl Resource {
                 Ack::Received => Remote::Received,
                 Ack::Written => Remote::Written,
                 Ack::WrittenInSync => {
-                    self.requests.in_sync.insert(id);
+                    if write.bits == Bits::Stay {
+                        write.bits = Bits::Clear;
+                    }
                     Remote::Written
                 }
                 Ack::Refused if write.stage == Stage::Answered || explained => Remote::Failed,

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 use core::time::Duration;
 
-use super::{Local, Remote, Stage, Write, WriteId};
+use super::{Bits, Local, Remote, Stage, Write, WriteId};
 use crate::bitmap::coverage::{BIT_BYTES, bits_covered, bits_touched};
 use crate::event::VolumeNumber;
 use crate::planted::Planted;
@@ -12,6 +12,18 @@ use crate::resource::Resource;
 use crate::state::word::{ConnState, DiskState};
 use crate::time::Time;
 use crate::transfer_log::Epoch;
+
+impl Write {
+    /// Whether a bit of the bitmap stands for bytes of both, the write and the range.
+    fn shares_a_block(&self, number: VolumeNumber, offset: u64, length: u32) -> bool {
+        let blocks = |offset: u64, length: u32| {
+            let end = offset + u64::from(length);
+            offset / BIT_BYTES..end.div_ceil(BIT_BYTES)
+        };
+        let (own, other) = (blocks(self.offset, self.length), blocks(offset, length));
+        self.volume == number && own.start < other.end && other.start < own.end
+    }
+}
 
 impl Resource {
     /// Every write of `epoch` is on the peer's disk, as durable as the peer makes it.
@@ -75,7 +87,6 @@ impl Resource {
     /// Forgets an answered write that nobody confirms any more: its extents are released. Bits of what one disk lacks were set
     /// before the answer, or when the link was lost; set again here they could be those of a block that a resync has copied since.
     pub(super) fn retire_write(&mut self, id: WriteId) {
-        let in_sync = self.requests.in_sync.remove(&id);
         let Some(write) = self.requests.writes.remove(&id) else {
             return;
         };
@@ -86,7 +97,7 @@ impl Resource {
             return; // It never started: nothing was written anywhere.
         }
         let both = write.local == Local::Done && write.remote == Remote::Written;
-        if both && in_sync {
+        if both && write.bits == Bits::Clear {
             self.clear_in_sync(write.volume, write.offset, write.length);
         }
         if let Some(extents) = write.logged.extents {
@@ -94,29 +105,39 @@ impl Resource {
         }
     }
 
-    /// One of the disks is gone. What both had says nothing of the disk that is attached next, whose bits are those of its metadata.
-    fn forget_in_sync(&mut self, number: VolumeNumber) {
-        let writes = &self.requests.writes;
-        let other = |id: &WriteId| writes.get(id).is_some_and(|at| at.volume != number);
-        self.requests.in_sync.retain(other);
+    /// One of the disks is gone. What both had, also what the peer still confirms, says nothing of the disk that is attached next: its bits
+    /// are those of its metadata.
+    fn keep_bits(&mut self, number: VolumeNumber) {
+        for write in self.requests.writes.values_mut() {
+            if write.volume == number && write.epoch.is_some() {
+                write.bits = Bits::Differ;
+            }
+        }
     }
 
     /// A later write, or a block of a resync, has failed in this range on one of the nodes: an earlier write that both have, and that waits
     /// for its barrier ack, clears no bit there any more.
     pub(crate) fn differs_since(&mut self, number: VolumeNumber, offset: u64, length: u32) {
-        let end = offset + u64::from(length);
-        let writes = &self.requests.writes;
-        self.requests.in_sync.retain(|id| {
-            let overlaps = |write: &Write| {
-                let write_end = write.offset + u64::from(write.length);
-                // Bits stand for whole blocks.
-                let (first, last) = (write.offset / BIT_BYTES, write_end.div_ceil(BIT_BYTES));
-                write.volume == number
-                    && first < end.div_ceil(BIT_BYTES)
-                    && offset / BIT_BYTES < last
-            };
-            !writes.get(id).is_some_and(overlaps)
-        });
+        for write in self.requests.writes.values_mut() {
+            if write.bits == Bits::Clear && write.shares_a_block(number, offset, length) {
+                write.bits = Bits::Differ;
+            }
+        }
+    }
+
+    /// Only one of the disks has the write `id`: those before it in its blocks clear no bit there, also if the peer confirms them later.
+    pub(super) fn overwritten_on_one_disk(
+        &mut self,
+        number: VolumeNumber,
+        offset: u64,
+        length: u32,
+        id: WriteId,
+    ) {
+        for (earlier, write) in self.requests.writes.iter_mut() {
+            if earlier < id && write.shares_a_block(number, offset, length) {
+                write.bits = Bits::Differ;
+            }
+        }
     }
 
     /// Clears the bits that a range covers completely: both disks have it. Returns how many were set.
@@ -230,7 +251,7 @@ impl Resource {
     pub(crate) fn peer_disk_changed(&mut self, volume: VolumeNumber) {
         let at = self.volumes.get(&volume);
         if at.is_some_and(|at| at.state.pdsk < DiskState::Inconsistent) {
-            self.forget_in_sync(volume);
+            self.keep_bits(volume);
         }
         self.settle_refusals();
         self.recheck_writes(volume);
@@ -261,7 +282,7 @@ impl Resource {
                 write.local = Local::Failed;
             }
         }
-        self.forget_in_sync(volume);
+        self.keep_bits(volume);
         self.log_gone(volume);
         self.start_unsaid(volume);
         self.reads_disk_gone(volume);
