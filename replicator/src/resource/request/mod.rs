@@ -159,19 +159,8 @@ pub(crate) struct Write {
     /// The local disk was not UpToDate when it was sent: under every protocol only the peer's disk makes it safe.
     pub(crate) peer_only: bool,
     pub(crate) sent_at: Time,
-    /// Whether the barrier ack clears its bits.
-    pub(crate) bits: Bits,
-}
-
-/// What becomes of the bits of a write that was sent in a resync.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Bits {
-    /// They stay, unless the peer says that it has cleared them.
-    Stay,
-    /// The peer has cleared them (P_RS_WRITE_ACK): here they are cleared with the barrier ack.
-    Clear,
-    /// They stay, whatever the peer still says: something has failed on these blocks since, or a disk is gone.
-    Differ,
+    /// Its bits stay, whatever the peer still says: a disk is gone since it was sent, or only one has a later write of its blocks.
+    bits_stay: bool,
 }
 
 /// All open requests of a resource.
@@ -184,6 +173,9 @@ pub(crate) struct Requests {
     untold: Vec<WriteId>,
     /// Writes that could not start while I/O was suspended.
     frozen: Vec<WriteId>,
+    /// Writes whose bits the peer has cleared (P_RS_WRITE_ACK): here they are cleared when both the barrier ack and the answer are there,
+    /// unless something has failed on their blocks since.
+    in_sync: BTreeSet<WriteId>,
     /// Writes that the peer has refused without having said why; some may be gone.
     refused: BTreeSet<WriteId>,
     pub(crate) reads: BTreeMap<u64, super::reads::Read>,

@@ -5,7 +5,7 @@ use tandem_protocol::features::Features;
 use tandem_protocol::packet::Packet;
 use tandem_protocol::packets::{BlockAck, BlockDesc, Data, DpFlags, Trim};
 
-use super::{Bits, Body, Remote, Stage, WriteId};
+use super::{Body, Remote, Stage, WriteId};
 use crate::event::{Fua, Unmap, VolumeNumber};
 use crate::options::Protocol;
 use crate::planted::Planted;
@@ -229,8 +229,8 @@ impl Resource {
                 Ack::Received => Remote::Received,
                 Ack::Written => Remote::Written,
                 Ack::WrittenInSync => {
-                    if write.bits == Bits::Stay {
-                        write.bits = Bits::Clear;
+                    if !write.bits_stay {
+                        self.requests.in_sync.insert(id);
                     }
                     Remote::Written
                 }

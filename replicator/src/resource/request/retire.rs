@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 use core::time::Duration;
 
-use super::{Bits, Local, Remote, Stage, Write, WriteId};
+use super::{Local, Remote, Requests, Stage, Write, WriteId};
 use crate::bitmap::coverage::{BIT_BYTES, bits_covered, bits_touched};
 use crate::event::VolumeNumber;
 use crate::planted::Planted;
@@ -87,6 +87,7 @@ impl Resource {
     /// Forgets an answered write that nobody confirms any more: its extents are released. Bits of what one disk lacks were set
     /// before the answer, or when the link was lost; set again here they could be those of a block that a resync has copied since.
     pub(super) fn retire_write(&mut self, id: WriteId) {
+        let in_sync = self.requests.in_sync.remove(&id);
         let Some(write) = self.requests.writes.remove(&id) else {
             return;
         };
@@ -97,7 +98,7 @@ impl Resource {
             return; // It never started: nothing was written anywhere.
         }
         let both = write.local == Local::Done && write.remote == Remote::Written;
-        if both && write.bits == Bits::Clear {
+        if both && in_sync {
             self.clear_in_sync(write.volume, write.offset, write.length);
         }
         if let Some(extents) = write.logged.extents {
@@ -108,34 +109,43 @@ impl Resource {
     /// One of the disks is gone. What both had, also what the peer still confirms, says nothing of the disk that is attached next: its bits
     /// are those of its metadata.
     fn keep_bits(&mut self, number: VolumeNumber) {
-        for write in self.requests.writes.values_mut() {
-            if write.volume == number && write.epoch.is_some() {
-                write.bits = Bits::Differ;
-            }
+        let Requests {
+            writes, in_sync, ..
+        } = &mut self.requests;
+        for write in writes.values_mut() {
+            write.bits_stay |= write.volume == number && write.remote != Remote::None;
         }
+        in_sync.retain(|id| writes.get(id).is_some_and(|write| !write.bits_stay));
     }
 
     /// A later write, or a block of a resync, has failed in this range on one of the nodes: an earlier write that both have, and that waits
     /// for its barrier ack, clears no bit there any more.
     pub(crate) fn differs_since(&mut self, number: VolumeNumber, offset: u64, length: u32) {
-        for write in self.requests.writes.values_mut() {
-            if write.bits == Bits::Clear && write.shares_a_block(number, offset, length) {
-                write.bits = Bits::Differ;
-            }
-        }
+        let Requests {
+            writes, in_sync, ..
+        } = &mut self.requests;
+        let overlaps = |write: &Write| write.shares_a_block(number, offset, length);
+        in_sync.retain(|id| !writes.get(id).is_some_and(overlaps));
     }
 
     /// Only one of the disks has the write `id`: those before it in its blocks clear no bit there, also if the peer confirms them later.
-    pub(super) fn overwritten_on_one_disk(
-        &mut self,
-        number: VolumeNumber,
-        offset: u64,
-        length: u32,
-        id: WriteId,
-    ) {
-        for (earlier, write) in self.requests.writes.iter_mut() {
-            if earlier < id && write.shares_a_block(number, offset, length) {
-                write.bits = Bits::Differ;
+    pub(super) fn overwritten_on_one_disk(&mut self, id: WriteId) {
+        let Requests { writes, epochs, .. } = &mut self.requests;
+        let Some(write) = writes.get(&id) else {
+            return;
+        };
+        let (number, offset, length) = (write.volume, write.offset, write.length);
+        // Without a disk there are no bits, and without a link nobody confirms anything: this costs nothing then.
+        if !self
+            .volumes
+            .get(&number)
+            .is_some_and(|at| at.backing.is_some())
+        {
+            return;
+        }
+        for sent in epochs.values().flatten().filter(|sent| **sent < id) {
+            if let Some(write) = writes.get_mut(sent) {
+                write.bits_stay |= write.shares_a_block(number, offset, length);
             }
         }
     }

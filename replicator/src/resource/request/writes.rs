@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use bytes::Bytes;
 
-use super::{Bits, Body, Io, Local, Logged, Remote, Stage, Write, WriteId};
+use super::{Body, Io, Local, Logged, Remote, Stage, Write, WriteId};
 use crate::bitmap::Urgency;
 use crate::bitmap::coverage::bits_touched;
 use crate::effect::DiskOperation;
@@ -45,7 +45,7 @@ impl Resource {
             peer_counts: false,
             peer_only: false,
             sent_at: self.now,
-            bits: Bits::Stay,
+            bits_stay: false,
         };
         self.requests.writes.insert(id, write);
         self.requests.bytes_in_flight += u64::from(length);
@@ -389,7 +389,7 @@ impl Resource {
         // What the peer failed or refused was marked then. Under suspension a resync may have copied it since.
         if write.local != Local::Done || write.remote == Remote::None {
             let (volume, offset, length) = (write.volume, write.offset, write.length);
-            self.overwritten_on_one_disk(volume, offset, length, id);
+            self.overwritten_on_one_disk(id);
             self.mark_out_of_sync(volume, offset, length);
         }
     }
