@@ -136,11 +136,8 @@ impl Resource {
         };
         let (number, offset, length) = (write.volume, write.offset, write.length);
         // Without a disk there are no bits, and without a link nobody confirms anything: this costs nothing then.
-        if !self
-            .volumes
-            .get(&number)
-            .is_some_and(|at| at.backing.is_some())
-        {
+        let volume = self.volumes.get(&number);
+        if volume.is_none_or(|volume| volume.backing.is_none()) {
             return;
         }
         for sent in epochs.values().flatten().filter(|sent| **sent < id) {
