@@ -147,6 +147,9 @@ pub struct Generations {
     pub exposed: u64,
     /// The application has seen it on the peer's disk, and not on the own one.
     pub exposed_by_peer: bool,
+    /// The generation before `exposed`, while that one was begun here and is not known to be on the disk. Nothing was answered in it: with
+    /// either, the own disk has all that the application knows of.
+    predecessor: Option<u64>,
     /// A correction of the slots that waits for its resync ([`Generations::correct`]).
     pending: Option<Pending>,
 }
@@ -165,6 +168,7 @@ impl Generations {
             uuids,
             exposed,
             exposed_by_peer: false,
+            predecessor: None,
             pending: None,
         }
     }
@@ -174,6 +178,7 @@ impl Generations {
     pub fn with_disk(&self, uuids: Uuids) -> Generations {
         Generations {
             exposed_by_peer: self.exposed_by_peer,
+            predecessor: self.predecessor,
             ..Generations::attached(uuids, self.exposed)
         }
     }
@@ -210,6 +215,19 @@ impl Generations {
         self.expose_own();
     }
 
+    /// A generation begins here. Its predecessor counts as what the application has seen, too, until it is on the disk
+    /// ([`Generations::begun_on_disk`]).
+    fn begin(&mut self, value: u64, role: Role) {
+        let predecessor = self.predecessor.unwrap_or(self.uuids.current);
+        self.set_current(value, role);
+        self.predecessor = Some(predecessor);
+    }
+
+    /// The generation that was begun last is on the disk: from here on the application may know of data that a disk of the one before lacks.
+    pub fn begun_on_disk(&mut self) {
+        self.predecessor = None;
+    }
+
     /// Sets or clears the role bit of *current* in place: after a change of role and at attach. What the application has
     /// seen keeps its own bit.
     pub fn mark_role(&mut self, role: Role) {
@@ -222,7 +240,7 @@ impl Generations {
     pub fn new_current(&mut self, random: u64, role: Role) -> Option<u64> {
         let lost = self.uuids.bitmap;
         self.uuids.bitmap = self.uuids.current;
-        self.set_current(usable(random), role);
+        self.begin(usable(random), role);
         (lost != 0).then_some(lost)
     }
 
@@ -237,7 +255,7 @@ impl Generations {
             self.uuids.remember(self.uuids.current);
         }
         let tag = sibling_tag(self.uuids.history[0]) << 1;
-        self.set_current(usable(random & !(0xffff << 1) | tag), role);
+        self.begin(usable(random & !(0xffff << 1) | tag), role);
     }
 
     /// The administrator's `new-current-uuid` (section 3.10): in StandAlone the bitmap UUID stays set; to skip the initial
@@ -309,6 +327,7 @@ impl Generations {
         if state.disk < DiskState::Inconsistent && watches {
             self.exposed_by_peer |= masked(self.exposed) != masked(peer.current);
             self.exposed = peer.current;
+            self.predecessor = None;
         }
     }
 
@@ -316,6 +335,17 @@ impl Generations {
     pub fn expose_own(&mut self) {
         self.exposed = self.uuids.current;
         self.exposed_by_peer = false;
+        self.predecessor = None;
+    }
+
+    /// Whether a disk with this *current* was the own one when the application saw it last (S4 of section 2.5 compares exactly).
+    pub fn has_shown(&self, current: u64) -> bool {
+        self.exposed == current || self.is_predecessor(current)
+    }
+
+    fn is_predecessor(&self, current: u64) -> bool {
+        self.predecessor
+            .is_some_and(|before| masked(before) == masked(current))
     }
 
     /// An attach has to be refused (150): the disk does not carry what the application last saw (section 3.6 (1)).
@@ -324,6 +354,7 @@ impl Generations {
         self.exposed != 0
             && self.needs_the_peer(state)
             && masked(self.exposed) != masked(metadata.current)
+            && !self.is_predecessor(metadata.current)
     }
 
     /// A disk that lacks what the application has written may not be attached: nobody here can bring it up to date.

@@ -335,7 +335,7 @@ impl Resource {
         }
         let diskless = |state: &mut State| state.disk = DiskState::Diskless;
         self.change_state(number, diskless, Hardness::Hard);
-        self.generation_written(number);
+        self.settle_generation(number);
         self.log(
             Level::Info,
             Some(number),

@@ -12,7 +12,7 @@ use super::change::{Deferred, starts_generation};
 use super::plan::{Stage, Then};
 use super::volume::Volume;
 use crate::effect::Level;
-use crate::event::VolumeNumber;
+use crate::event::{IoError, VolumeNumber};
 use crate::planted::Planted;
 use crate::state::effects::{CrashedPrimary, flag, on_disk_flags};
 use crate::state::word::{DiskState, Role, State};
@@ -111,13 +111,23 @@ impl Resource {
         self.new_current_uuid(number);
     }
 
-    /// The superblock of a generation is durable, or never will be because the disk is gone.
-    pub(super) fn generation_written(&mut self, number: VolumeNumber) {
+    /// The superblock of a generation is durable, or never will be because the disk failed.
+    pub(super) fn generation_written(
+        &mut self,
+        number: VolumeNumber,
+        result: &Result<(), IoError>,
+    ) {
+        if let Some(volume) = self.volumes.get_mut(&number)
+            && result.is_ok()
+            && !volume.plans.has(Then::Generation)
+        {
+            volume.generations.begun_on_disk();
+        }
         self.settle_generation(number);
     }
 
     /// Writes may be answered again unless another generation is still on its way.
-    fn settle_generation(&mut self, number: VolumeNumber) {
+    pub(super) fn settle_generation(&mut self, number: VolumeNumber) {
         let due = self.deferred.iter().any(|work| match work {
             Deferred::State { volume, effect, .. } => {
                 *volume == number && starts_generation(*effect)

@@ -548,7 +548,7 @@ impl Resource {
                 // A plan of the main lane may wait for this transaction.
                 self.advance(number, Lane::Main);
             }
-            Then::Generation => self.generation_written(number),
+            Then::Generation => self.generation_written(number, &result),
             Then::Handler => self.handler_may_run(),
             Then::Attach(step) => self.attach_plan_done(number, step, result),
             Then::Detach => self.detach_plan_done(number, result),

@@ -244,7 +244,7 @@ impl Volume {
     pub(super) fn exposed_is_current(&self) -> bool {
         let lacks =
             self.wrote_without_disk || self.state.role == Role::Primary && self.bits_not_seen() > 0;
-        self.generations.exposed == self.generations.uuids.current && !lacks
+        self.generations.has_shown(self.generations.uuids.current) && !lacks
     }
 
     /// A volume as configured.

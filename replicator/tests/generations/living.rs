@@ -300,3 +300,35 @@ fn a_promotion_starts_a_generation_only_where_the_peer_misses_it() {
     };
     assert!(clean.promotion_starts_generation(&peer_diskless, Forced::No));
 }
+
+/// The superblock of a new generation fails: it may be on the disk or not, and nobody was answered in it.
+#[test]
+fn until_a_generation_is_on_the_disk_its_predecessor_will_do() {
+    let alone = State {
+        role: Role::Primary,
+        ..State::UNCONFIGURED
+    };
+    let before = Uuids::from_slots([value("a"), 0, 0, 0]);
+    let begin: [fn(&mut Generations); 2] = [
+        |node| {
+            node.new_current(value("c"), Role::Primary);
+        },
+        |node| node.branch(value("c"), Role::Primary),
+    ];
+    for begin in begin {
+        let mut node = Generations::attached(before, before.current);
+        begin(&mut node);
+        begin(&mut node);
+        let after = node.uuids;
+        let refused = |node: &Generations| {
+            [before, after].map(|uuids| node.with_disk(uuids).refuses_attach(&alone, &uuids))
+        };
+        assert_eq!(refused(&node), [false, false]);
+        assert!(node.has_shown(before.current ^ 1) && node.has_shown(after.current));
+        // The peer's disk need not have what the own one had answered alone (protocols A and B).
+        assert!(node.refuses_peer_data(&alone, &before));
+        node.begun_on_disk();
+        assert_eq!(refused(&node), [true, false]);
+        assert!(!node.has_shown(before.current) && node.has_shown(after.current));
+    }
+}

@@ -522,3 +522,45 @@ fn a_late_acknowledgement_clears_no_bit_of_what_was_written_since_the_disk_was_l
         }
     }
 }
+
+/// The link of a Primary breaks, and its disk fails when the generation that this begins is written. Nobody was answered in it: a disk
+/// that is well again is what the application knows.
+#[test]
+fn a_disk_that_failed_at_the_start_of_a_generation_is_attached_again() {
+    for letter in [Protocol::A, Protocol::B, Protocol::C] {
+        let mut world = World::ready(&protocol(letter));
+        world.write_ok(0, 0, 4096, 1);
+        let superblock = writes_superblock(&world.nodes[0].disk);
+        world.fail(0, superblock);
+        world.cut_network();
+        let unanswered = world.write(0, 4096, 4096, 2);
+        world.run_until("the disk is lost", |world| {
+            world.state(0).disk == DiskState::Diskless
+        });
+        let answered = world.reply(0, unanswered);
+        assert!(matches!(answered, Some(Err(_))), "{letter:?}");
+        world.heal_disk(0);
+        world.ok(0, ATTACH);
+        assert_eq!(world.state(0).disk, DiskState::UpToDate, "{letter:?}");
+        assert_eq!(world.read_ok(0, 0, 4096)[0], 1, "{letter:?}");
+    }
+}
+
+/// Once the generation is on the disk, writes are answered in it: a disk of the one before is older.
+#[test]
+fn a_disk_of_the_generation_before_is_refused_once_writes_were_answered() {
+    let mut world = World::ready(&NetOptions::default());
+    let older = world.nodes[0].disk.clone();
+    world.cut_network();
+    world.run_until("the generation is on the disk", |world| {
+        world.nodes[0].disk.superblock().uuids.bitmap != 0
+    });
+    world.write_ok(0, 0, 4096, 1);
+    let detach = Command::Detach {
+        volume: VOLUME,
+        force: Force::Yes,
+    };
+    world.ok(0, detach);
+    world.nodes[0].disk = older;
+    assert_eq!(world.answer(0, ATTACH).number, 150);
+}
