@@ -16,6 +16,9 @@ use crate::event::{
     RequestId, SocketId, Token, Unmap, VolumeNumber,
 };
 
+/// Memory that is kept for the contents of the next event.
+const SPARE_BYTES_MAX: usize = 16 << 10;
+
 /// An event of the past. Contents are packed; of data only the length is left.
 #[derive(Clone, Debug, bincode::Encode, bincode::Decode)]
 pub(super) enum Past {
@@ -92,8 +95,13 @@ impl Asked {
 }
 
 impl Past {
-    /// What may be kept of an event. `streams` follow what comes from the peer.
-    pub(super) fn of(event: &Event, streams: &mut BTreeMap<SocketId, Blanker>) -> Past {
+    /// What may be kept of an event. `streams` follow what comes from the peer; contents are packed into `spare`, whose memory
+    /// [`Past::into_spare`] gives back.
+    pub(super) fn of(
+        event: &Event,
+        streams: &mut BTreeMap<SocketId, Blanker>,
+        spare: &mut Vec<u8>,
+    ) -> Past {
         match event {
             Event::Request(Request {
                 id,
@@ -107,7 +115,7 @@ impl Past {
             }
             Event::MetaDone { token, result } => {
                 let packed = |bytes: &Bytes| {
-                    let mut packed = Vec::new();
+                    let mut packed = core::mem::take(spare);
                     pack(&mut packed, bytes);
                     packed
                 };
@@ -116,7 +124,7 @@ impl Past {
             Event::BackingOpened { token, result } => Past::BackingOpened(*token, result.clone()),
             Event::BackingClosed { token } => Past::BackingClosed(*token),
             Event::Bytes { socket, bytes } => {
-                let mut packed = Vec::new();
+                let mut packed = core::mem::take(spare);
                 let stream = streams.entry(*socket).or_default();
                 stream.follow(bytes, |shown, bytes| match shown {
                     Shown::Kept => pack(&mut packed, bytes),
@@ -135,6 +143,19 @@ impl Past {
             Event::Command { id, command } => Past::Command(*id, Box::new(without_secret(command))),
             Event::HandlerDone { token, exit } => Past::HandlerDone(*token, *exit),
             Event::Timer => Past::Timer,
+        }
+    }
+
+    /// An empty vector with the memory of its contents, unless they were large.
+    pub(super) fn into_spare(self) -> Vec<u8> {
+        match self {
+            Past::Bytes(_, mut packed) | Past::MetaDone(_, Ok(mut packed))
+                if packed.capacity() <= SPARE_BYTES_MAX =>
+            {
+                packed.clear();
+                packed
+            }
+            _ => Vec::new(),
         }
     }
 

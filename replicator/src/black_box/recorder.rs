@@ -49,6 +49,7 @@ pub struct Recorder {
     events: u64,
     lost: u64,
     scratch: Vec<u8>,
+    spare: Vec<u8>,
     marks: Vec<Mark>,
     stream: Vec<u8>,
     streaming: Streaming,
@@ -82,6 +83,7 @@ impl Recorder {
             events: 0,
             lost: 0,
             scratch: Vec::new(),
+            spare: Vec::new(),
             marks: Vec::new(),
             stream: Vec::new(),
             streaming: Streaming::Off,
@@ -110,10 +112,13 @@ impl Recorder {
 
     /// Notes an event before the engine handles it.
     pub fn happened(&mut self, now: Time, event: &Event) {
-        let past = Past::of(event, &mut self.streams);
+        let past = Past::of(event, &mut self.streams, &mut self.spare);
         self.begin(HAPPENED);
-        put(&mut self.scratch, (now, past));
+        put(&mut self.scratch, (now, &past));
         self.end(1);
+        if self.spare.capacity() == 0 {
+            self.spare = past.into_spare();
+        }
     }
 
     /// Notes what the engine wanted because of the event noted last, and its tape.
